@@ -1,0 +1,58 @@
+"""Traces LangChain into PromptLayer: say `@traced` once, and every call inside is recorded, kept and delivered."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pltrace._errors import ConfigError, PltraceError, PromptLayerError, StoreError
+from pltrace._propagation import inject
+from pltrace._runtime import configure, flush, shutdown
+from pltrace._scope import current_span
+from pltrace._span import Span
+from pltrace._traced import traced
+
+if TYPE_CHECKING:
+    from pltrace._exporter import ExportResult, SpanExporter, StoredSpan
+    from pltrace._handler import PromptLayerCallbackHandler
+    from pltrace._request import Request
+
+__all__ = [
+    "ConfigError",
+    "ExportResult",
+    "PltraceError",
+    "PromptLayerCallbackHandler",
+    "PromptLayerError",
+    "Request",
+    "Span",
+    "SpanExporter",
+    "StoreError",
+    "StoredSpan",
+    "configure",
+    "current_span",
+    "flush",
+    "inject",
+    "shutdown",
+    "traced",
+]
+
+#: Loaded on first use: importing pltrace must cost nothing that isn't needed yet.
+_LATER = {
+    "ExportResult": "pltrace._exporter",
+    "PromptLayerCallbackHandler": "pltrace._handler",
+    "Request": "pltrace._request",
+    "SpanExporter": "pltrace._exporter",
+    "StoredSpan": "pltrace._exporter",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'pltrace' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(_LATER[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,140 @@
+"""Runs `on_request` functions in the background, each once, and lets `flush` wait for them."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections import deque
+from concurrent.futures import Future
+from time import monotonic
+from typing import Any
+
+from pltrace._health import counts, failed, logger
+from pltrace._request import Request
+from pltrace._scope import Callback
+
+__all__ = ["CallbackRunner"]
+
+
+class CallbackRunner:
+    """One thread, started by the first callback, that calls them in order and never passes on what they raise."""
+
+    def __init__(self) -> None:
+        self.forked()
+
+    def forked(self) -> None:
+        """Start empty, as in the child of a fork."""
+        self._changed = threading.Condition(threading.Lock())
+        self._queue: deque[tuple[tuple[Callback, ...], Request]] = deque()
+        self._busy = False
+        self._on_loops: dict[Future[Any], asyncio.AbstractEventLoop] = {}
+        self._thread: threading.Thread | None = None
+
+    def submit(self, callbacks: tuple[Callback, ...], request: Request) -> None:
+        """Call `callbacks` one after the other with `request`, soon."""
+        with self._changed:
+            self._queue.append((callbacks, request))
+            self._changed.notify_all()
+            if self._thread is not None and self._thread.is_alive():
+                return
+            self._thread = threading.Thread(target=self._run, name="pltrace-callbacks", daemon=True)
+            try:
+                self._thread.start()
+            except RuntimeError:  # The interpreter is shutting down; `flush` at exit runs what is left.
+                self._thread = None
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._queue:
+                    self._changed.wait()
+                callbacks, request = self._queue.popleft()
+                self._busy = True
+            try:
+                for callback in callbacks:
+                    self._call(callback, request)
+            finally:
+                with self._changed:
+                    self._busy = False
+                    self._changed.notify_all()
+
+    def _call(self, callback: Callback, request: Request) -> None:
+        try:
+            answer = callback.function(request)
+            if inspect.isawaitable(answer):
+                self._await(answer, callback)
+        except Exception:
+            _log(callback)
+        except BaseException as error:  # A callback that calls sys.exit() ends itself, not our thread.
+            counts["callbacks_failed"] += 1
+            logger.error("on_request function %r raised %r; the program goes on", callback.function, error)
+
+    def _await(self, answer: Any, callback: Callback) -> None:
+        """Run a coroutine on the loop that entered its scope if that is running, else here."""
+        loop = callback.loop
+        if loop is None or not loop.is_running():
+            asyncio.run(_finish(answer))
+            return
+        try:
+            future = asyncio.run_coroutine_threadsafe(_finish(answer), loop)
+        except RuntimeError:  # It was closed at this moment.
+            asyncio.run(_finish(answer))
+            return
+        with self._changed:
+            self._on_loops[future] = loop
+        future.add_done_callback(lambda done: self._ended_on_loop(done, callback))
+
+    def _ended_on_loop(self, future: Future[Any], callback: Callback) -> None:
+        try:
+            if future.cancelled():
+                counts["callbacks_failed"] += 1
+                logger.error("on_request function %r was cut off by the end of its event loop", callback.function)
+            elif future.exception() is not None:
+                counts["callbacks_failed"] += 1
+                logger.error(
+                    "on_request function %r raised; the program goes on",
+                    callback.function,
+                    exc_info=future.exception(),
+                )
+        except Exception:
+            failed("ending an on_request function")
+        with self._changed:
+            self._on_loops.pop(future, None)
+            self._changed.notify_all()
+
+    def wait(self, deadline: float | None) -> bool:
+        """Wait until all callbacks so far are done, except those on the event loop of the thread that waits.
+
+        Args:
+            deadline: Monotonic time to give up at, or None.
+
+        Returns:
+            Whether they are done.
+        """
+        try:
+            here: Any = asyncio.get_running_loop()
+        except RuntimeError:
+            here = None
+        if threading.current_thread() is self._thread:
+            return True  # A callback that flushes would wait for itself.
+        with self._changed:
+            while self._queue or self._busy or any(self._still_runs(loop, here) for loop in self._on_loops.values()):
+                remaining = 0.1 if deadline is None else min(0.1, deadline - monotonic())
+                if remaining <= 0:
+                    return False
+                # Woken by each callback that ends; looked at again now and then for a loop that ended without a word.
+                self._changed.wait(remaining)
+        return True
+
+    def _still_runs(self, loop: asyncio.AbstractEventLoop, here: object) -> bool:
+        return loop is not here and loop.is_running()
+
+
+async def _finish(answer: Any) -> Any:
+    return await answer
+
+
+def _log(callback: Callback) -> None:
+    counts["callbacks_failed"] += 1
+    logger.exception("on_request function %r raised; the program goes on", callback.function)

@@ -1,0 +1,252 @@
+"""Reads what `configure` was given and the environment, once, into a checked `Config`."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from pltrace._errors import ConfigError
+from pltrace._exporter import SpanExporter
+from pltrace._scope import CAPTURE_ALL, checked_capture, checked_sample
+from pltrace._span import checked_metadata, checked_name, checked_tags
+
+__all__ = ["Config", "Library", "load", "wanted_by_environment"]
+
+Redaction = Callable[[str, Any], Any]
+
+DEFAULT_BASE_URL = "https://api.promptlayer.com"
+_CAPTURE_WORDS = {
+    "true": True,
+    "1": True,
+    "false": False,
+    "0": False,
+    "inputs": "inputs",
+    "outputs": "outputs",
+}
+
+
+@dataclass(frozen=True)
+class Library:
+    """What the application decided about the functions of one package.
+
+    Attributes:
+        enabled: Whether they are traced.
+        tags: Added to what they record.
+        capture: The most that is kept of their arguments and results.
+    """
+
+    enabled: bool = True
+    tags: tuple[str, ...] = ()
+    capture: int = CAPTURE_ALL
+
+
+@dataclass(frozen=True)
+class Config:
+    """What tracing in this process is set to.
+
+    Attributes:
+        enabled: Whether anything is traced.
+        api_key: PromptLayer's key, or None for the local store alone.
+        base_url: PromptLayer's address.
+        client: A `promptlayer` client to send scores and the like through, or None to make one.
+        store: A file, `memory`, or `off`: delivered spans are not kept.
+        exporters: Where spans go besides PromptLayer.
+        service: Names the application.
+        tags: Go with every span.
+        metadata: Goes with every span.
+        capture: The most that is kept of arguments, prompts and results, as bits.
+        redact: Replaces the default redaction of leaf values, or None.
+        redact_also: More key names and patterns for the default redaction.
+        sample: The share of traces that is recorded.
+        libraries: What holds for the functions of some packages.
+    """
+
+    enabled: bool = False
+    api_key: str | None = field(default=None, repr=False)
+    base_url: str = DEFAULT_BASE_URL
+    client: Any = None
+    store: Path | Literal["memory", "off"] = "memory"
+    exporters: tuple[SpanExporter, ...] = ()
+    service: str = ""
+    tags: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    capture: int = CAPTURE_ALL
+    redact: Redaction | None = None
+    redact_also: tuple[str | re.Pattern[str], ...] = ()
+    sample: float = 1.0
+    libraries: Mapping[str, Library] = field(default_factory=dict)
+
+
+def wanted_by_environment() -> bool:
+    """Return whether the environment alone switches tracing on."""
+    enabled = _flag("PLTRACE_ENABLED", os.environ.get("PLTRACE_ENABLED"))
+    return bool(os.environ.get("PROMPTLAYER_API_KEY")) if enabled is None else enabled
+
+
+def load(
+    *,
+    api_key: str | None = None,
+    base_url: str | None = None,
+    client: Any = None,
+    store: str | os.PathLike[str] | None = None,
+    exporters: Iterable[SpanExporter] | None = None,
+    service: str | None = None,
+    tags: Iterable[str] = (),
+    metadata: Mapping[str, Any] | None = None,
+    capture: bool | str | None = None,
+    redact: Redaction | Iterable[str | re.Pattern[str]] | None = None,
+    sample: float | None = None,
+    enabled: bool | None = None,
+    libraries: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Config:
+    """Return the settings: arguments win over the environment, except that `PLTRACE_ENABLED=0` needs `enabled=True`.
+
+    Raises:
+        ConfigError: An argument or environment variable is wrong; the message names it.
+    """
+    environ = os.environ
+    if enabled is not None and not isinstance(enabled, bool):
+        raise ConfigError(f"enabled={enabled!r}: expected True, False or None")
+    if api_key is not None:
+        checked_name("api_key", api_key)
+    key = api_key or getattr(client, "api_key", None) or environ.get("PROMPTLAYER_API_KEY") or None
+    redactor, redact_also = _redaction(redact)
+    return Config(
+        enabled=enabled
+        if enabled is not None
+        else _flag("PLTRACE_ENABLED", environ.get("PLTRACE_ENABLED")) is not False,
+        api_key=key,
+        base_url=_address(base_url, getattr(client, "base_url", None), environ.get("PROMPTLAYER_BASE_URL")),
+        client=client,
+        store=_place(store, environ.get("PLTRACE_STORE")),
+        exporters=_exporters(exporters),
+        service=checked_name("service", service or environ.get("PLTRACE_SERVICE") or _program()),
+        tags=tuple(dict.fromkeys((*_split(environ.get("PLTRACE_TAGS")), *checked_tags("tags", tags)))),
+        metadata=checked_metadata("metadata", metadata or {}),
+        capture=_capture(capture, environ.get("PLTRACE_CAPTURE")),
+        redact=redactor,
+        redact_also=redact_also,
+        sample=_sample(sample, environ.get("PLTRACE_SAMPLE")),
+        libraries=_libraries(libraries or {}),
+    )
+
+
+def _flag(name: str, text: str | None) -> bool | None:
+    if text is None or text == "":
+        return None
+    if text not in ("0", "1"):
+        raise ConfigError(f"{name}={text!r} in the environment: expected 0 or 1")
+    return text == "1"
+
+
+def _capture(value: object, text: str | None) -> int:
+    if value is not None:
+        return checked_capture("capture", value)
+    if not text:
+        return CAPTURE_ALL
+    if text.lower() not in _CAPTURE_WORDS:
+        raise ConfigError(f"PLTRACE_CAPTURE={text!r} in the environment: expected true, false, inputs or outputs")
+    return checked_capture("PLTRACE_CAPTURE", _CAPTURE_WORDS[text.lower()])
+
+
+def _sample(value: object, text: str | None) -> float:
+    if value is not None:
+        return checked_sample("sample", value)
+    if not text:
+        return 1.0
+    try:
+        return checked_sample("PLTRACE_SAMPLE", float(text))
+    except ValueError as error:
+        raise ConfigError(f"PLTRACE_SAMPLE={text!r} in the environment: expected a number from 0.0 to 1.0") from error
+
+
+def _split(text: str | None) -> tuple[str, ...]:
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+
+
+def _address(given: object, of_client: object, text: str | None) -> str:
+    name, value = ("base_url", given) if given is not None else ("the client's base_url", of_client)
+    if value is None:
+        name, value = "PROMPTLAYER_BASE_URL", text or DEFAULT_BASE_URL
+    try:
+        parts = urlsplit(value) if isinstance(value, str) else None
+        valid = parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid or not isinstance(value, str):
+        raise ConfigError(f"{name}={value!r}: expected an address that begins with http:// or https://")
+    return value.rstrip("/")
+
+
+def _place(given: object, text: str | None) -> Path | Literal["memory", "off"]:
+    name, value = ("store", given) if given is not None else ("PLTRACE_STORE", text or None)
+    if value is None:
+        return Path("~/.pltrace/traces.db").expanduser()
+    if value == "memory":
+        return "memory"
+    if value == "off":
+        return "off"
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+        raise ConfigError(f'{name}={value!r}: expected a file path, "memory" or "off"')
+    path = Path(os.fsdecode(value)).expanduser()
+    if path.is_dir():
+        raise ConfigError(f"{name}={value!r}: expected a file path, and this is a folder")
+    return path.absolute()
+
+
+def _exporters(value: object) -> tuple[SpanExporter, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise ConfigError(f"exporters={value!r}: expected a list of exporters")
+    exporters = tuple(value)
+    for exporter in exporters:
+        if not isinstance(exporter, SpanExporter):
+            raise ConfigError(f"exporters={value!r}: {exporter!r} has no name, export and shutdown")
+    names = [exporter.name for exporter in exporters]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"exporters={value!r}: two of them have the same name; the store keeps them apart by it")
+    return exporters
+
+
+def _redaction(value: object) -> tuple[Redaction | None, tuple[str | re.Pattern[str], ...]]:
+    if value is None:
+        return None, ()
+    if callable(value):
+        return value, ()
+    also = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (None,)
+    if not all(isinstance(item, (str, re.Pattern)) for item in also):
+        raise ConfigError(
+            f"redact={value!r}: expected a function of key and value, or a list of key names and compiled patterns"
+        )
+    return None, tuple(item for item in also if isinstance(item, (str, re.Pattern)))
+
+
+def _libraries(value: object) -> dict[str, Library]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"libraries={value!r}: expected a dict of package name to settings")
+    return {checked_name("libraries", name): _library(name, settings) for name, settings in value.items()}
+
+
+def _library(name: str, settings: object) -> Library:
+    if not isinstance(settings, Mapping) or not set(settings) <= {"enabled", "tags", "capture"}:
+        raise ConfigError(f"libraries[{name!r}]={settings!r}: expected a dict of enabled, tags and capture")
+    enabled = settings.get("enabled", True)
+    if not isinstance(enabled, bool):
+        raise ConfigError(f"libraries[{name!r}]: enabled={enabled!r}: expected True or False")
+    return Library(
+        enabled,
+        checked_tags(f"libraries[{name!r}]: tags", settings.get("tags", ())),
+        checked_capture(f"libraries[{name!r}]: capture", settings.get("capture", True)),
+    )
+
+
+def _program() -> str:
+    """Return the name of the running program, for want of a better one."""
+    return Path(sys.argv[0]).stem if sys.argv and sys.argv[0] not in ("", "-c", "-m") else "python"

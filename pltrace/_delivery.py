@@ -1,0 +1,276 @@
+"""Drains the store into one exporter, from background threads: batches, retries, and a place for poison."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from pltrace._exporter import ExportResult, SpanExporter, StoredSpan, TracksRequests
+from pltrace._health import counts, failed, logger, warn_sometimes
+from pltrace._pace import Pace
+from pltrace._store import Store
+
+__all__ = ["DeliveryWorker", "OperationWorker"]
+
+MOST_SPANS = 100
+MOST_BYTES = 2_000_000
+#: A span waits so long for others to share its request.
+LINGER_S = 0.5
+#: How often processes that ended are looked for, and the lease is renewed.
+_LOOK_ROUND_EVERY_S = 15.0
+#: So many single spans refused in a row mean that it isn't the spans.
+_MOST_REFUSED_IN_A_ROW = 10
+_MOST_OPERATIONS = 50
+
+
+class Worker:
+    """A thread, started by its first work, that goes round when its pace lets it.
+
+    Args:
+        name: What it is called in warnings and lists of threads.
+        linger_s: Work waits so long for more of it.
+    """
+
+    def __init__(self, name: str, linger_s: float) -> None:
+        self._name = name
+        self._linger_s = linger_s
+        self.forked()
+
+    def forked(self) -> None:
+        """Start afresh, as in the child of a fork."""
+        self.pace = Pace(self._name, self._linger_s, _LOOK_ROUND_EVERY_S)
+        self._thread: threading.Thread | None = None
+
+    def work(self) -> None:
+        """Take note of new work."""
+        self.pace.work()
+        self._start()
+
+    def _start(self) -> None:
+        if self._thread is None or not self._thread.is_alive():
+            thread = threading.Thread(target=self._run, name=f"pltrace-{self._name}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                return  # The interpreter is shutting down; the next process delivers.
+            self._thread = thread
+
+    def _run(self) -> None:
+        while True:
+            self.pace.wait()
+            try:
+                self._round()
+            except Exception as error:
+                # The store failed, or we did: all is still there.
+                failed(f"delivering to {self._name}")
+                self.pace.back_off(ExportResult("retry", str(error)))
+
+    def _round(self) -> None:
+        raise NotImplementedError
+
+    def _left(self, up_to: int) -> int:
+        raise NotImplementedError
+
+    def flush(self, up_to: int, deadline: float, *, patient: bool) -> bool:
+        """Deliver what is in the store up to a span's number.
+
+        Args:
+            up_to: The number of the last span.
+            deadline: Monotonic time to give up at.
+            patient: Goes on after a try has failed.
+
+        Returns:
+            Whether all of it was delivered or set aside.
+        """
+        if not self._left(up_to):
+            return True
+        self.pace.hurry()
+        failures = None if patient else self.pace.failures
+        self._start()
+        while self._left(up_to):
+            if not self.pace.wait_for_round(deadline, failures):
+                return False
+        return True
+
+
+class DeliveryWorker(Worker):
+    """Sends one exporter the spans that are pending for it, for as long as it takes.
+
+    Args:
+        store: The outbox.
+        exporter: Where to.
+        resolved: Called with span id and request id when an LLM call got its id.
+        gave_up: Called with the id of a span that was set aside.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        exporter: SpanExporter,
+        resolved: Callable[[str, int], None],
+        gave_up: Callable[[str], None],
+    ) -> None:
+        self.exporter = exporter
+        self._store = store
+        self._resolved = resolved
+        self._gave_up = gave_up
+        super().__init__(exporter.name, LINGER_S)
+
+    def forked(self) -> None:
+        """Start afresh, as in the child of a fork."""
+        super().forked()
+        self._batch: list[StoredSpan] = []  # What a retry sends again: the same spans, so the same bytes.
+        self._refused_in_a_row = 0
+
+    def _left(self, up_to: int) -> int:
+        return self._store.pending(self.exporter.name, up_to)
+
+    def _round(self) -> None:
+        """Deliver batches until nothing is pending or something stands in the way."""
+        self._store.stay()
+        self._store.adopt()
+        while not self.pace.pausing:
+            batch = self._batch or self._store.claim(self.exporter.name, MOST_SPANS, MOST_BYTES)
+            if not batch:
+                self.pace.finished()
+                return
+            self._batch = batch
+            result = self._send(batch)
+            if result.outcome == "rejected":
+                result = self._bisect(batch, result)
+            if result.outcome != "delivered":
+                self.pace.back_off(result)
+                return
+            self._batch = []
+            self.pace.succeeded()
+            self._store.stay()
+
+    def _send(self, batch: Sequence[StoredSpan]) -> ExportResult:
+        """Send spans, and write down what became of them."""
+        name = self.exporter.name
+        self._store.sending(name, batch)
+        try:
+            result = self.exporter.export(batch)
+        except Exception as error:
+            logger.exception("Exporter %r raised; its batch of %d spans is tried again", name, len(batch))
+            result = ExportResult("retry", f"raised {type(error).__name__}: {error}", uncertain=True)
+        if result.outcome == "delivered":
+            self._taken(batch, result)
+        elif result.uncertain:
+            self._batch = [replace(span, uncertain=True) for span in self._batch]
+        else:
+            self._store.not_taken(name, batch)
+        return result
+
+    def _taken(self, batch: Sequence[StoredSpan], result: ExportResult) -> None:
+        taken = [span for span in batch if span.record["span_id"] not in result.refused]
+        self._store.delivered(self.exporter.name, taken, result.request_ids)
+        self._refused_in_a_row = 0
+        counts["delivered"] += len(taken)
+        if len(taken) < len(batch):
+            aside = [span for span in batch if span.record["span_id"] in result.refused]
+            self._set_aside(aside, {span.seq: result.refused[span.record["span_id"]] for span in aside})
+        for span_id, request_id in result.request_ids.items():
+            self._resolved(span_id, request_id)
+
+    def _bisect(self, batch: list[StoredSpan], result: ExportResult) -> ExportResult:
+        """Halve a refused batch until each poisonous span stands alone, and set those aside.
+
+        When nothing of it is taken after as many posts as one poisonous span would have cost, it isn't the spans:
+        all are kept and tried again later.
+        """
+        most_posts = 2 * math.log2(len(batch)) + 2
+        alone: list[StoredSpan] = []
+        reasons: dict[int, str] = {}
+        parts: list[list[StoredSpan]] = _halves(batch) or [batch]
+        posts = taken = 0
+        while parts:
+            part = parts.pop()
+            answer = result if part is batch else self._send(part)
+            posts += 1
+            if answer.outcome == "delivered":
+                taken += len(part)
+            elif answer.outcome != "rejected":
+                self._batch = []  # What is left of it is claimed again.
+                self._set_aside(alone, reasons)
+                return answer
+            elif len(part) == 1:
+                alone += part
+                reasons[part[0].seq] = answer.reason
+                self._refused_in_a_row += 1
+            else:
+                parts += _halves(part)
+            nothing_taken = not taken and (posts >= most_posts or not parts)
+            if nothing_taken and (len(batch) > 2 or self._refused_in_a_row > _MOST_REFUSED_IN_A_ROW):
+                self._batch = []
+                return ExportResult("retry", f"refuses all of {len(batch)} spans: {answer.reason}")
+        self._set_aside(alone, reasons)
+        return ExportResult("delivered")
+
+    def _set_aside(self, spans: Sequence[StoredSpan], reasons: dict[int, str]) -> None:
+        if not spans:
+            return
+        self._store.quarantine(self.exporter.name, reasons)
+        counts["quarantined"] += len(spans)
+        for span in spans:
+            self._gave_up(span.record["span_id"])
+        warn_sometimes(
+            f"quarantine:{self.exporter.name}",
+            "%s refuses %d span(s) for what is in them: it %s. They are kept in quarantine, the rest goes on; "
+            "`pltrace doctor` lists them.",
+            self.exporter.name,
+            len(spans),
+            reasons[spans[0].seq],
+        )
+
+
+class OperationWorker(Worker):
+    """Sends what was asked of requests, in order, once their ids are known.
+
+    A thread of its own: promptlayer's client has no timeouts, and spans must not wait for it.
+
+    Args:
+        store: Where they are kept.
+        exporter: Gave the requests their ids.
+        name: What it is called in warnings.
+    """
+
+    def __init__(self, store: Store, exporter: TracksRequests, name: str) -> None:
+        self._store = store
+        self._exporter = exporter
+        super().__init__(f"{name} (scores, metadata, links)", 0.0)
+
+    def _left(self, up_to: int) -> int:
+        return len(self._store.due_operations(1))
+
+    def _round(self) -> None:
+        while not self.pace.pausing:
+            due = self._store.due_operations(_MOST_OPERATIONS)
+            if not due:
+                self.pace.finished()
+                return
+            for operation in due:
+                result = self._exporter.operate(operation)
+                if result.outcome in ("retry", "unauthorized"):
+                    self.pace.back_off(result)
+                    return
+                error = result.reason if result.outcome == "rejected" else None
+                self._store.operated(operation.number, error)
+                if error is not None:
+                    counts["operations_refused"] += 1
+                    warn_sometimes(
+                        f"operation:{operation.kind}",
+                        "PromptLayer refuses a %s for request %d: %s",
+                        operation.kind,
+                        operation.request_id,
+                        error,
+                    )
+                self.pace.succeeded()
+
+
+def _halves(batch: list[StoredSpan]) -> list[list[StoredSpan]]:
+    """Return the two halves of a batch, the second first: they are taken from the end. Nothing for a single span."""
+    middle = len(batch) // 2
+    return [batch[middle:], batch[:middle]] if middle else []

@@ -1,0 +1,732 @@
+"""Makes any Python value bounded, redacted and JSON-safe, and never raises."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import math
+import re
+import types
+from collections import UserString, deque
+from collections.abc import Callable, Iterable, Mapping, MappingView, Sequence, Set
+from datetime import date, time, timedelta, tzinfo
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
+from itertools import islice
+from pathlib import PurePath
+from typing import Any, TypeAlias
+from uuid import UUID
+from weakref import WeakKeyDictionary
+
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+Redact: TypeAlias = Callable[[str, Any], Any]
+
+_REDACTED = "[redacted]"
+_FAILED = "[redaction failed]"
+_CYCLE = "[cycle]"
+_TOO_DEEP = "[too deep]"
+_MORE = "…"
+_UNSET = object()
+
+_MAX_NODES = 100_000
+_MAX_REPR = 2_000
+_MAX_WHOLE_BYTES = 4_096
+_BYTES_START = 1_024
+# Walking and `json.dumps` recurse once or twice per level: more would meet Python's own limit.
+_DEEPEST = 200
+# All long strings of one value share a budget of this many times `max_string`; short ones are free.
+_ROOM = 10
+_SHORT = 200
+_CACHED_KEYS = 4_096
+_LONGEST_NAME = 100
+
+# --- The names that mean a secret, in snake_case -----------------------------------------------------
+
+_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_NOT_WORD = re.compile(r"[^a-z0-9]+")
+# Singular and named one by one: `input_tokens`, `next_page_token` and `eos_token` are no secrets.
+_TOKENS = (
+    "access api app auth authorization bearer bot ci_?job client csrf deploy device gh git github gitlab"
+    " hf hub huggingface hugging_?face id jwt npm oauth personal_?access private pypi refresh sas secret"
+    " security service session sso slack telegram discord user vault x xsrf langsmith replicate"
+).replace(" ", "|")
+_KEYS = (
+    "access account anthropic api auth azure client_?secret encryption function functions google license"
+    " master openai private secret secret_?access service_?role session shared_?access signing ssh"
+    " storage subscription"
+).replace(" ", "|")
+_SECRET_NAME = re.compile(
+    rf"""(?:^|_)(?:(?:{_KEYS})_?keys?(?:_?id)?
+    | secrets?(?:_?(?:string|value))? | client_?secret
+    | pass_?(?:word|wd|phrase|code)s?(?:_?(?:confirm|confirmation|hash))? | pwd
+    | (?:proxy_?)?authorization(?:_?header)? | (?:basic|http)_?auth | auth_?headers?
+    | (?:set_?|session_?|auth_?)?cookies? | credentials? | creds | jwt | otp | connection_?string
+    | (?:{_TOKENS})_?token | (?:access|api|auth|bearer|refresh)_?tokens
+    )(?:_?\d+)?$ | ^(?:token|auth|bearer)$ | (?:api_?key|password|passwd|client_?secret)s?(?:_?\d+)?$""",
+    re.VERBOSE,
+)
+
+# --- Strings that look like a key --------------------------------------------------------------------
+
+_TAIL = r"[\w-]"
+
+
+def _at_edge(*prefixes: str) -> str:
+    """Match one of these where a word begins; the last letter of an escape is no part of a word.
+
+    The letters come first, so that `re` looks for them and not for the edge, which is everywhere.
+    """
+    before = (
+        r"(?<=\\[nrtbf]{0})",
+        r"(?<=\\u[0-9a-fA-F]{{4}}{0})",
+        r"(?<=\\x[0-9a-f]{{2}}{0})",
+        r"(?<=%[0-9A-F]{{2}}{0})",
+    )
+    edge = "|".join((r"(?<![A-Za-z0-9]{0})", *before))
+    return "(?:" + "|".join(f"{prefix}(?:{edge.format(prefix)})" for prefix in prefixes) + ")"
+
+
+_DASHED = (
+    _at_edge("sk-", "glpat-", "nvapi-", "tvly-", "pplx-", "xai-", "GOCSPX-", "xox[a-z]-") + rf"{_TAIL}{{16,}}"
+    rf"|sk-(?:proj|ant-\w{{1,16}}|svcacct|admin|or-v1)-{_TAIL}{{32,}}|sk-[A-Za-z0-9]{{40,}}"
+    r"|-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----"
+    r"[\s\S]*?(?:-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----|\Z)"
+)
+_UNDERSCORED = (
+    r"github_pat_\w{20,}|gh[pousr]_[A-Za-z0-9]{20,}|"
+    + _at_edge("pl_")
+    + r"(?:[a-z]{2,8}_)?[A-Za-z0-9]{16,}|"
+    + _at_edge("hf_", "gsk_", "npm_", "r8_", "fw_", "pcsk_", "whsec_", "ls__")
+    + r"[A-Za-z0-9]{16,}|"
+    + _at_edge("[sr]k_live_", "[sr]k_test_", "lsv2_pt_", "lsv2_sk_")
+    + r"\w{10,}"
+)
+_R = _REDACTED
+# Ordinary text must stay cheap. Each row: a text rare in prose, a pattern that starts with a rare letter,
+# and only where both were found the shape, and what takes its place.
+_SHAPES = tuple(
+    (rare, re.compile(gate, re.ASCII), re.compile(shape, re.ASCII), instead)
+    for rare, gate, shape, instead in (
+        (
+            "-",
+            r"-(?=[\w-]{10}|----BEGIN )(?:(?<=sk-)|(?<=glpat-)|(?<=nvapi-)|(?<=tvly-)|(?<=pplx-)|(?<=xai-)"
+            r"|(?<=GOCSPX-)|(?<=xox[a-z]-)|----BEGIN )",
+            _DASHED,
+            _R,
+        ),
+        (
+            "_",
+            r"_(?=\w{12})(?:(?<=pl_)|(?<=gh[pousr]_)|(?<=hf_)|(?<=[sr]k_)|(?<=github_)|(?<=lsv2_)|(?<=ls_)"
+            r"|(?<=npm_)|(?<=r8_)|(?<=fw_)|(?<=whsec_))",
+            _UNDERSCORED,
+            _R,
+        ),
+        ("J", r"J(?<=eyJ)", _at_edge("eyJ") + r"(?<![_-]eyJ)[\w-]{6,}(?:\.[\w-]*){2,4}", _R),
+        ("K", r"K(?<=AK)IA[A-Z0-9]{16}", r"AKIA[A-Z0-9]{16,}", _R),
+        ("S", r"S(?<=AS)IA[A-Z0-9]{16}", r"ASIA[A-Z0-9]{16,}", _R),
+        ("z", r"z(?<=AIz)a", _at_edge("AIza") + r"[\w-]{30,}", _R),
+        ("@", "@", r"://[^\s/?#@:\"'<>\\]{0,256}:[^\s/\"'<>\\]{1,1024}@", f"://{_R}@"),
+        (
+            "earer ",
+            r"[Bb]earer ",
+            r"([Bb]earer +)(?:[\w.~+/=-]{20,}|(?=[A-Za-z_.-]{0,19}\d)[\w.~+/=-]{6,})",
+            rf"\1{_R}",
+        ),
+    )
+)
+_SHORTEST_SECRET = 12
+
+# `"api_key": "…"`, `password='…'`, `?token=…`, `Authorization: Basic …` inside any text.
+# Names of secrets end so; a look at three letters spares prose and JSON the dearer look at the name.
+_ENDINGS = frozenset((
+    "key", "eys", "ret", "ets", "ord", "rds", "pwd", "swd", "ase", "ode", "irm", "ash", "ion", "uth", "der",
+    "ers", "kie", "ies", "ial", "als", "eds", "jwt", "otp", "ken", "ens",
+    "ing", "lue",
+))  # fmt: skip
+_SEPARATORS = ((":", re.compile(r":\s{0,8}")), ("=", re.compile(r"=\s{0,8}")))
+_NAME_BACKWARDS = re.compile(r"""\s{0,4}(["']?\\{0,16})([\w.-]{2,100})""")
+_QUOTED = re.compile(
+    r"""[bruf]{0,2}(?P<quote>\\{0,16}["'])(?!(?P=quote))(?P<value>[^\n]*?)(?:(?<!\\)(?P=quote)|(?=\n)|\Z)"""
+)
+# What may stand without quotes, after a quoted name (JSON), after `name:` (headers, YAML) and `name=` (URLs,
+# environments): neither "Password: required" nor code such as `token = read()` and `f(token=token)`.
+_BARE_JSON = re.compile(r"\[[^\[\]]+\]|\{[^{}]+\}|-?\d[\w.]*")
+_BARE = {
+    ":": re.compile(
+        r"""(?i:basic|bearer|digest|token|apikey)[ ]+[^\s"',\\]+|[\w.-]+=[^\n"'\\]+"""
+        r"""|(?=[^\s\d]{0,64}\d)[\w.~+/=!@#$%^&*-]{8,}"""
+    ),
+    "=": re.compile(r"""(?!=)[^\s&"'<>,;)\]}\\]+"""),
+}
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+
+
+def _clean(text: str) -> str:
+    """Replace what JSON in UTF-8 or a database refuses: NUL and lone surrogates (pairs become one)."""
+    if "\0" in text:
+        text = text.replace("\0", "\ufffd")
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def _empty(value: object) -> bool:
+    """Say whether a value holds nothing worth hiding or showing, without running its code."""
+    cls = type(value)
+    if value is None or cls is bool:
+        return True
+    # A class of another metaclass might run code when compared.
+    return type(cls) is type and cls in (str, bytes, list, tuple, dict, set, frozenset) and not value
+
+
+class _Rules:
+    """The default redaction: what names a secret, and what looks like one."""
+
+    def __init__(self, extra: Iterable[str | re.Pattern[str]]) -> None:
+        # A lone string would otherwise be taken for a row of one-letter names.
+        extra = (extra,) if isinstance(extra, str) else tuple(extra)
+        self._names = frozenset(item.casefold() for item in extra if isinstance(item, str))
+        self._endings = _ENDINGS | {name.rstrip("_0123456789")[-3:] for name in self._names}
+        self._any_ending = any(len(name.rstrip("_0123456789")) < 3 for name in self._names)
+        self._patterns = tuple(item for item in extra if not isinstance(item, str))
+        self.shortest = 0 if self._patterns else _SHORTEST_SECRET
+        self.verdicts: dict[str, tuple[str, bool]] = {}
+
+    def verdict(self, name: str) -> tuple[str, bool]:
+        """Return a mapping key as it may be shown, and whether what stands under it is a secret."""
+        known = self.verdicts.get(name)
+        if known is not None:
+            return known
+        snake = _NOT_WORD.sub("_", _HUMP.sub("_", name[-_LONGEST_NAME:]).lower()).strip("_")
+        secret = name.casefold() in self._names or _SECRET_NAME.search(snake) is not None
+        shown = _clean(name)
+        verdict = (self.mask(shown) if len(shown) >= self.shortest else shown, secret)
+        if len(name) <= _LONGEST_NAME:
+            if len(self.verdicts) >= _CACHED_KEYS:
+                self.verdicts.clear()
+            self.verdicts[name] = verdict
+        return verdict
+
+    def mask(self, text: str) -> str:
+        """Replace every part of a text that is a secret."""
+        for rare, gate, shape, instead in _SHAPES:
+            if rare in text and gate.search(text):
+                text = shape.sub(instead, text)
+        for char, separator in _SEPARATORS:
+            if char in text:
+                text = self._mask_assigned(text, char, separator)
+        for pattern in self._patterns:
+            text = pattern.sub(lambda _: _REDACTED, text)
+        return text
+
+    def _mask_assigned(self, text: str, char: str, separator: re.Pattern[str]) -> str:
+        parts: list[str] = []
+        done = 0
+        for found in separator.finditer(text):
+            start = found.start()
+            if start < done:
+                continue
+            ending = text[max(0, start - 16) : start].rstrip("\"'\\ _0123456789")[-3:].lower()
+            if ending not in self._endings and not self._any_ending:
+                continue
+            before = text[max(done, start - 2 * _LONGEST_NAME) : start][::-1]
+            name = _NAME_BACKWARDS.match(before)
+            if name is None or not self.verdict(name[2][::-1])[1]:
+                continue
+            quoted = _QUOTED.match(text, found.end())
+            quote = name[1][::-1]
+            if quoted:
+                parts += text[done : quoted.start("value")], _REDACTED
+                done = quoted.end("value")
+                continue
+            if char == "=" and (found[0] != "=" or name.start(2) or before[name.end() :][:1] == "("):
+                continue
+            bare = (_BARE_JSON if quote else _BARE[char]).match(text, found.end())
+            if bare and not bare[0].startswith(_REDACTED):
+                parts += text[done : bare.start()], quote + _REDACTED + quote
+                done = bare.end()
+        return "".join(parts) + text[done:] if parts else text
+
+
+class Encoder:
+    """Turns any value into bounded, redacted, JSON-safe data.
+
+    An encoder may be used by many threads at once.
+
+    Args:
+        redact: Called as `redact(key, value)` for each text, number and boolean, with the nearest mapping
+            key above it (`""` for none); what it returns is kept instead. None: values under names of
+            secrets, and whatever looks like an API key in texts and mapping keys, become `[redacted]`.
+        extra: More names of secrets (any case) and patterns to remove from texts, on top of the default;
+            ignored where `redact` is given.
+        max_string: Longer texts keep head and tail; all long texts of one value share ten times as much,
+            and where that is used up only their length is told.
+        max_depth: Containers nested deeper become `[too deep]`; at most 200.
+        max_items: Larger containers keep their first items and say how many were left out.
+    """
+
+    def __init__(
+        self,
+        redact: Redact | None = None,
+        extra: Iterable[str | re.Pattern[str]] = (),
+        *,
+        max_string: int = 1_000_000,
+        max_depth: int = 32,
+        max_items: int = 10_000,
+    ) -> None:
+        self._redact = redact
+        self._rules = _Rules(extra) if redact is None else None
+        self.max_string = max_string
+        self.max_depth = min(max_depth, _DEEPEST)
+        self.max_items = max_items
+        self._json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+    def jsonable(self, value: object) -> Json:
+        """Return the value as JSON-safe data; never raises.
+
+        Args:
+            value: Anything.
+
+        Returns:
+            New data of None, bool, int (64 bit), finite float, str, list and dict with str keys.
+        """
+        try:
+            return _Walk(self, self._redact, self._rules).value(value, "", 0)
+        except BaseException as error:
+            return _broken(value, error)
+
+    def dumps(self, value: object) -> str:
+        """Return the value as strict, compact JSON text that UTF-8 can carry; never raises.
+
+        Args:
+            value: Anything.
+
+        Returns:
+            The text of `jsonable(value)`, without NaN, NUL and lone surrogates.
+        """
+        try:
+            return self._json.encode(self.jsonable(value))
+        except RecursionError:  # The caller itself stands at the end of the stack.
+            return f'"{_TOO_DEEP}"'
+
+
+class _Walk:
+    """One value on its way to JSON: what is left of its budgets, and the path walked so far."""
+
+    __slots__ = (
+        "_budget", "_harmless", "_items", "_known", "_max_depth", "_max_string",
+        "_path", "_redact", "_room", "_rules",
+    )  # fmt: skip
+
+    def __init__(self, encoder: Encoder, redact: Redact | None, rules: _Rules | None) -> None:
+        self._redact = redact
+        self._rules = rules
+        self._known = rules.verdicts if rules is not None else {}
+        # Shorter texts need no look.
+        self._harmless = min(rules.shortest, encoder.max_string + 1) if rules is not None else 0
+        self._max_string = encoder.max_string
+        self._max_depth = encoder.max_depth
+        self._items = encoder.max_items
+        self._budget = _MAX_NODES
+        self._room = _ROOM * encoder.max_string
+        self._path: set[int] = set()
+
+    def value(self, value: Any, key: str, depth: int) -> Json:
+        """Convert anything; `key` is the nearest mapping key above it."""
+        cls = type(value)
+        if cls is str:
+            if len(value) < self._harmless and value.isascii() and "\0" not in value:
+                return value  # type: ignore[no-any-return]
+            return self.text(value, key, depth)
+        if value is None:
+            return None
+        if cls is bool or cls is int or cls is float:
+            return self.number(value, key, depth)
+        try:
+            build = _EXACT.get(cls)
+            if build is None:
+                build = _kinds.get(cls)
+                if build is None:
+                    build = _kinds[cls] = _kind(cls)
+                if build not in _NESTING:
+                    return build(self, value, key, depth)
+            if depth >= self._max_depth:
+                return _TOO_DEEP
+            if id(value) in self._path:
+                return _CYCLE
+            self._path.add(id(value))
+            try:
+                return build(self, value, key, depth + 1)
+            finally:
+                self._path.discard(id(value))
+        except RecursionError:
+            return _TOO_DEEP
+        # Whatever a user's class raises, SystemExit included, must not end the background thread.
+        except BaseException as error:
+            return _broken(value, error)
+
+    # --- Leaves --------------------------------------------------------------------------------------
+
+    def text(self, text: str, key: str, depth: int, limit: int | None = None) -> Json:
+        """Clean, redact and only then cut a text, so that no half of a secret stays."""
+        if self._room <= 0 and len(text) > _SHORT:
+            return _left_out(len(text))
+        text = _clean(text)
+        if self._redact is not None:
+            kept = self.asked(text, key)
+            if type(kept) is not str:
+                return self.plain(kept, depth)
+            text = _clean(kept)
+        elif self._rules is not None and len(text) >= self._rules.shortest:
+            text = self._rules.mask(text)
+        return text if len(text) <= _SHORT and len(text) <= self._max_string else self.cut(text, limit)
+
+    def cut(self, text: str, limit: int | None) -> str:
+        """Keep head and tail of a text longer than its limit or the room left."""
+        limit = min(self._max_string if limit is None else limit, max(self._room, _SHORT), self._max_string)
+        left_out = len(text) - limit
+        if left_out > 0:
+            tail = limit // 2
+            text = f"{text[: limit - tail]}{_left_out(left_out)}{text[len(text) - tail :]}"
+        self._room -= len(text)
+        return text
+
+    def number(self, value: float, key: str, depth: int) -> Json:
+        """Convert an exact int, float or bool."""
+        if type(value) is int and not -(1 << 63) <= value < 1 << 63:
+            # Python refuses to print more than some 4,300 digits.
+            bits = value.bit_length()
+            return self.text(str(value) if bits < 10_000 else f"<int of {bits} bits>", key, depth)
+        if type(value) is float and not math.isfinite(value):
+            name = "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
+            return self.text(name, key, depth)
+        return value if self._redact is None else self.plain(self.asked(value, key), depth)
+
+    def asked(self, value: object, key: str) -> object:
+        """Ask the user's redactor; where it raises, nothing of the value stays."""
+        assert self._redact is not None
+        try:
+            return self._redact(key, value)
+        except BaseException:
+            return _FAILED
+
+    def plain(self, value: object, depth: int) -> Json:
+        """Convert what a redactor returned, without asking it again."""
+        redact, self._redact = self._redact, None
+        try:
+            return self.value(value, "", depth)
+        finally:
+            self._redact = redact
+
+    def shown(self, value: object, key: str, depth: int) -> Json:
+        """Convert by `str`, which is short and readable for the types it is used for."""
+        return self.text(str.__str__(str(value)), key, depth)
+
+    def subclass(self, value: Any, key: str, depth: int) -> Json:
+        """Convert an instance of a subclass of str, int or float without running its methods."""
+        for base, exact in ((str, str.__str__), (int, int.__index__), (float, float.__float__)):
+            if issubclass(type(value), base):
+                return self.value(exact(value), key, depth)
+        raise TypeError
+
+    def member(self, value: Any, key: str, depth: int) -> Json:
+        """Convert a member of an Enum: its plain value."""
+        return self.value(value._value_, key, depth)
+
+    def scalar(self, value: Any, key: str, depth: int) -> Json:
+        """Convert a number of NumPy."""
+        item = value.item() if value.ndim == 0 else value
+        return self.unknown(value, key, depth) if type(item) is type(value) else self.value(item, key, depth)
+
+    def moment(self, value: Any, key: str, depth: int) -> Json:
+        """Convert a date or time."""
+        return self.text(value.isoformat(), key, depth)
+
+    def pattern(self, value: re.Pattern[Any], key: str, depth: int) -> Json:
+        """Convert a compiled pattern."""
+        return self.value(value.pattern, key, depth)
+
+    def named(self, value: Any, key: str, depth: int) -> Json:
+        """Convert a class or function: where it lives."""
+        return self.text(f"{value.__module__}.{value.__qualname__}", key, depth)
+
+    def error(self, value: BaseException, key: str, depth: int) -> Json:
+        """Convert an exception."""
+        message = str(value)
+        name = _class_name(type(value))
+        return self.text(f"{name}: {message}" if message else name, key, depth)
+
+    def hidden(self, value: object, key: str, depth: int) -> Json:
+        """Convert a SecretStr or the like."""
+        return _REDACTED
+
+    def raw(self, value: Any, key: str, depth: int) -> Json:
+        """Convert bytes: `text` if they are UTF-8, else `base64`, or `base64_start` of more than 4 KiB.
+
+        Base64 would hide a secret from every pattern, so redaction looks at the bytes before.
+        """
+        if self._room <= 0:
+            return {"type": "bytes", "length": memoryview(value).nbytes}
+        data = bytes(value)
+        out: dict[str, Json] = {"type": "bytes", "length": len(data)}
+        try:
+            return {**out, "text": self.text(data.decode(), key, depth)}
+        except UnicodeDecodeError:
+            text = data.decode("latin-1")
+        kept: object = self.asked(text, key) if self._redact is not None else text
+        if self._rules is not None:
+            kept = self._rules.mask(text)
+        if type(kept) is not str or kept != text:
+            return {**out, "text": self.plain(kept, depth)}
+        whole = len(data) <= _MAX_WHOLE_BYTES
+        start = base64.b64encode(data if whole else data[:_BYTES_START]).decode()
+        self._room -= len(start)
+        return {**out, "base64" if whole else "base64_start": start}
+
+    def unknown(self, value: object, key: str, depth: int) -> Json:
+        """Convert by `repr`, without memory addresses, at most 2,000 characters of it."""
+        return self.text(_repr(value), key, depth, _MAX_REPR)
+
+    # --- Containers ----------------------------------------------------------------------------------
+
+    def taken(self, iterate: Callable[[], Iterable[Any]]) -> list[Any]:
+        """List as many items as the budgets allow, also while another thread changes the container."""
+        most = self._items if self._items < self._budget else self._budget
+        try:
+            items = list(islice(iterate(), most))
+        except RuntimeError:
+            items = _retried(iterate, most)
+        self._budget -= len(items)
+        return items
+
+    def entries(self, pairs: list[tuple[Any, Any]], depth: int, left_out: int = 0) -> dict[str, Json]:
+        """Convert the entries of a mapping or the fields of an object."""
+        out: dict[str, Json] = {}
+        for key, value in pairs:
+            name, secret = (self._known.get(key) if type(key) is str else None) or self.name(key)
+            if name in out:  # 1 and "1" are two keys.
+                name = _unused(name, out)
+            # Log-probabilities list the `token`s of the model's answer, which are no secrets.
+            if secret and not _empty(value) and not (name == "token" and any(other == "logprob" for other, _ in pairs)):
+                out[name] = _REDACTED
+            else:
+                out[name] = self.value(value, name, depth)
+        if left_out > 0:
+            out[_unused(_MORE, out) if _MORE in out else _MORE] = f"[… {left_out} more]"
+        return out
+
+    def name(self, key: Any) -> tuple[str, bool]:
+        """Convert a mapping key, and say whether it names a secret."""
+        cls = type(key)
+        if cls is not str:
+            if issubclass(cls, Enum):
+                return self.name(key._value_)
+            if issubclass(cls, str):
+                key = str.__str__(key)
+            elif cls is bytes:
+                key = key.decode("utf-8", "replace")
+            else:
+                key = _repr(key)
+        text: str = key
+        name, secret = self._rules.verdict(text) if self._rules is not None else (_clean(text), False)
+        return (name if len(name) <= _SHORT else self.cut(name, _MAX_REPR)), secret
+
+    def mapping(self, value: Any, key: str, depth: int) -> Json:
+        """Convert a dict without running a subclass's methods, or any other Mapping by its items."""
+        if issubclass(type(value), dict):
+            pairs = self.taken(lambda: dict.items(value))
+            return self.entries(pairs, depth, dict.__len__(value) - len(pairs))
+        pairs = self.taken(lambda: value.items())
+        return self.entries(pairs, depth, len(value) - len(pairs))
+
+    def sequence(self, value: Any, key: str, depth: int) -> Json:
+        """Convert whatever has items and a length to a list."""
+        cls = type(value)
+        base: Any = cls
+        if cls not in _EXACT:
+            base = next((base for base in (list, tuple, set, frozenset, deque) if issubclass(cls, base)), cls)
+        items = self.taken(lambda: base.__iter__(value))
+        # Raw headers are pairs of a name and a value.
+        if (
+            base is tuple
+            and len(items) == 2
+            and self._rules is not None
+            and (type(items[0]) is str or type(items[0]) is bytes)
+        ):
+            name, secret = self.name(items[0])
+            if secret and not _empty(items[1]):
+                return [name, _REDACTED]
+        out = [self.value(item, key, depth) for item in items]
+        left_out = base.__len__(value) - len(items)
+        if left_out > 0:
+            out.append(f"[… {left_out} more]")
+        return out
+
+    def fields(self, value: Any, names: Iterable[str], depth: int) -> Json:
+        """Convert an object by its attributes; those not set are left out."""
+        pairs = [(name, item) for name in names if (item := getattr(value, name, _UNSET)) is not _UNSET]
+        self._budget = max(0, self._budget - len(pairs))
+        return self.entries(pairs, depth)
+
+    def named_tuple(self, value: Any, key: str, depth: int) -> Json:
+        """Convert a NamedTuple."""
+        pairs = self.taken(lambda: zip(value._fields, tuple.__iter__(value), strict=False))
+        return self.entries(pairs, depth)
+
+    def dataclass(self, value: Any, key: str, depth: int) -> Json:
+        """Convert a dataclass; who keeps a field out of the repr means to hide it."""
+        return self.fields(value, [field.name for field in dataclasses.fields(value) if field.repr], depth)
+
+    def attrs(self, value: Any, key: str, depth: int) -> Json:
+        """Convert an instance of an attrs class."""
+        return self.fields(value, [item.name for item in value.__attrs_attrs__ if item.repr], depth)
+
+    def model(self, value: Any, key: str, depth: int) -> Json:
+        """Convert a pydantic model by its data: `model_dump` may run the user's serializers, and raise."""
+        cls = type(value)
+        data = dict(object.__getattribute__(value, "__dict__"))
+        known = getattr(cls, "model_fields", None) or getattr(cls, "__fields__", None) or {}
+        for name, field in known.items():
+            if getattr(field, "exclude", None) is True or getattr(field, "repr", True) is False:
+                data.pop(name, None)
+        # Extra fields stand in a slot of their own (pydantic 2).
+        data.update(getattr(value, "__pydantic_extra__", None) or {})
+        pairs = self.taken(lambda: data.items())
+        return self.entries(pairs, depth, len(data) - len(pairs))
+
+    def message(self, value: Any, key: str, depth: int) -> Json:
+        """Convert a message of LangChain: what it says, without its empty fields."""
+        data = object.__getattribute__(value, "__dict__")
+        pairs = [(name, data.get(name)) for name in ("type", "content")]
+        pairs += [(name, data[name]) for name in _MESSAGE_FIELDS if not _empty(data.get(name))]
+        self._budget = max(0, self._budget - len(pairs))
+        return self.entries(pairs, depth)
+
+    def document(self, value: Any, key: str, depth: int) -> Json:
+        """Convert a document of LangChain."""
+        data = object.__getattribute__(value, "__dict__")
+        pairs = [(name, data.get(name)) for name in ("page_content", "metadata")]
+        if data.get("id") is not None:
+            pairs.append(("id", data["id"]))
+        self._budget = max(0, self._budget - len(pairs))
+        return self.entries(pairs, depth)
+
+    def prompt(self, value: Any, key: str, depth: int) -> Json:
+        """Convert a prompt value of LangChain: its messages or its text."""
+        data = object.__getattribute__(value, "__dict__")
+        for name in ("messages", "text"):
+            if name in data:
+                return self.value(data[name], key, depth)
+        return self.model(value, key, depth)
+
+
+_Kind: TypeAlias = Callable[[_Walk, Any, str, int], Json]
+_MESSAGE_FIELDS = (
+    "name", "role", "id", "tool_calls", "invalid_tool_calls", "tool_call_id", "status", "artifact",
+    "usage_metadata", "response_metadata", "additional_kwargs",
+)  # fmt: skip
+_FAMILIES: tuple[tuple[str, str, _Kind], ...] = (
+    ("langchain_core", "BaseMessage", _Walk.message),
+    ("langchain_core", "Document", _Walk.document),
+    ("langchain_core", "PromptValue", _Walk.prompt),
+    ("pydantic", "BaseModel", _Walk.model),
+)
+# In this order: an IntEnum is an Enum first, a datetime a date.
+_BASES: tuple[tuple[type | tuple[type, ...], _Kind], ...] = (
+    (Enum, _Walk.member),
+    ((str, int, float), _Walk.subclass),
+    ((bytes, bytearray, memoryview), _Walk.raw),
+    (dict, _Walk.mapping),
+    ((list, tuple, set, frozenset, deque, range), _Walk.sequence),
+    ((type, types.FunctionType, types.BuiltinFunctionType, types.MethodType), _Walk.named),
+    (BaseException, _Walk.error),
+    (re.Pattern, _Walk.pattern),
+    ((date, time), _Walk.moment),
+    ((PurePath, UUID, Decimal, Fraction, timedelta, tzinfo, UserString), _Walk.shown),
+)
+# The code of users behind these runs only where none of the above is known.
+_ABSTRACT: tuple[tuple[type | tuple[type, ...], _Kind], ...] = (
+    (Mapping, _Walk.mapping),
+    ((Sequence, Set, MappingView), _Walk.sequence),
+)
+# Those that hold other values: they count for depth and cycles.
+_NESTING = frozenset(
+    {_Walk.mapping, _Walk.sequence, _Walk.named_tuple, _Walk.dataclass, _Walk.attrs, _Walk.model}
+    | {_Walk.message, _Walk.document, _Walk.prompt, _Walk.member, _Walk.scalar}
+)
+# The commonest, without the dearer look at a weak dictionary.
+_EXACT: dict[type, _Kind] = {dict: _Walk.mapping, list: _Walk.sequence, tuple: _Walk.sequence}
+_kinds: WeakKeyDictionary[type, _Kind] = WeakKeyDictionary()
+
+
+def _kind(cls: type) -> _Kind:
+    """Choose how instances of a class are converted, by the class alone: `__class__` may lie or raise."""
+    if issubclass(cls, tuple) and hasattr(cls, "_fields"):
+        return _Walk.named_tuple
+    for bases, kind in _BASES:
+        if issubclass(cls, bases):
+            return kind
+    if hasattr(cls, "get_secret_value"):
+        return _Walk.hidden
+    homes = {(str(base.__module__).partition(".")[0], base.__name__) for base in cls.__mro__}
+    for package, name, kind in _FAMILIES:
+        if (package, name) in homes:
+            return kind
+    if dataclasses.is_dataclass(cls):
+        return _Walk.dataclass
+    if hasattr(cls, "__attrs_attrs__"):
+        return _Walk.attrs
+    if ("numpy", "generic") in homes:
+        return _Walk.scalar
+    return next((kind for bases, kind in _ABSTRACT if issubclass(cls, bases)), _Walk.unknown)
+
+
+# The descriptor itself: no metaclass can get in between.
+_class_name: Callable[[type], str] = type.__dict__["__name__"].__get__
+
+
+def _retried(iterate: Callable[[], Iterable[Any]], most: int) -> list[Any]:
+    """List items of a container that another thread changes; in the end be content with a part of them."""
+    for _ in range(5):
+        items: list[Any] = []
+        try:
+            items += islice(iterate(), most)
+            return items
+        except RuntimeError as error:
+            failure = error
+    if not items:
+        raise failure
+    return items
+
+
+def _left_out(characters: int) -> str:
+    return f"[… {characters} characters left out …]"
+
+
+def _broken(value: object, error: BaseException) -> str:
+    return f"<{_class_name(type(value))}: reading it raised {_class_name(type(error))}>"
+
+
+def _repr(value: object) -> str:
+    cls = type(value)
+    try:
+        if cls.__repr__ is object.__repr__:
+            return f"<{_class_name(cls)}>"
+        return _ADDRESS.sub("", str.__str__(repr(value)))
+    except BaseException as error:
+        return f"<{_class_name(cls)}: repr raised {_class_name(type(error))}>"
+
+
+def _unused(name: str, taken: Mapping[str, object]) -> str:
+    """Return a name not taken yet, near this one."""
+    number = len(taken) + 1
+    while f"{name} ({number})" in taken:
+        number += 1
+    return f"{name} ({number})"

@@ -1,0 +1,374 @@
+"""The one LangChain callback handler of the process: it turns runs into spans of the scope that is current."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.callbacks.base import BaseCallbackHandler
+from langchain_core.callbacks.manager import AsyncCallbackManager
+
+from pltrace import _runs
+from pltrace._blueprint import tokens
+from pltrace._health import counts, failed, warn_once
+from pltrace._record import Answer, Generation
+from pltrace._request import Request
+from pltrace._runs import open_runs
+from pltrace._scope import INPUTS, OUTPUTS, Callback, Scope, outermost
+from pltrace._snapshot import snapshot
+from pltrace._span import Run, Span, SpanKind, Tally, checked_tags
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+__all__ = ["PromptLayerCallbackHandler", "SpanHandler"]
+
+_CHAIN_KINDS: dict[str | None, SpanKind] = {"prompt": "prompt", "parser": "parser"}
+_ON_LLM_START = AsyncCallbackManager.on_llm_start.__code__
+
+
+class SpanHandler(BaseCallbackHandler):
+    """Records runs by reference, inline and in microseconds; it reads the scope and never sets it."""
+
+    raise_error = False
+    # Class attributes instead of the base's properties: LangChain asks for one of them at each event.
+    ignore_llm = ignore_chat_model = ignore_chain = ignore_agent = ignore_retriever = False
+    ignore_retry = ignore_custom_event = True
+
+    @property
+    def run_inline(self) -> bool:  # type: ignore[override]
+        """Whether events come on the caller's own path: yes, but for one place.
+
+        `AsyncCallbackManager.on_llm_start` gives nothing to handlers that aren't inline when one that is is there.
+        Answering no in that place alone keeps the start of completion models for other people's handlers; LangChain
+        asks again when it dispatches.
+        """
+        caller = sys._getframe(1)
+        if caller.f_code is not _ON_LLM_START:
+            # Before Python 3.12 a list comprehension is a frame of its own.
+            if caller.f_back is None or caller.f_back.f_code is not _ON_LLM_START:
+                return True
+            caller = caller.f_back
+        handlers = caller.f_locals["self"].handlers
+        return any(not isinstance(other, SpanHandler) and other.run_inline for other in handlers)
+
+    # Starts.
+
+    def on_chain_start(
+        self,
+        serialized: dict[str, Any] | None,
+        inputs: Any,
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        tags: list[str] | None = None,
+        metadata: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        """Open a span for a chain, a prompt or a parser."""
+        kind = _CHAIN_KINDS.get(options.get("run_type"), "chain")
+        self._open(kind, inputs, Run(run_id, parent_run_id, serialized, tags, metadata, options))
+
+    def on_chat_model_start(
+        self,
+        serialized: dict[str, Any] | None,
+        messages: list[list[Any]],
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        tags: list[str] | None = None,
+        metadata: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        """Open a span for a call of a chat model."""
+        run = Run(run_id, parent_run_id, serialized, tags, metadata, options, chat=True)
+        # The list is LangChain's own and fresh; what is in it isn't changed.
+        self._open("llm", messages[0] if messages else [], run)
+
+    def on_llm_start(
+        self,
+        serialized: dict[str, Any] | None,
+        prompts: list[str],
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        tags: list[str] | None = None,
+        metadata: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        """Open a span for a call of a completion model."""
+        self._open("llm", prompts, Run(run_id, parent_run_id, serialized, tags, metadata, options))
+
+    def on_tool_start(
+        self,
+        serialized: dict[str, Any] | None,
+        input_str: str,
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        tags: list[str] | None = None,
+        metadata: dict[str, Any] | None = None,
+        inputs: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        """Open a span for a call of a tool."""
+        run = Run(run_id, parent_run_id, serialized, tags, metadata, options)
+        self._open("tool", input_str if inputs is None else inputs, run)
+
+    def on_retriever_start(
+        self,
+        serialized: dict[str, Any] | None,
+        query: str,
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        tags: list[str] | None = None,
+        metadata: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        """Open a span for a retriever's query."""
+        self._open("retriever", query, Run(run_id, parent_run_id, serialized, tags, metadata, options))
+
+    def _open(self, kind: SpanKind, raw_input: Any, run: Run) -> Span | None:
+        try:
+            parent_id: Any = run.parent_run_id
+            parent_run = None if parent_id is None else open_runs.get(parent_id.int)
+            scope = self._scope(parent_run)
+            if scope is None:
+                _note_unscoped(run)
+                return None
+            key: int = run.run_id.int  # type: ignore[attr-defined]
+            seen = open_runs.get(key)
+            if seen is not None:
+                return seen  # Another of our handlers was first: one run is one span.
+            recorder = scope.recorder
+            if parent_run is None:
+                parent: Any = scope.span
+            elif parent_run.scope is scope:
+                parent = parent_run
+            else:
+                parent = _parent_of_run(scope, parent_run)
+            trace_bits = parent.trace_bits or recorder.new_bits(128)
+            span = Span(_name(run), kind, scope, parent or None, trace_bits, recorder.new_bits(64), recorder.now_ns())
+            span.run = run
+            if parent is not parent_run:
+                span.run_around = parent_run
+            if scope.capture & INPUTS:
+                span.raw_input = snapshot(raw_input)
+            if kind not in _CHAINS:
+                _runs.remember_starter(span, key)
+                if kind == "llm":
+                    for around in scope.lineage:
+                        around.totals.request_bits.append(span.span_bits)
+            if len(open_runs) >= _runs._MANY:
+                _runs.sweep()
+            open_runs[key] = span
+        except Exception:
+            failed("starting a span of a LangChain run")
+            return None
+        return span
+
+    def _scope(self, parent_run: Span | None) -> Scope | None:
+        return _runs.current_scope_or(parent_run)
+
+    # Tokens.
+
+    def on_llm_new_token(self, token: Any, *, run_id: UUID, **options: Any) -> None:
+        """Note when the first token came."""
+        span = open_runs.get(run_id.int)
+        if span is not None and not span.first_token_at_ns:
+            span.first_token_at_ns = span.scope.recorder.now_ns()
+
+    # Ends.
+
+    def on_chain_end(self, outputs: Any, *, run_id: UUID, **options: Any) -> None:
+        """End the span of a chain, prompt or parser."""
+        span = open_runs.pop(run_id.int, None)
+        if span is not None:
+            self._end(span, outputs)
+
+    def on_tool_end(self, output: Any, *, run_id: UUID, **options: Any) -> None:
+        """End the span of a tool."""
+        self._end_leaf(run_id.int, output)
+
+    def on_retriever_end(self, documents: Any, *, run_id: UUID, **options: Any) -> None:
+        """End the span of a retriever."""
+        self._end_leaf(run_id.int, documents)
+
+    def on_llm_end(self, response: Any, *, run_id: UUID, **options: Any) -> None:
+        """End the span of a model's call, and add its tokens to the totals of the spans around it."""
+        span = open_runs.pop(run_id.int, None)
+        if span is None:
+            return
+        try:
+            _runs.finish(span, run_id.int)
+            answer = _answer(response)
+            span.raw_output = answer
+            span.status = "ok"
+            span.ended_at_ns = span.scope.recorder.now_ns()
+            _tally(span, answer, 0)
+            span.scope.recorder.record(span)
+        except Exception:
+            failed("ending a span of a model's call")
+
+    def _end_leaf(self, key: int, output: Any) -> None:
+        span = open_runs.pop(key, None)
+        if span is not None:
+            _runs.finish(span, key)
+            self._end(span, output)
+
+    def _end(self, span: Span, output: Any) -> None:
+        try:
+            if span.scope.capture & OUTPUTS:
+                span.raw_output = snapshot(output)
+            span.status = "ok"
+            span.ended_at_ns = span.scope.recorder.now_ns()
+            span.scope.recorder.record(span)
+        except Exception:
+            failed("ending a span of a LangChain run")
+
+    def on_chain_error(self, error: BaseException, *, run_id: UUID, **options: Any) -> None:
+        """End the span of a chain, prompt or parser that failed."""
+        self._fail(run_id.int, error)
+
+    def on_tool_error(self, error: BaseException, *, run_id: UUID, **options: Any) -> None:
+        """End the span of a tool that failed."""
+        self._fail(run_id.int, error)
+
+    def on_retriever_error(self, error: BaseException, *, run_id: UUID, **options: Any) -> None:
+        """End the span of a retriever that failed."""
+        self._fail(run_id.int, error)
+
+    def on_llm_error(self, error: BaseException, *, run_id: UUID, **options: Any) -> None:
+        """End the span of a model's call that failed or was left, with what it had answered until then."""
+        self._fail(run_id.int, error, options.get("response"))
+
+    def _fail(self, key: int, error: BaseException, response: Any = None) -> None:
+        span = open_runs.pop(key, None)
+        if span is None:
+            return
+        try:
+            _runs.finish(span, key)
+            span.set_error(error)
+            if response is not None:
+                span.raw_output = _answer(response)
+            span.ended_at_ns = span.scope.recorder.now_ns()
+            if span.kind == "llm":
+                answer = span.raw_output if isinstance(span.raw_output, Answer) else None
+                _tally(span, answer, int(span.status != "partial"))
+            span.scope.recorder.record(span)
+        except Exception:
+            failed("ending a span of a failed LangChain run")
+
+
+_CHAINS = frozenset({"chain", "prompt", "parser"})
+
+
+class PromptLayerCallbackHandler(SpanHandler):
+    """Traces the calls that it is handed to in a `callbacks` list, as LangChain's former PromptLayer handler did.
+
+    Args:
+        pl_id_callback: Called with the integer id of each LLM request.
+        pl_tags: Tags of what is traced.
+
+    Raises:
+        ConfigError: An argument has a wrong type.
+    """
+
+    def __init__(
+        self, pl_id_callback: Callable[[int], Any] | None = None, pl_tags: Sequence[str] | None = None
+    ) -> None:
+        """Take the two arguments of the former handler."""
+        self.pl_tags = checked_tags("pl_tags", pl_tags or ())
+        self.pl_id_callback = pl_id_callback
+        self._callback = None if pl_id_callback is None else Callback(self._pass_id, None)
+
+    def _pass_id(self, request: Request) -> Any:
+        assert self.pl_id_callback is not None
+        return self.pl_id_callback(int(request))
+
+    def _open(self, kind: SpanKind, raw_input: Any, run: Run) -> Span | None:
+        span = super()._open(kind, raw_input, run)
+        if span is not None:
+            span.scope = self._added_to(span.scope)
+        return span
+
+    def _scope(self, parent_run: Span | None) -> Scope | None:
+        """Return the scope to record under: a handler that is handed over needs no block around it."""
+        return super()._scope(parent_run) or outermost()
+
+    def _added_to(self, scope: Scope) -> Scope:
+        """Return `scope` with this handler's tags and callback, once."""
+        if set(self.pl_tags) <= set(scope.tags) and (self._callback is None or self._callback in scope.callbacks):
+            return scope
+        callbacks = scope.callbacks
+        if self._callback is not None and self._callback not in callbacks:
+            callbacks = (self._callback, *callbacks)
+        tags = tuple(dict.fromkeys((*scope.tags, *self.pl_tags)))
+        return scope.with_added(tags, callbacks)
+
+
+def _answer(response: Any) -> Answer:
+    """Return a model's answer by reference; the message is taken now: a cache hit later puts another in its place."""
+    generations = [
+        Generation(
+            getattr(generation, "message", None),
+            generation.text,
+            getattr(generation, "generation_info", None),
+        )
+        for several in response.generations
+        for generation in several
+    ]
+    return Answer(generations, response.llm_output)
+
+
+def _tally(span: Span, answer: Answer | None, errors: int) -> None:
+    lineage = span.scope.lineage
+    if not lineage:
+        return
+    usage = tokens(answer.generations, answer.llm_output) if answer is not None else None
+    tally = Tally(errors, (usage.input_tokens or 0) if usage else 0, (usage.output_tokens or 0) if usage else 0)
+    for around in lineage:
+        around.totals.add(tally)
+
+
+def _name(run: Run) -> str:
+    name = run.options.get("name")
+    if name:
+        return str(name)
+    serialized = run.serialized or {}
+    return str(serialized.get("name") or (serialized.get("id") or ["run"])[-1])
+
+
+def _parent_of_run(scope: Scope, parent_run: Span) -> Span:
+    """Return the parent of a run whose parent run began under another scope.
+
+    That scope's span, if it descends from the parent run, or if the scope was entered or resumed inside of it; else
+    the parent run.
+    """
+    for start in (scope.span, scope.entered_in):
+        node: Any = start
+        while isinstance(node, Span):
+            if node is parent_run:
+                return scope.span
+            node = node.parent
+    return parent_run
+
+
+def _note_unscoped(run: Run) -> None:
+    """Count a run outside any block; in a thread that should have had one, say so once."""
+    if run.parent_run_id is not None:
+        return
+    counts["runs_without_scope"] += 1
+    thread = threading.current_thread()
+    if thread is threading.main_thread() or not Scope.roots:
+        return
+    counts["runs_without_scope_in_threads"] += 1
+    warn_once(
+        "lost_scope",
+        "A LangChain call in thread %r is not recorded: a traced block is open, but not in this thread, because new "
+        "threads start with an empty context. Hand the thread its function as pltrace.bind(function).",
+        thread.name,
+    )

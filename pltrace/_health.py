@@ -1,0 +1,49 @@
+"""Counts what happened to every run and span, and keeps our own failures away from the user's program."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from time import monotonic
+
+__all__ = ["counts", "failed", "logger", "warn_once", "warn_sometimes"]
+
+logger = logging.getLogger("pltrace")
+
+#: What happened in this process, by reason; `doctor` shows it. A `Counter` item update isn't atomic, so a count
+#: that is written by several threads can be off by a few: it explains, nothing is computed from it.
+counts: Counter[str] = Counter()
+
+_warned: dict[str, float] = {}
+_REPEAT_AFTER_S = 60.0
+
+
+def failed(doing: str) -> None:
+    """Count a failure of our own, inside an `except` block, and log its traceback once per `doing`."""
+    counts["internal_errors"] += 1
+    warn_once(
+        f"failed:{doing}",
+        "pltrace failed while %s; the program goes on, with less of it recorded. Please report this.",
+        doing,
+        exc_info=True,
+    )
+
+
+def warn_once(cause: str, message: str, *arguments: object, exc_info: bool = False) -> None:
+    """Log `message` as a warning the first time that `cause` comes up in this process."""
+    if cause not in _warned:
+        _warned[cause] = monotonic()
+        logger.warning(message, *arguments, exc_info=exc_info)
+
+
+def warn_sometimes(cause: str, message: str, *arguments: object) -> None:
+    """Log `message` as a warning, at most once a minute for one `cause`."""
+    now = monotonic()
+    if now - _warned.get(cause, -_REPEAT_AFTER_S) >= _REPEAT_AFTER_S:
+        _warned[cause] = now
+        logger.warning(message, *arguments)
+
+
+def forget_warnings() -> None:
+    """Let every cause be warned about again, as after a new `configure`."""
+    _warned.clear()

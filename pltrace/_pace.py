@@ -1,0 +1,142 @@
+"""Says when a background worker may try next: at once, after gathering, or after a back-off with jitter."""
+
+from __future__ import annotations
+
+import random
+import threading
+from time import monotonic
+
+from pltrace._exporter import ExportResult
+from pltrace._health import warn_sometimes
+
+__all__ = ["Pace"]
+
+FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 1.0, 60.0
+UNAUTHORIZED_PAUSE_S = 60.0
+#: How long a thread waits for a word that never comes before it looks again by itself.
+_LOOK_AGAIN_S = 0.1
+
+
+class Pace:
+    """The schedule of one worker thread.
+
+    Args:
+        name: The thread's name, and what the worker is called in warnings.
+        linger_s: Work waits so long for more of it to share one request.
+        every_s: The worker is let go so often even without work.
+    """
+
+    def __init__(self, name: str, linger_s: float, every_s: float) -> None:
+        self.name = name
+        self._linger_s = linger_s
+        self._every_s = every_s
+        self._changed = threading.Condition(threading.Lock())
+        self._since: float | None = None  # When the work came that is waiting.
+        self._hurry = False
+        self._not_before = 0.0
+        self._obey = False  # The other side asked for the pause: nobody's hurry cuts it short.
+        self._looked_at = 0.0
+        self._rounds = 0
+        self.failures = 0
+        self.last_error: str | None = None
+
+    def work(self) -> None:
+        """Take note of new work."""
+        with self._changed:
+            if self._since is None:
+                self._since = monotonic()
+            self._changed.notify_all()
+
+    def hurry(self) -> None:
+        """Let the worker try at once, once: after a failure the back-off holds again."""
+        with self._changed:
+            self._hurry = True
+            self._since = self._since or monotonic()
+            self._changed.notify_all()
+
+    def wait(self) -> None:
+        """Wait, on the worker's thread, until there is something to do and it may be done."""
+        with self._changed:
+            self._rounds += 1
+            self._changed.notify_all()
+            while True:
+                now = monotonic()
+                idle_until = self._looked_at + self._every_s
+                due_at = idle_until
+                if self._since is not None:
+                    due_at = self._not_before
+                    if self._hurry and not self._obey:
+                        due_at = 0.0
+                    elif not self._hurry:
+                        due_at = max(due_at, self._since + self._linger_s)
+                if now >= min(due_at, idle_until):
+                    self._looked_at = now
+                    # Taken off before the worker looks: what comes while it works is new work.
+                    if now >= due_at:
+                        self._since = None
+                    return
+                self._changed.wait(min(due_at, idle_until) - now)
+
+    @property
+    def pausing(self) -> bool:
+        """Whether the worker has to leave the other side alone now."""
+        with self._changed:
+            return monotonic() < self._not_before and (self._obey or not self._hurry)
+
+    def succeeded(self) -> None:
+        """Take note that the other side works."""
+        with self._changed:
+            self.failures = 0
+            self.last_error = None
+            self._not_before = 0.0
+            self._obey = False
+
+    def finished(self) -> None:
+        """Take note that nothing is left to do."""
+        with self._changed:
+            self._hurry = False
+
+    def back_off(self, result: ExportResult) -> None:
+        """Schedule the next try after a failure, and say what is the matter, at most once a minute."""
+        if result.outcome == "unauthorized":
+            delay = UNAUTHORIZED_PAUSE_S
+            warn_sometimes(
+                f"unauthorized:{self.name}",
+                "%s refuses the API key (%s). All is kept in the store; set a valid key and it is sent.",
+                self.name,
+                result.reason,
+            )
+        else:
+            longest = min(FIRST_BACKOFF_S * 2 ** min(self.failures, 10), LONGEST_BACKOFF_S)
+            delay = longest * random.uniform(0.5, 1)
+            warn_sometimes(
+                f"retry:{self.name}",
+                "%s can't be delivered to: it %s. All is kept in the store and sent when it works again.",
+                self.name,
+                result.reason,
+            )
+        with self._changed:
+            self.failures += 1
+            self.last_error = result.reason
+            self._obey = result.retry_after_s is not None or result.outcome == "unauthorized"
+            self._not_before = monotonic() + (result.retry_after_s or delay)
+            self._hurry = False
+            self._since = self._since or monotonic()
+
+    def wait_for_round(self, deadline: float, failures: int | None) -> bool:
+        """Wait, on another thread, until the worker has been round once more.
+
+        Args:
+            deadline: Monotonic time to give up at.
+            failures: `failures` when the waiting began, to give up when a try failed since; None goes on waiting.
+
+        Returns:
+            False when it is time to give up.
+        """
+        with self._changed:
+            now = monotonic()
+            stuck = self.failures > failures or now < self._not_before if failures is not None else False
+            if stuck or now >= deadline:
+                return False
+            self._changed.wait(min(_LOOK_AGAIN_S, deadline - now))
+            return True

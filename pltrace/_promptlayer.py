@@ -1,0 +1,299 @@
+"""Sends stored spans to PromptLayer, LLM calls with their request log, and what was asked of requests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any
+from urllib.parse import quote
+
+from pltrace._exporter import ExportResult, Operation, StoredSpan
+from pltrace._http import Answer, JsonClient, NoAnswerError, NotSentError
+
+__all__ = ["PromptLayerExporter"]
+
+SCHEMA_URL = "https://opentelemetry.io/schemas/1.37.0"
+#: Limits of `log_request` in PromptLayer's published description.
+_LONGEST_TAG, _LONGEST_ERROR, _LONGEST_KEY = 512, 1024, 1024
+#: Refusals for what a batch holds; splitting it finds the span that is meant.
+_REJECTED = frozenset({400, 413, 422})
+#: A gateway's answers that leave open whether the server behind it took the batch.
+_UNCERTAIN = frozenset({408, 502, 504})
+_NODE_TYPES = {"llm": "LLM_CALL", "prompt": "PROMPT_TEMPLATE"}
+
+
+class PromptLayerExporter:
+    """Delivers to PromptLayer over `POST /spans-bulk`: one request a batch, and the ids of the LLM calls come back.
+
+    Args:
+        api_key: PromptLayer's key.
+        base_url: PromptLayer's address.
+        service: Names the application in each span's resource.
+        client: The `promptlayer` client that scores, metadata, links and groups go through; None makes one on first
+            need, since importing it takes half a second.
+    """
+
+    name = "promptlayer"
+
+    def __init__(self, api_key: str, base_url: str, service: str, client: Any = None) -> None:
+        self._api_key = api_key
+        self._base_url = base_url
+        self._resource = {"attributes": {"service.name": service}, "schema_url": SCHEMA_URL}
+        self._client = client
+        self.forked()
+
+    def forked(self) -> None:
+        """Start with a connection of its own; one that the parent of a fork uses is left alone."""
+        self._http = JsonClient(self._base_url, {"X-API-KEY": self._api_key, "User-Agent": "pltrace"})
+
+    def export(self, batch: Sequence[StoredSpan]) -> ExportResult:
+        """Send a batch; what an earlier try may have delivered is asked for first, and not sent again."""
+        known: dict[str, int | None] = {}
+        if any(span.uncertain for span in batch):
+            found = self._arrived(batch)
+            if isinstance(found, ExportResult):
+                return found
+            known = found
+        rest = [span for span in batch if span.record["span_id"] not in known]
+        ids = {span_id: request_id for span_id, request_id in known.items() if request_id is not None}
+        if not rest:
+            return ExportResult("delivered", request_ids=ids)
+        try:
+            answer = self._http.request("POST", "/spans-bulk", self.body(rest))
+        except NotSentError as error:
+            return ExportResult("retry", f"can't be reached: {error}")
+        except NoAnswerError as error:
+            return ExportResult("retry", f"took a batch and didn't answer: {error}", uncertain=True)
+        result = self._judged(answer, rest)
+        return ExportResult(
+            result.outcome, result.reason, {**ids, **result.request_ids}, result.refused, result.retry_after_s,
+            result.uncertain,
+        )  # fmt: skip
+
+    def body(self, batch: Sequence[StoredSpan]) -> bytes:
+        """Return what is posted for a batch: the same bytes for the same spans, every time."""
+        spans = [self._span(span.record) for span in batch]
+        return json.dumps({"spans": spans}, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+    def _arrived(self, batch: Sequence[StoredSpan]) -> dict[str, int | None] | ExportResult:
+        """Ask PromptLayer which of the uncertain spans it has: span id → request id."""
+        wanted = {span.record["span_id"] for span in batch if span.uncertain}
+        known: dict[str, int | None] = {}
+        for trace_id in dict.fromkeys(span.record["trace_id"] for span in batch if span.uncertain):
+            try:
+                answer = self._http.request("GET", f"/api/public/v2/traces/{quote(trace_id)}")
+            except (NotSentError, NoAnswerError) as error:
+                return ExportResult("retry", f"doesn't say what it has: {error}", uncertain=True)
+            if answer.status == 404:
+                continue
+            told = answer.json()
+            if answer.status != 200 or not isinstance(told, dict) or not isinstance(told.get("spans"), list):
+                judged = _refusal(answer)
+                outcome = judged.outcome if judged.outcome == "unauthorized" else "retry"
+                return ExportResult(outcome, judged.reason, retry_after_s=judged.retry_after_s, uncertain=True)
+            for span in told["spans"]:
+                if isinstance(span, dict) and span.get("span_id") in wanted:
+                    request_id = span.get("request_log_id")
+                    known[span["span_id"]] = request_id if isinstance(request_id, int) else None
+        return known
+
+    def _judged(self, answer: Answer, batch: Sequence[StoredSpan]) -> ExportResult:
+        if not 200 <= answer.status < 300:
+            return _refusal(answer)
+        told = answer.json()
+        if not isinstance(told, dict):
+            # Taken, but the ids can't be read: they can be asked for.
+            asked = self._arrived([StoredSpan(span.seq, span.record, uncertain=True) for span in batch])
+            ids = asked if isinstance(asked, dict) else {}
+            return ExportResult(
+                "delivered", request_ids={key: value for key, value in ids.items() if value is not None}
+            )
+        request_ids = {
+            log["span_id"]: log["id"]
+            for log in told.get("request_logs") or ()
+            if isinstance(log, dict) and isinstance(log.get("id"), int) and isinstance(log.get("span_id"), str)
+        }
+        reason = f"PromptLayer refused it: {told.get('rejection_reason') or 'rejected'}"
+        return ExportResult(
+            "delivered",
+            request_ids=request_ids,
+            refused=dict.fromkeys(told.get("rejected_span_ids") or (), reason),
+        )
+
+    def operate(self, operation: Operation) -> ExportResult:
+        """Send a score, metadata, a prompt link or a group through the `promptlayer` client."""
+        try:
+            if self._client is None:
+                from promptlayer import PromptLayer
+
+                self._client = PromptLayer(api_key=self._api_key, base_url=self._base_url)
+            _OPERATIONS[operation.kind](self._client.track, operation.request_id, operation.arguments)
+        except Exception as error:
+            return _judged_error(error)
+        return ExportResult("delivered")
+
+    def shutdown(self) -> None:
+        """Close the connection."""
+        self._http.close()
+
+    def _span(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        is_tool = record["kind"] == "tool"
+        failed = record["status"] in ("error", "cancelled")
+        span: dict[str, Any] = {
+            "name": f"Tool: {record['name']}" if is_tool else record["name"],
+            "context": {"trace_id": record["trace_id"], "span_id": record["span_id"], "trace_state": ""},
+            "kind": "SpanKind.CLIENT" if record["kind"] == "llm" else "SpanKind.INTERNAL",
+            "parent_id": record["parent_id"],
+            "start_time": record["started_at_ns"],
+            "end_time": max(record["ended_at_ns"] or 0, record["started_at_ns"]),
+            "status": {
+                "status_code": "StatusCode.ERROR" if failed else "StatusCode.OK",
+                "description": record["error"] if failed else None,
+            },
+            "attributes": _attributes(record),
+            "resource": self._resource,
+        }
+        if record["kind"] == "llm":
+            span["log_request"] = _log_request(record)
+        return span
+
+
+def _attributes(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a span's attributes: those that PromptLayer's trace view reads, and OpenTelemetry's GenAI ones."""
+    attributes: dict[str, Any] = {
+        "node_type": _NODE_TYPES.get(record["kind"], "CODE_EXECUTION"),
+        "pltrace.kind": record["kind"],
+        "pltrace.status": record["status"],
+        "tags": record["tags"],
+    }
+    for key, value in (record["metadata"] or {}).items():
+        attributes[f"promptlayer.metadata.{key}"] = _text(value)
+    if record["user"] is not None:
+        attributes["user.id"] = record["user"]
+    if record["session"] is not None:
+        attributes["gen_ai.conversation.id"] = record["session"]
+    if record["kind"] == "llm":
+        attributes.update(_llm_attributes(record))
+    else:
+        for side in ("input", "output"):
+            if record[side] is not None:
+                attributes[f"function_{side}"] = _text(record[side])
+    if record["kind"] == "tool":
+        attributes["tool.name"] = record["name"]
+        attributes["gen_ai.operation.name"] = "execute_tool"
+        attributes["gen_ai.tool.name"] = record["name"]
+    return attributes
+
+
+def _llm_attributes(record: Mapping[str, Any]) -> dict[str, Any]:
+    attributes: dict[str, Any] = {
+        "gen_ai.operation.name": "chat" if record["input"]["type"] == "chat" else "text_completion",
+        "gen_ai.provider.name": record["provider"],
+        "gen_ai.request.model": record["model"],
+        "pltrace.attempt": record["attempt"],
+    }
+    for side in ("input", "output"):
+        if record[f"{side}_tokens"] is not None:
+            attributes[f"gen_ai.usage.{side}_tokens"] = record[f"{side}_tokens"]
+    if record["first_token_at_ns"] is not None:
+        attributes["pltrace.time_to_first_token_s"] = (record["first_token_at_ns"] - record["started_at_ns"]) / 1e9
+    return attributes
+
+
+def _log_request(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the `log_request` of an LLM call, within the limits of PromptLayer's description."""
+    status = {"ok": "SUCCESS", "partial": "WARNING"}.get(record["status"], "ERROR")
+    log: dict[str, Any] = {
+        "provider": record["provider"],
+        "model": record["model"],
+        "input": record["input"],
+        "output": record["output"],
+        "request_start_time": _iso(record["started_at_ns"]),
+        "request_end_time": _iso(record["ended_at_ns"] or record["started_at_ns"]),
+        "parameters": record["parameters"],
+        "tags": [tag[:_LONGEST_TAG] for tag in record["request_tags"]],
+        "metadata": {key[:_LONGEST_KEY]: value for key, value in record["request_metadata"].items()},
+        "input_tokens": record["input_tokens"] or 0,
+        "output_tokens": record["output_tokens"] or 0,
+        "function_name": record["name"],
+        "status": status,
+    }
+    if record["error_type"] is not None:
+        log["error_type"] = record["error_type"]
+    if record["error"] is not None:
+        log["error_message"] = record["error"][:_LONGEST_ERROR]
+    return log
+
+
+def _iso(time_ns: int) -> str:
+    return datetime.fromtimestamp(time_ns / 1e9, timezone.utc).isoformat()
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _refusal(answer: Answer) -> ExportResult:
+    """Return what an answer other than 2xx means for a batch."""
+    reason = f"answered {answer.status}: {_message(answer)}"
+    if answer.status in (401, 403):
+        return ExportResult("unauthorized", reason)
+    if answer.status in _REJECTED:
+        return ExportResult("rejected", reason)
+    return ExportResult("retry", reason, retry_after_s=answer.retry_after_s(), uncertain=answer.status in _UNCERTAIN)
+
+
+def _message(answer: Answer) -> str:
+    told = answer.json()
+    if isinstance(told, dict):
+        for key in ("message", "error", "detail"):
+            if told.get(key):
+                return str(told[key])[:500]
+    return answer.body[:200].decode("utf-8", "replace")
+
+
+def _score(track: Any, request_id: int, arguments: Mapping[str, Any]) -> None:
+    track.score(request_id, arguments["score"], arguments["score_name"])
+
+
+def _metadata(track: Any, request_id: int, arguments: Mapping[str, Any]) -> None:
+    track.metadata(request_id, {key: _text(value) for key, value in arguments["metadata"].items()})
+
+
+def _prompt(track: Any, request_id: int, arguments: Mapping[str, Any]) -> None:
+    track.prompt(request_id, **arguments)
+
+
+def _group(track: Any, request_id: int, arguments: Mapping[str, Any]) -> None:
+    track.group(request_id, arguments["group_id"])
+
+
+_OPERATIONS: dict[str, Callable[[Any, int, Mapping[str, Any]], None]] = {
+    "score": _score,
+    "metadata": _metadata,
+    "prompt": _prompt,
+    "group": _group,
+}
+#: What promptlayer's exceptions mean, by class name along their causes: it wraps one in another.
+_REFUSALS = {
+    "PromptLayerAuthenticationError": "unauthorized",
+    "PromptLayerPermissionDeniedError": "unauthorized",
+    "PromptLayerBadRequestError": "rejected",
+    "PromptLayerNotFoundError": "rejected",
+    "PromptLayerConflictError": "rejected",
+    "PromptLayerUnprocessableEntityError": "rejected",
+    "PromptLayerValidationError": "rejected",
+}
+
+
+def _judged_error(error: BaseException) -> ExportResult:
+    cause: BaseException | None = error
+    while cause is not None:
+        outcome = _REFUSALS.get(type(cause).__name__)
+        if outcome == "unauthorized":
+            return ExportResult("unauthorized", str(error))
+        if outcome == "rejected":
+            return ExportResult("rejected", str(error))
+        cause = cause.__cause__ or cause.__context__
+    return ExportResult("retry", str(error))

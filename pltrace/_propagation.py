@@ -1,0 +1,111 @@
+"""Carries a scope to another process: W3C `traceparent`, and tags, metadata, user and session as `baggage`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from urllib.parse import quote, unquote
+
+from pltrace._errors import ConfigError
+from pltrace._scope import Scope, current
+from pltrace._span import RemoteSpan
+
+__all__ = ["Remote", "checked_carrier", "inject"]
+
+# https://www.w3.org/TR/trace-context/#traceparent-header-field-values; a version we don't know may have more fields.
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
+_TAGS, _METADATA, _USER, _SESSION = "pltrace.tags", "pltrace.metadata", "user.id", "gen_ai.conversation.id"
+
+
+class Remote(NamedTuple):
+    """What a carrier says."""
+
+    span: RemoteSpan
+    sampled: bool
+    tags: tuple[str, ...]
+    metadata: dict[str, Any]
+    user: str | None
+    session: str | None
+
+    def applied_to(self, base: Scope) -> Scope:
+        """Return `base` with what the carrier brings inside of it."""
+        scope = Scope(
+            base.recorder,
+            tuple(dict.fromkeys((*base.tags, *self.tags))),
+            {**base.metadata, **self.metadata},
+            base.callbacks,
+            self.user if self.user is not None else base.user,
+            self.session if self.session is not None else base.session,
+            base.capture, base.sampled, base.outer, base.entry, base.entered_in,
+        )  # fmt: skip
+        scope.span, scope.lineage = base.span, base.lineage
+        return scope
+
+
+def inject(carrier: dict[str, str] | None = None) -> dict[str, str]:
+    """Put the current scope into a carrier: HTTP headers, or the message of any queue.
+
+    Args:
+        carrier: Gets the keys `traceparent` and `baggage`; None makes a new one.
+
+    Returns:
+        The carrier; outside any block unchanged.
+    """
+    carrier = {} if carrier is None else carrier
+    scope = current()
+    if scope is None:
+        return carrier
+    carrier["traceparent"] = f"00-{scope.span.trace_id}-{scope.span.id}-{'01' if scope.sampled else '00'}"
+    entries = {
+        _TAGS: json.dumps(scope.tags) if scope.tags else "",
+        _METADATA: json.dumps(scope.metadata, default=str) if scope.metadata else "",
+        _USER: scope.user or "",
+        _SESSION: scope.session or "",
+    }
+    baggage = [f"{key}={quote(value, safe='')}" for key, value in entries.items() if value]
+    others = [entry for entry in carrier.get("baggage", "").split(",") if entry and _key(entry) not in entries]
+    if baggage or others:
+        carrier["baggage"] = ",".join((*others, *baggage))
+    return carrier
+
+
+def checked_carrier(argument: str, carrier: object) -> Remote | None:
+    """Return what a carrier says; None if there is no `traceparent` in it, as in one injected outside any block.
+
+    Raises:
+        ConfigError: It isn't a mapping, or what is in it is malformed; the message names `argument`.
+    """
+    if not isinstance(carrier, Mapping):
+        raise ConfigError(f"{argument}={carrier!r}: expected a carrier, a dict made by inject()")
+    found = {str(key).lower(): value for key, value in carrier.items()}
+    text = found.get("traceparent")
+    if not text:
+        return None
+    match = _TRACEPARENT.fullmatch(str(text).strip())
+    if match is None:
+        raise ConfigError(f"{argument}: traceparent={text!r} is not of the form 00-<32 hex>-<16 hex>-<2 hex>")
+    baggage = {_key(entry): unquote(entry.partition("=")[2].partition(";")[0].strip())
+               for entry in str(found.get("baggage") or "").split(",") if "=" in entry}  # fmt: skip
+    return Remote(
+        RemoteSpan(int(match[1], 16), int(match[2], 16)),
+        bool(int(match[3], 16) & 1),
+        tuple(tag for tag in _json(baggage.get(_TAGS), list) if isinstance(tag, str)),
+        _json(baggage.get(_METADATA), dict),
+        baggage.get(_USER) or None,
+        baggage.get(_SESSION) or None,
+    )
+
+
+def _key(entry: str) -> str:
+    return entry.partition("=")[0].strip()
+
+
+def _json(text: str | None, kind: type[Any]) -> Any:
+    """Return what other services may have cut short as far as it can be read."""
+    try:
+        value = json.loads(text or "")
+    except ValueError:
+        return kind()
+    return value if isinstance(value, kind) else kind()

@@ -1,0 +1,109 @@
+"""Reads traces from a store's file for people and programs: read-only, in short reads, beside whoever writes."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pltrace._database import SCHEMA_VERSION
+from pltrace._errors import StoreError
+from pltrace._store import record_from
+
+__all__ = ["TraceSummary", "latest_traces", "matching_traces", "trace_records"]
+
+
+class TraceSummary(NamedTuple):
+    """One trace in a list."""
+
+    trace_id: str
+    name: str
+    status: str | None
+    started_at_ns: int
+    ended_at_ns: int
+    spans: int
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    pending: int
+    quarantined: int
+
+
+_SUMMARIES = """
+SELECT trace_id,
+    coalesce((SELECT name FROM spans AS root WHERE root.trace_id = spans.trace_id
+              ORDER BY root.parent_id IS NOT NULL, root.started_at_ns LIMIT 1), '') AS name,
+    max(CASE WHEN status IN ('error', 'cancelled') THEN status WHEN parent_id IS NULL THEN status END) AS status,
+    min(started_at_ns), max(coalesce(ended_at_ns, started_at_ns)), count(*), sum(kind = 'llm'),
+    coalesce(sum(input_tokens), 0), coalesce(sum(output_tokens), 0),
+    coalesce(sum((SELECT count(*) FROM deliveries WHERE deliveries.seq = spans.seq AND state = 0)), 0),
+    coalesce(sum((SELECT count(*) FROM deliveries WHERE deliveries.seq = spans.seq AND state = 2)), 0)
+FROM spans WHERE trace_id IN (SELECT DISTINCT trace_id FROM spans ORDER BY seq DESC LIMIT ?)
+GROUP BY trace_id ORDER BY max(seq) DESC LIMIT ?
+"""
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[sqlite3.Connection]:
+    if not path.exists():
+        raise StoreError(f"There is no store {str(path)!r}: nothing has been traced into it yet")
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5.0)) as connection:
+            connection.row_factory = sqlite3.Row
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version != SCHEMA_VERSION:
+                raise StoreError(
+                    f"Can't read the store {str(path)!r}: its schema version is {version} and this pltrace knows "
+                    f"{SCHEMA_VERSION}"
+                )
+            yield connection
+    except sqlite3.Error as error:
+        raise StoreError(f"Can't read the store {str(path)!r}: {error}") from error
+
+
+def latest_traces(path: Path, most: int) -> list[TraceSummary]:
+    """Return the traces that were written to last, at most `most`, the latest first."""
+    with _reading(path) as connection:
+        # Spans of one trace are many: enough of the latest are looked at to find `most` traces among them.
+        return [TraceSummary(*row) for row in connection.execute(_SUMMARIES, (most, most))]
+
+
+def matching_traces(path: Path, beginning: str) -> list[str]:
+    """Return the ids of the traces whose id begins so; `latest` stands for the one written to last."""
+    with _reading(path) as connection:
+        if beginning == "latest":
+            rows = connection.execute("SELECT trace_id FROM spans ORDER BY seq DESC LIMIT 1").fetchall()
+        else:
+            rows = connection.execute(
+                "SELECT DISTINCT trace_id FROM spans WHERE substr(trace_id, 1, ?) = ?", (len(beginning), beginning)
+            ).fetchall()
+    return [row[0] for row in rows]
+
+
+def trace_records(path: Path, trace_id: str) -> list[dict[str, Any]]:
+    """Return the records of a trace in the order they started, each with `operations` and `delivery`."""
+    with _reading(path) as connection:
+        rows = connection.execute(
+            "SELECT * FROM spans WHERE trace_id = ? ORDER BY started_at_ns, seq", (trace_id,)
+        ).fetchall()
+        records = []
+        for row in rows:
+            record = record_from(row)
+            record["delivery"] = {
+                exporter: {"state": ("pending", "delivered", "quarantined")[state], "error": error}
+                for exporter, state, error in connection.execute(
+                    "SELECT exporter, state, error FROM deliveries WHERE seq = ?", (row["seq"],)
+                )
+            }
+            record["operations"] = [
+                dict(operation)
+                for operation in connection.execute(
+                    "SELECT kind, arguments, state, error FROM operations"
+                    " WHERE span_id = ? AND subtree = 0 ORDER BY id",
+                    (row["span_id"],),
+                )
+            ]
+            records.append(record)
+    return records

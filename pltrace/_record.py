@@ -1,0 +1,160 @@
+"""Turns an ended span into the record that is stored: JSON-like, bounded, redacted, and all that exporters need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pltrace import _blueprint
+from pltrace._encoding import Encoder
+from pltrace._provider_errors import error_type_of
+from pltrace._scope import INPUTS, OUTPUTS
+from pltrace._snapshot import Arguments
+from pltrace._span import Span
+
+__all__ = ["Answer", "Generation", "record_of"]
+
+#: How LangChain and LangGraph start the tags and metadata keys that they set for themselves: kept on the span, not
+#: sent with the request.
+_INTERNAL_TAGS = (
+    "seq:step:",
+    "map:key:",
+    "retry:attempt:",
+    "graph:step:",
+    "branch:",
+    "condition:",
+    "langsmith:",
+)
+_INTERNAL_METADATA = ("ls_", "langgraph_", "lc_", "checkpoint_", "__")
+#: Invocation parameters that have a place of their own in a request.
+_NOT_PARAMETERS = frozenset({"tools", "functions", "tool_choice", "function_call"})
+
+
+class Answer(NamedTuple):
+    """What an LLM answered, by reference to the messages as they were when the run ended."""
+
+    generations: Sequence[Generation]
+    llm_output: Mapping[str, Any] | None
+
+
+class Generation(NamedTuple):
+    """One generation: its message (chat models) or its text (completion models)."""
+
+    message: Any
+    text: str
+    generation_info: Mapping[str, Any] | None
+
+
+def record_of(span: Span, encoder: Encoder) -> dict[str, Any]:
+    """Return the record of `span`.
+
+    Args:
+        span: Ended, or open: what isn't there yet is None.
+        encoder: Bounds and redacts the user's values.
+
+    Returns:
+        JSON-like data; nothing of the user's objects is referred to.
+    """
+    scope = span.scope
+    record: dict[str, Any] = {
+        "span_id": span.id,
+        "trace_id": span.trace_id,
+        "parent_id": span.parent_id,
+        "name": span.name,
+        "kind": span.kind,
+        "status": span.status,
+        "error": None if span.error is None else encoder.jsonable(span.error),
+        "started_at_ns": span.started_at_ns,
+        "ended_at_ns": span.ended_at_ns or None,
+        "tags": list(span.tags),
+        "metadata": encoder.jsonable(span.metadata),
+        "user": scope.user,
+        "session": scope.session,
+        "lineage": [around.id for around in scope.lineage],
+    }
+    if span.kind == "llm":
+        record.update(_llm_fields(span, encoder))
+    else:
+        record["input"] = _value(span.raw_input, scope.capture & INPUTS, encoder)
+        record["output"] = _value(span.raw_output, scope.capture & OUTPUTS or span.output_is_set, encoder)
+    return record
+
+
+def _value(raw: Any, captured: int | bool, encoder: Encoder) -> Any:
+    if raw is None or not captured:
+        return None
+    return encoder.jsonable(raw.named() if type(raw) is Arguments else raw)
+
+
+def _llm_fields(span: Span, encoder: Encoder) -> dict[str, Any]:
+    """Return what a record of an LLM call has beyond others'."""
+    run = span.run
+    assert run is not None  # An LLM span is made by the handler alone.
+    parameters: Mapping[str, Any] = run.options.get("invocation_params") or {}
+    answer = span.raw_output if isinstance(span.raw_output, Answer) else None
+    provider, model = _provider_and_model(run.metadata or {}, parameters, span.name)
+    metadata = span.metadata
+    usage = _blueprint.tokens(answer.generations, answer.llm_output) if answer is not None else None
+    chat = run.chat
+    return {
+        "provider": provider,
+        "model": model,
+        "parameters": encoder.jsonable({k: v for k, v in parameters.items() if k not in _NOT_PARAMETERS}),
+        "input": encoder.jsonable(_prompt(span, chat, parameters, encoder)),
+        "output": encoder.jsonable(_answer(span, chat, answer, encoder)),
+        "input_tokens": usage.input_tokens if usage is not None else None,
+        "output_tokens": usage.output_tokens if usage is not None else None,
+        "first_token_at_ns": span.first_token_at_ns or None,
+        "error_type": error_type_of(span.status, span.error_types, span.error or ""),
+        "attempt": _attempt(run.tags or ()),
+        "request_tags": [tag for tag in span.tags if not tag.startswith(_INTERNAL_TAGS)],
+        "request_metadata": _request_metadata(span, metadata, encoder),
+    }
+
+
+def _prompt(span: Span, chat: bool, parameters: Mapping[str, Any], encoder: Encoder) -> Any:
+    captured = span.raw_input if span.scope.capture & INPUTS else ()
+    if chat:
+        return _blueprint.chat_prompt(captured, encoder, parameters=parameters if captured else None)
+    return _blueprint.completion_prompt(captured, encoder)
+
+
+def _answer(span: Span, chat: bool, answer: Answer | None, encoder: Encoder) -> Any:
+    generations = answer.generations if answer is not None and span.scope.capture & OUTPUTS else ()
+    if chat:
+        return _blueprint.chat_answer(generations, encoder)
+    return _blueprint.completion_answer(generations, encoder)
+
+
+def _provider_and_model(metadata: Mapping[str, Any], parameters: Mapping[str, Any], name: str) -> tuple[str, str]:
+    """Return provider and model, from what LangChain says in `ls_*` first; PromptLayer needs both."""
+    provider = metadata.get("ls_provider") or parameters.get("_type") or "unknown"
+    model = metadata.get("ls_model_name") or parameters.get("model") or parameters.get("model_name") or name
+    return str(provider), str(model)
+
+
+def _request_metadata(span: Span, metadata: Mapping[str, Any], encoder: Encoder) -> dict[str, str]:
+    """Return the metadata that goes with a request: strings only, without LangChain's internal keys.
+
+    The keys `_langchain_*` are those of LangChain's own former PromptLayer handler: saved searches use them.
+    """
+    assert span.run is not None
+    own = {key: value for key, value in metadata.items() if not key.startswith(_INTERNAL_METADATA)}
+    if span.scope.user is not None:
+        own["user_id"] = span.scope.user
+    if span.scope.session is not None:
+        own["conversation_id"] = span.scope.session
+    own["_langchain_run_id"] = str(span.run.run_id)
+    own["_langchain_parent_run_id"] = str(span.run.parent_run_id)
+    own["_langchain_tags"] = str(span.run.tags or [])
+    safe = encoder.jsonable(own)
+    assert isinstance(safe, dict)
+    return {key: value if isinstance(value, str) else encoder.dumps(value) for key, value in safe.items()}
+
+
+def _attempt(tags: Sequence[str]) -> int:
+    """Return which attempt of `with_retry` it was; LangChain tags the second and later ones."""
+    for tag in tags:
+        if tag.startswith("retry:attempt:"):
+            return int(tag.rpartition(":")[2])
+    return 1

@@ -1,0 +1,311 @@
+"""Takes ended spans on the caller's path and writes them to the store from one background thread."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from pltrace._encoding import Encoder
+from pltrace._health import counts, failed, warn_sometimes
+from pltrace._record import record_of
+from pltrace._request import Registry, Request, Waiting
+from pltrace._span import Span
+from pltrace._store import Asked, Store, Written
+
+__all__ = ["SpanRecorder"]
+
+#: Past so many ended spans in memory the recording caller waits for the writer; past the time, they are dropped.
+MOST_QUEUED = 50_000
+LONGEST_WAIT_S = 1.0
+#: How long the writer gathers before it commits.
+GROUP_COMMIT_S = 0.002
+#: Spans are encoded in slices, with the interpreter offered to other threads in between: a writer that encodes
+#: thousands in one go makes a quarter of the callers wait for it.
+_SLICE = 32
+_MOST_IN_COMMIT = 256
+#: The writer goes to sleep after so many empty rounds; until then, recording needs no wake-up.
+_ROUNDS_AWAKE = 25
+
+
+class _Ask(NamedTuple):
+    """An operation in the queue; its arguments are encoded by the writer."""
+
+    kind: str
+    trace_bits: int
+    span_bits: int
+    arguments: Mapping[str, Any]
+    subtree: bool
+
+
+class SpanRecorder:
+    """Where spans go when they end: a queue, and the writer thread behind it.
+
+    Args:
+        store: What the writer commits to.
+        encoder: Bounds and redacts what is written.
+        callbacks: Runs `on_request` functions.
+        wrote: Called by the writer after each commit.
+        sample: The share of traces that is recorded.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        encoder: Encoder,
+        callbacks: Waiting,
+        wrote: Callable[[], None],
+        sample: float = 1.0,
+    ) -> None:
+        self.store = store
+        self.registry = Registry(self, callbacks)
+        self._encoder = encoder
+        self._wrote = wrote
+        self.sample = sample
+        self._random = random.Random()
+        self.new_bits = self._random.getrandbits
+        self.now_ns = time.time_ns
+        self._forked_at_ns = 0
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        self._queue: deque[Span | _Ask] = deque()
+        self._writing = threading.Lock()  # Held from taking items off the queue until they are committed.
+        self._inflight: list[Span | _Ask] = []
+        self._asleep = False
+        self._wake = threading.Lock()
+        self._wake.acquire()
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+        self._dropped: Counter[str] = Counter()
+        self._inline = False
+
+    def sampled(self, share: float | None = None) -> bool:
+        """Decide whether a new trace is recorded; None stands for the application's share."""
+        share = self.sample if share is None else share
+        return share >= 1.0 or self._random.random() < share
+
+    # The caller's path.
+
+    def record(self, span: Span) -> None:
+        """Take an ended span; never raises, never waits for a disk or a network.
+
+        A span that was opened before a fork is its parent process's to record.
+        """
+        if not span.scope.sampled:
+            counts["sampled_out"] += 1
+        elif span.started_at_ns > self._forked_at_ns:
+            self._put(span)
+
+    def operate(
+        self, kind: str, trace_bits: int, span_bits: int, arguments: Mapping[str, Any], *, subtree: bool
+    ) -> None:
+        """Take something that is asked of a request, or of all requests under a span."""
+        self._put(_Ask(kind, trace_bits, span_bits, dict(arguments), subtree))
+
+    def _put(self, item: Span | _Ask) -> None:
+        queue = self._queue
+        queue.append(item)
+        if self._asleep or self._thread is None:
+            self._rouse()
+        if len(queue) > MOST_QUEUED:
+            self._press_back()
+
+    def _rouse(self) -> None:
+        """Wake the writer, or start it."""
+        if self._inline:
+            # Not for ever: a finalizer may have interrupted the very thread that is writing.
+            self.drain(timeout=0.5)
+            return
+        if self._thread is None or not self._thread.is_alive():
+            self._start()
+        self._asleep = False
+        with suppress(RuntimeError):  # Another caller did.
+            self._wake.release()
+
+    def _start(self) -> None:
+        if not self._starting.acquire(blocking=False):
+            return  # Another caller does.
+        try:
+            if self._thread is None or not self._thread.is_alive():
+                thread = threading.Thread(target=self._write_forever, name="pltrace-writer", daemon=True)
+                thread.start()
+                self._thread = thread
+        except RuntimeError:
+            # The interpreter is shutting down and allows no new thread.
+            self._inline = True
+            self.drain(timeout=0.5)
+        finally:
+            self._starting.release()
+
+    def _press_back(self) -> None:
+        """Make the caller wait until the writer has caught up, a second at most; then give its span up, counted."""
+        if threading.current_thread().name.startswith("pltrace-"):
+            return
+        deadline = time.monotonic() + LONGEST_WAIT_S
+        while len(self._queue) > MOST_QUEUED:
+            if time.monotonic() > deadline:
+                try:
+                    self._queue.pop()
+                except IndexError:
+                    return
+                self._drop("queue_full", 1)
+                warn_sometimes(
+                    "queue_full",
+                    "pltrace drops spans: %d wait to be written to %s and the disk doesn't keep up. `pltrace doctor` "
+                    "shows how many were dropped.",
+                    MOST_QUEUED,
+                    self.store.database.path,
+                )
+                return
+            time.sleep(GROUP_COMMIT_S)
+
+    # The writer's thread.
+
+    def _write_forever(self) -> None:
+        empty_rounds = 0
+        while True:
+            if self._queue or self._inflight:
+                empty_rounds = 0
+                time.sleep(GROUP_COMMIT_S)
+                self.drain()
+                continue
+            empty_rounds += 1
+            if empty_rounds < _ROUNDS_AWAKE:
+                time.sleep(GROUP_COMMIT_S)
+                continue
+            self._asleep = True
+            # Looked at again after `_asleep` is set: who recorded before that didn't wake us.
+            if not self._queue:
+                self._wake.acquire()
+            self._asleep = False
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Commit all that is queued now; from any thread.
+
+        Args:
+            timeout: The longest wait in seconds for the writer, which may be at it already.
+
+        Returns:
+            Whether all is committed.
+        """
+        if not self._writing.acquire(timeout=-1 if timeout is None else timeout):
+            return False
+        try:
+            while self._queue or self._inflight:
+                if not self._commit():
+                    return False
+            return True
+        except Exception:
+            failed("writing spans to the store")
+            return False
+        finally:
+            self._writing.release()
+
+    def _commit(self) -> bool:
+        """Write up to `_MOST_IN_COMMIT` items, which count as in flight until they are committed."""
+        while self._queue and len(self._inflight) < _MOST_IN_COMMIT:
+            self._inflight.append(self._queue.popleft())
+        records, operations = self._encode(self._inflight)
+        dropped = dict(self._dropped)
+        try:
+            written = self.store.write(records, operations, dropped)
+        except Exception as error:
+            self._cannot_write(error)
+            return False
+        self._dropped.subtract(dropped)
+        self._dropped += Counter()  # Drops what is zero.
+        spans = [item for item in self._inflight if type(item) is Span]
+        self._inflight = []
+        counts["recorded"] += len(records)
+        self._tell(spans, written)
+        return True
+
+    def _encode(self, items: list[Span | _Ask]) -> tuple[list[dict[str, Any]], list[Asked]]:
+        records: list[dict[str, Any]] = []
+        operations: list[Asked] = []
+        for position, item in enumerate(items):
+            if position % _SLICE == _SLICE - 1:
+                time.sleep(0)
+            try:
+                if type(item) is Span:
+                    records.append(record_of(item, self._encoder))
+                elif type(item) is _Ask:
+                    operations.append(
+                        Asked(
+                            item.kind, f"{item.trace_bits:032x}", f"{item.span_bits:016x}",
+                            self._encoder.dumps(item.arguments), item.subtree,
+                        )
+                    )  # fmt: skip
+            except Exception:
+                self._drop("not_encodable", 1)
+                failed("encoding a span")
+        return records, operations
+
+    def _cannot_write(self, error: Exception) -> None:
+        """Keep what is in flight for the next try, as long as there is room for it."""
+        warn_sometimes(
+            "cannot_write",
+            "pltrace can't write to the store %s (%s). Spans are kept in memory and it tries again; see that the "
+            "disk has room and the file can be written.",
+            self.store.database.path,
+            error,
+        )
+        time.sleep(0.05)
+
+    def _tell(self, spans: list[Span], written: list[Written]) -> None:
+        """Register who waits for the ids of these requests, and give out those that are known already."""
+        for span in spans:
+            if span.kind == "llm" and span.scope.callbacks:
+                given_up = self.registry.expect(span.trace_bits, span.span_bits, span.scope.callbacks)
+                if given_up:
+                    counts["callbacks_given_up"] += given_up
+        for span_id, request_id in written:
+            self.registry.resolve(int(span_id, 16), request_id)
+        self._wrote()
+
+    def _drop(self, reason: str, count: int) -> None:
+        counts[f"dropped_{reason}"] += count
+        self._dropped[reason] += count
+
+    # What others ask of it.
+
+    def readable(self, span: Span) -> Mapping[str, Any]:
+        """Return what is kept of a span, as JSON-like data."""
+        return record_of(span, self._encoder)
+
+    def stored(self, span_bits: int) -> Mapping[str, Any] | None:
+        """Return what the store holds of a span, waiting for the writer; None if it holds nothing."""
+        self.drain(timeout=5.0)
+        return self.store.record(f"{span_bits:016x}")
+
+    def requests_of(self, span: Span, request_bits: list[int]) -> list[Request]:
+        """Return handles of the requests of those span ids."""
+        closed = not span.scope.sampled
+        return [self.registry.handle(span.trace_bits, bits, closed=closed) for bits in request_bits]
+
+    def shutting_down(self) -> None:
+        """From now on commit on the recording thread: the process may end before the writer wakes."""
+        self._inline = True
+        self._thread = None
+
+    def before_fork(self) -> bool:
+        """Keep the writer out of the store while the process forks; return whether that worked within a second."""
+        return self.store.database.lock.acquire(timeout=1.0)
+
+    def after_fork_in_parent(self, held: bool) -> None:
+        """Let the writer go on."""
+        if held:
+            self.store.database.lock.release()
+
+    def after_fork_in_child(self) -> None:
+        """Start afresh: what is queued here is the parent's to write."""
+        self._forked_at_ns = time.time_ns()
+        self._random.seed()
+        self._start_afresh()
+        self.registry.forked()
+        self.store.forked()

@@ -1,0 +1,303 @@
+"""The handle of one LLM request, and the registry that tells handles and callbacks which id a request got."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from time import monotonic
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
+
+from pltrace._errors import ConfigError, PltraceError
+from pltrace._scope import Callback
+from pltrace._span import SpanStatus, checked_metadata, checked_name, checked_optional_name, checked_score
+
+__all__ = ["Registry", "Request"]
+
+#: More callbacks than this never wait for an id; the oldest are given up and counted. About 0.5 KB each.
+MOST_WAITING = 100_000
+
+
+class Records(Protocol):
+    """What a handle needs of the process's recorder."""
+
+    def operate(
+        self, kind: str, trace_bits: int, span_bits: int, arguments: Mapping[str, Any], *, subtree: bool
+    ) -> None:
+        """Take something that is asked of a request."""
+
+    def stored(self, span_bits: int) -> Mapping[str, Any] | None:
+        """Return what the store holds of a span, waiting for the writer; None if it holds nothing."""
+
+
+class Request:
+    """One LLM request; usable before it has an id: what is asked of it is kept and sent once the id is known.
+
+    Attributes:
+        id: PromptLayer's integer id, with no PromptLayer the local store's; None until it is known.
+        span_id: The id of the request's span, 16 hexadecimal digits.
+        trace_id: The id of its trace, 32 hexadecimal digits.
+    """
+
+    __slots__ = ("__weakref__", "_registry", "_span_bits", "_stored", "_trace_bits", "closed", "id")
+
+    def __init__(self, registry: Registry, trace_bits: int, span_bits: int, *, closed: bool = False) -> None:
+        self._registry = registry
+        self._trace_bits = trace_bits
+        self._span_bits = span_bits
+        self._stored: Mapping[str, Any] | None = None
+        self.id: int | None = None
+        self.closed = closed
+
+    @property
+    def span_id(self) -> str:
+        """The id of the request's span, 16 hexadecimal digits."""
+        return f"{self._span_bits:016x}"
+
+    @property
+    def trace_id(self) -> str:
+        """The id of the request's trace, 32 hexadecimal digits."""
+        return f"{self._trace_bits:032x}"
+
+    @property
+    def provider(self) -> str | None:
+        """Who served it, as LangChain names it (`openai`, `anthropic`, …); None until the call has ended."""
+        value: str | None = self._get("provider")
+        return value
+
+    @property
+    def model(self) -> str | None:
+        """The model's name; None until the call has ended."""
+        value: str | None = self._get("model")
+        return value
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The tags that are sent with it."""
+        return tuple(self._get("request_tags") or ())
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The metadata that is sent with it."""
+        return dict(self._get("request_metadata") or {})
+
+    @property
+    def input(self) -> Any:
+        """The prompt, as Prompt Blueprint; None if it isn't captured, or until the call has ended."""
+        return self._get("input")
+
+    @property
+    def output(self) -> Any:
+        """The answer, as Prompt Blueprint; None if it isn't captured, or until the call has ended."""
+        return self._get("output")
+
+    @property
+    def input_tokens(self) -> int | None:
+        """Tokens of the prompt, as the provider counted them; None if it didn't."""
+        value: int | None = self._get("input_tokens")
+        return value
+
+    @property
+    def output_tokens(self) -> int | None:
+        """Tokens of the answer, as the provider counted them; None if it didn't."""
+        value: int | None = self._get("output_tokens")
+        return value
+
+    @property
+    def latency_s(self) -> float | None:
+        """Seconds from start to end; None until the call has ended."""
+        started, ended = self._get("started_at_ns"), self._get("ended_at_ns")
+        return None if started is None or ended is None else (ended - started) / 1e9
+
+    @property
+    def error(self) -> str | None:
+        """What went wrong, as `TypeName: message`, or None."""
+        value: str | None = self._get("error")
+        return value
+
+    @property
+    def status(self) -> SpanStatus | None:
+        """`ok`, `error`, `cancelled` or `partial`; None until the call has ended."""
+        value: SpanStatus | None = self._get("status")
+        return value
+
+    def __int__(self) -> int:
+        if self.id is None:
+            raise PltraceError(f"The request of span {self.span_id} has no id yet; wait() returns it when it has one")
+        return self.id
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait for the id.
+
+        Args:
+            timeout: The longest wait in seconds; None waits as long as an id can still come.
+
+        Returns:
+            The id, or None when the time is over or none can come (sampled out, quarantined, shut down).
+        """
+        return self._registry.wait(self, timeout)
+
+    def score(self, value: int, name: str | None = None) -> None:
+        """Score the request.
+
+        Args:
+            value: 0 to 100.
+            name: What is scored; without it, it is the request's own score.
+
+        Raises:
+            ConfigError: `value` is not a whole number from 0 to 100, or `name` is not a string.
+        """
+        self._ask("score", {"score": checked_score(value), "score_name": checked_optional_name("name", name)})
+
+    def add_metadata(self, metadata: Mapping[str, Any]) -> None:
+        """Add metadata to the request; values that aren't strings are sent as JSON text.
+
+        Args:
+            metadata: String keys, any values.
+
+        Raises:
+            ConfigError: `metadata` is not a mapping with string keys.
+        """
+        self._ask("metadata", {"metadata": checked_metadata("metadata", metadata)})
+
+    def link_prompt(
+        self,
+        name: str,
+        *,
+        version: int | None = None,
+        label: str | None = None,
+        input_variables: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Link the request to a prompt of the registry.
+
+        Args:
+            name: The prompt's name.
+            version: Its version; without it and `label`, the latest.
+            label: A release label.
+            input_variables: What its variables were given.
+
+        Raises:
+            ConfigError: An argument has a wrong type.
+        """
+        if version is not None and (isinstance(version, bool) or not isinstance(version, int) or version < 1):
+            raise ConfigError(f"version={version!r}: expected a whole number from 1 on")
+        arguments = {
+            "prompt_name": checked_name("name", name),
+            "prompt_input_variables": checked_metadata("input_variables", input_variables or {}),
+            "version": version,
+            "label": checked_optional_name("label", label),
+        }
+        self._ask("prompt", arguments)
+
+    def add_to_group(self, group_id: int) -> None:
+        """Put the request into a group of PromptLayer's.
+
+        Args:
+            group_id: What `client.group.create()` returned.
+
+        Raises:
+            ConfigError: `group_id` is not a whole number.
+        """
+        if isinstance(group_id, bool) or not isinstance(group_id, int):
+            raise ConfigError(f"group_id={group_id!r}: expected a whole number")
+        self._ask("group", {"group_id": group_id})
+
+    def _ask(self, kind: str, arguments: Mapping[str, Any]) -> None:
+        self._registry.records.operate(kind, self._trace_bits, self._span_bits, arguments, subtree=False)
+
+    def _get(self, field: str) -> Any:
+        if self._stored is None:
+            self._stored = self._registry.records.stored(self._span_bits)
+        return None if self._stored is None else self._stored.get(field)
+
+    def __repr__(self) -> str:
+        return f"<Request {self.id if self.id is not None else 'without id yet'} span {self.span_id}>"
+
+
+class Waiting(Protocol):
+    """What runs `on_request` functions, off the caller's and the delivery's path."""
+
+    def submit(self, callbacks: tuple[Callback, ...], request: Request) -> None:
+        """Call them one after the other with `request`."""
+
+
+class Registry:
+    """Knows which requests wait for their id, and whom to tell.
+
+    A request costs memory here only while somebody holds its handle or has an `on_request` for it.
+    """
+
+    def __init__(self, records: Records, callbacks: Waiting) -> None:
+        self.records = records
+        self._callbacks = callbacks
+        self.forked()
+
+    def forked(self) -> None:
+        """Start empty, as in the child of a fork: what is waited for is the parent's to be told."""
+        self._changed = threading.Condition(threading.Lock())
+        self._handles: WeakValueDictionary[int, Request] = WeakValueDictionary()
+        self._waiting: dict[int, tuple[int, tuple[Callback, ...]]] = {}
+        self._shut = False
+
+    def handle(self, trace_bits: int, span_bits: int, *, closed: bool = False) -> Request:
+        """Return the one handle of a request, made now if nobody holds it; `closed` when no id will come."""
+        with self._changed:
+            request = self._handles.get(span_bits)
+            if request is None:
+                request = Request(self, trace_bits, span_bits, closed=closed)
+                self._handles[span_bits] = request
+            return request
+
+    def expect(self, trace_bits: int, span_bits: int, callbacks: tuple[Callback, ...]) -> int:
+        """Note that `callbacks` want the id of a request; return how many waiting ones had to be given up for it."""
+        with self._changed:
+            self._waiting[span_bits] = (trace_bits, callbacks)
+            if len(self._waiting) <= MOST_WAITING:
+                return 0
+            del self._waiting[next(iter(self._waiting))]
+            return 1
+
+    def resolve(self, span_bits: int, request_id: int) -> None:
+        """Tell the handle, and whoever waits, that the request got its id."""
+        with self._changed:
+            waiting = self._waiting.pop(span_bits, None)
+            request = self._handles.get(span_bits)
+            if request is None and waiting is not None:
+                request = self._handles[span_bits] = Request(self, waiting[0], span_bits)
+            if request is None:
+                return
+            request.id = request_id
+            self._changed.notify_all()
+        if waiting is not None:
+            self._callbacks.submit(waiting[1], request)
+
+    def give_up(self, span_bits: int) -> None:
+        """Tell the handle that no id will come."""
+        with self._changed:
+            self._waiting.pop(span_bits, None)
+            request = self._handles.get(span_bits)
+            if request is not None:
+                request.closed = True
+            self._changed.notify_all()
+
+    def shut(self) -> None:
+        """Tell all handles that no id will come any more."""
+        with self._changed:
+            self._shut = True
+            self._changed.notify_all()
+
+    def wait(self, request: Request, timeout: float | None) -> int | None:
+        """Wait until `request` has its id, none can come, or `timeout` seconds are over."""
+        deadline = None if timeout is None else monotonic() + timeout
+        if request.id is None and not request.closed:
+            # Another handle of the same request may have been told long ago, and been dropped since.
+            stored = self.records.stored(request._span_bits)
+            if stored is not None and stored.get("request_id") is not None:
+                request.id = stored["request_id"]
+        with self._changed:
+            while request.id is None and not request.closed and not self._shut:
+                remaining = None if deadline is None else deadline - monotonic()
+                if remaining is not None and remaining <= 0:
+                    return None
+                self._changed.wait(remaining)
+            return request.id

@@ -1,0 +1,126 @@
+"""Keeps the LangChain runs that are open, says which one the running code is in, and closes those that vanished."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from contextvars import ContextVar
+from typing import Any
+
+from pltrace._health import counts
+from pltrace._scope import Scope, current
+from pltrace._span import Span
+
+__all__ = ["around", "finish", "open_runs", "remember_starter", "running_loop", "settle", "sweep"]
+
+#: Open runs by the integer of their run id: hashing the UUID itself costs twice as much.
+open_runs: dict[int, Span] = {}
+
+#: LangChain's own variable with the config of the run that the code is in; set when LangChain arrives.
+config_variable: ContextVar[Any] | None = None
+
+#: A run that is open for so long has lost its end. Looked at when the table is larger than it should be.
+_OLDEST_S = 3600.0
+_MANY = 10_000
+_MOST = 100_000
+
+
+def around() -> Span | None:
+    """Return the span of the LangChain run that the running code is in, or None."""
+    if config_variable is None:
+        return None
+    config = config_variable.get()
+    if config is None:
+        return None
+    run_id = getattr(config.get("callbacks"), "parent_run_id", None)
+    return None if run_id is None else open_runs.get(run_id.int)
+
+
+def remember_starter(span: Span, key: int) -> None:
+    """Note which task or thread started a run that LangChain may never end."""
+    task = _current_task()
+    span.starter = threading.get_ident() if task is None else weakref.ref(task)
+    span.scope.open_runs[key] = span
+
+
+def finish(span: Span, key: int) -> None:
+    """Forget an ended run that has a starter."""
+    scope: Scope | None = span.scope
+    while scope is not None:
+        if scope.open_runs.pop(key, None) is not None:
+            return
+        scope = scope.outer
+
+
+def settle(scope: Scope) -> None:
+    """Close, at the end of a block or call, the runs in it that LangChain will never report the end of.
+
+    A cancelled `ainvoke` of a model, tool or retriever fires a start and then nothing. Only such runs that emitted no
+    token, and whose task has ended, is being cancelled or is leaving the block, are closed; all others go on.
+    """
+    here = _current_task()
+    for key, span in list(scope.open_runs.items()):
+        scope.open_runs.pop(key, None)
+        if key not in open_runs:
+            continue
+        if not span.first_token_at_ns and _is_gone(span.starter, here):
+            close_cancelled(span, key)
+        elif scope.outer is not None:
+            scope.outer.open_runs[key] = span
+
+
+def running_loop() -> Any:
+    """Return the running event loop or None, without importing asyncio."""
+    asyncio: Any = sys.modules.get("asyncio")
+    return None if asyncio is None else asyncio._get_running_loop()
+
+
+def _current_task() -> Any:
+    """Return the running task; without asyncio, and without importing it, None."""
+    loop = running_loop()
+    return None if loop is None else sys.modules["asyncio"].current_task(loop)
+
+
+def _is_gone(starter: Any, here: Any) -> bool:
+    if isinstance(starter, int):
+        return here is None and starter == threading.get_ident()
+    task = starter()
+    # `cancelling` came with Python 3.11; before, a task that is being cancelled shows only when it is done.
+    return task is None or task is here or task.done() or bool(getattr(task, "cancelling", int)())
+
+
+def close_cancelled(span: Span, key: int) -> None:
+    """End a run that LangChain won't end."""
+    if open_runs.pop(key, None) is None:
+        return
+    span.status = "cancelled"
+    span.error = "CancelledError: LangChain reported no end of this run; its task was cancelled or went away"
+    span.error_types = ("CancelledError",)
+    span.ended_at_ns = span.scope.recorder.now_ns()
+    counts["closed_as_cancelled"] += 1
+    span.scope.recorder.record(span)
+
+
+def sweep() -> None:
+    """Close runs by age when there are suspiciously many; called when one more would be `_MANY`."""
+    oldest_ns = -1
+    for key, span in list(open_runs.items()):
+        if oldest_ns < 0:
+            oldest_ns = span.scope.recorder.now_ns() - int(_OLDEST_S * 1e9)
+        if span.started_at_ns < oldest_ns or len(open_runs) > _MOST:
+            finish(span, key)
+            close_cancelled(span, key)
+        elif len(open_runs) <= _MOST:
+            break  # The table is in order of starting.
+
+
+def forked() -> None:
+    """Forget what the parent process runs: it ends there."""
+    open_runs.clear()
+
+
+def current_scope_or(parent: Span | None) -> Scope | None:
+    """Return the current scope; where the context was lost, that of the parent run."""
+    scope = current()
+    return parent.scope if scope is None and parent is not None else scope

@@ -1,0 +1,235 @@
+"""Switches tracing on and off: composes store, recorder, exporters and handler, and sees to exit and fork."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pltrace import _langchain, _runs, _scope, _span
+from pltrace._errors import ConfigError, StoreError
+from pltrace._health import failed, forget_warnings, logger, warn_once
+from pltrace._scope import Scope
+
+if TYPE_CHECKING:
+    import re
+
+    from pltrace._config import Config, Library, Redaction
+    from pltrace._exporter import SpanExporter
+    from pltrace._tracing import Tracing
+
+__all__ = ["base", "configure", "flush", "gate", "is_on", "library", "shutdown"]
+
+#: Not empty while calls of decorated functions have to be looked at: tracing is on, or nobody has decided yet.
+gate: list[str] = ["undecided"]
+
+#: The longest wait of a flush without a timeout, which also ends when an attempt to deliver fails.
+LONGEST_FLUSH_S = 30.0
+
+_active: Tracing | None = None
+_deciding = threading.RLock()
+_hooked = False
+
+
+def is_on(package: str = "") -> bool:
+    """Return whether what runs now is traced, in a function of `package`; the first call reads the environment."""
+    if _active is None:
+        return bool(gate) and _decide()
+    library = _active.config.libraries.get(package) if package else None
+    return library is None or library.enabled
+
+
+def base() -> Scope:
+    """Return the scope around all blocks; only while tracing is on."""
+    scope = _scope.outermost()
+    assert scope is not None
+    return scope
+
+
+def library(package: str) -> Library | None:
+    """Return what the application decided about a package, if anything."""
+    return _active.config.libraries.get(package) if _active is not None else None
+
+
+def active() -> Tracing | None:
+    """Return what tracing consists of while it is on."""
+    return _active
+
+
+def _decide() -> bool:
+    """Switch on if the environment says so, at the first use of a process that doesn't call `configure`."""
+    with _deciding:
+        if _active is not None or not gate:
+            return _active is not None
+        gate.clear()
+        try:
+            from pltrace import _config
+
+            if _config.wanted_by_environment():
+                _switch_on(_config.load())
+        except ConfigError as error:
+            logger.error("pltrace stays off: %s", error)
+        except Exception:
+            failed("switching on by the environment")
+        return _active is not None
+
+
+def configure(
+    *,
+    api_key: str | None = None,
+    base_url: str | None = None,
+    client: Any = None,
+    store: str | os.PathLike[str] | None = None,
+    exporters: Iterable[SpanExporter] | None = None,
+    service: str | None = None,
+    tags: Iterable[str] = (),
+    metadata: Mapping[str, Any] | None = None,
+    capture: bool | str | None = None,
+    redact: Redaction | Iterable[str | re.Pattern[str]] | None = None,
+    sample: float | None = None,
+    enabled: bool | None = None,
+    libraries: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """Switch tracing on, with these settings; called again, replace them all.
+
+    Args:
+        api_key: PromptLayer's key, else `PROMPTLAYER_API_KEY`; without one, the local store is all there is.
+        base_url: PromptLayer's address, else `PROMPTLAYER_BASE_URL`.
+        client: A `promptlayer` client; its key and address are used.
+        store: A file, `"memory"`, or `"off"` to keep nothing that is delivered; else `PLTRACE_STORE`, else
+            `~/.pltrace/traces.db`.
+        exporters: Where spans go besides PromptLayer.
+        service: Names the application; else `PLTRACE_SERVICE`, else the program's name.
+        tags: Go with everything, besides those of `PLTRACE_TAGS` (separated by commas).
+        metadata: Goes with everything.
+        capture: The most that is kept of arguments, prompts and results: True, False, `"inputs"` or `"outputs"`; else
+            `PLTRACE_CAPTURE`.
+        redact: A function `(key, value) -> value` that replaces the default redaction and is called for each leaf
+            value, or a list of key names and compiled patterns that extend it.
+        sample: The share of traces that is recorded, 0.0 to 1.0; else `PLTRACE_SAMPLE`.
+        enabled: True or False; None is on, unless `PLTRACE_ENABLED=0`.
+        libraries: Package name → `{"enabled": bool, "tags": [...], "capture": ...}`, for the functions defined there.
+
+    Raises:
+        ConfigError: An argument or environment variable is wrong; the message names it.
+    """
+    from pltrace import _config
+
+    config = _config.load(
+        api_key=api_key, base_url=base_url, client=client, store=store, exporters=exporters, service=service,
+        tags=tags, metadata=metadata, capture=capture, redact=redact, sample=sample, enabled=enabled,
+        libraries=libraries,
+    )  # fmt: skip
+    with _deciding:
+        if _active is not None and _active.config == config:
+            return
+        _switch_off(timeout=2.0)
+        forget_warnings()
+        if config.enabled:
+            _switch_on(config)
+
+
+def _switch_on(config: Config) -> None:
+    global _active, _hooked
+    from pltrace._tracing import Tracing
+
+    tracing = Tracing(config)
+    _active = tracing
+    _scope.set_outermost(tracing.outermost)
+    if not _hooked:
+        _hooked = True
+        _hook_exit()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(
+                before=_before_fork,
+                after_in_parent=_after_fork_in_parent,
+                after_in_child=_after_fork_in_child,
+            )
+    _langchain.switch(True)
+    gate[:] = ["on"]
+
+
+def _switch_off(timeout: float | None) -> bool:
+    global _active
+    tracing, _active = _active, None
+    gate.clear()
+    _scope.set_outermost(None)
+    _langchain.switch(False)
+    if tracing is None:
+        return True
+    return tracing.shutdown(LONGEST_FLUSH_S if timeout is None else timeout, patient=timeout is not None)
+
+
+def flush(timeout: float | None = None) -> bool:
+    """Wait until all that was recorded is stored, delivered where an exporter is set, and its callbacks are done.
+
+    Args:
+        timeout: The longest wait in seconds. Without one it waits 30 seconds at most, and ends when an attempt to
+            deliver fails.
+
+    Returns:
+        Whether it all is.
+    """
+    if _active is None:
+        return True
+    return _active.flush(LONGEST_FLUSH_S if timeout is None else timeout, patient=timeout is not None)
+
+
+def shutdown(timeout: float | None = None) -> bool:
+    """Flush, and switch tracing off.
+
+    Args:
+        timeout: As for `flush`.
+
+    Returns:
+        Whether all was stored and delivered; what wasn't is sent by the next process.
+    """
+    with _deciding:
+        return _switch_off(timeout)
+
+
+def _hook_exit() -> None:
+    # threading's own hook runs before non-daemon threads are waited for, and in multiprocessing's children too, where
+    # atexit's doesn't before Python 3.13. It is private, so it may be missing; atexit then has to do.
+    register: Callable[[Callable[[], None]], None] | None = getattr(threading, "_register_atexit", None)
+    if register is not None:
+        register(_at_exit)
+    atexit.register(_at_exit)
+
+
+def _at_exit() -> None:
+    if _active is not None:
+        try:
+            _active.at_exit()
+        except Exception:
+            failed("leaving the process")
+
+
+_held = False
+
+
+def _before_fork() -> None:
+    global _held
+    _held = _active is not None and _active.recorder.before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    if _active is not None:
+        _active.recorder.after_fork_in_parent(_held)
+
+
+def _after_fork_in_child() -> None:
+    global _deciding
+    _deciding = threading.RLock()
+    _span.forked()
+    _runs.forked()
+    Scope.roots.clear()
+    if _active is not None:
+        try:
+            _active.forked()
+        except StoreError as error:
+            warn_once("forked", "pltrace can't open its store in a forked process: %s", error)
+        except Exception:
+            failed("starting afresh in a forked process")

@@ -1,0 +1,389 @@
+"""The data of a trace while the program runs: `Span`, and the live totals of what runs under it."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from pltrace._errors import ConfigError
+
+if TYPE_CHECKING:
+    from pltrace._request import Request
+    from pltrace._scope import Scope
+
+__all__ = ["RemoteSpan", "Run", "Span", "SpanKind", "SpanStatus", "Tally", "Totals", "Usage"]
+
+SpanKind = Literal["function", "block", "chain", "llm", "tool", "retriever", "prompt", "parser"]
+SpanStatus = Literal["ok", "error", "cancelled", "partial"]
+
+#: `Span.requests` remembers this many requests, the latest: a block around a million calls must not hold a million.
+MOST_REQUESTS = 10_000
+#: Ended calls are folded into a span's totals in steps of this many, and whenever `usage` is read.
+_FOLD_AT = 1_000
+#: One lock for all totals: it is held for microseconds. Re-entrant, because a generator's finalizer can end a call
+#: on a thread that is folding.
+_folding = threading.RLock()
+
+_NOTHING: Mapping[str, Any] = {}
+
+
+class RemoteSpan(NamedTuple):
+    """The ids of a span that another process opened: all that is known of it here."""
+
+    trace_bits: int
+    span_bits: int
+
+
+class Run(NamedTuple):
+    """What LangChain said of a run when it started, by reference; it is read when the span is written."""
+
+    run_id: object
+    parent_run_id: object
+    serialized: Mapping[str, Any] | None
+    tags: list[str] | None
+    metadata: dict[str, Any] | None
+    options: dict[str, Any]
+    chat: bool = False
+
+
+class Tally(NamedTuple):
+    """What one ended LLM call adds to the totals of the spans around it."""
+
+    errors: int
+    input_tokens: int
+    output_tokens: int
+
+
+class Usage(NamedTuple):
+    """Totals of the LLM calls that have ended under a span so far."""
+
+    requests: int = 0
+    errors: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        """Input and output tokens together."""
+        return self.input_tokens + self.output_tokens
+
+
+class Totals:
+    """Collects the LLM calls under one span, without a lock on their path."""
+
+    __slots__ = ("_folded", "_tallies", "request_bits")
+
+    def __init__(self) -> None:
+        self.request_bits: deque[int] = deque(maxlen=MOST_REQUESTS)
+        self._tallies: deque[Tally] = deque()
+        self._folded = Usage()
+
+    def add(self, tally: Tally) -> None:
+        """Add one ended call; safe from any thread and from a finalizer."""
+        self._tallies.append(tally)
+        if len(self._tallies) >= _FOLD_AT:
+            self.read()
+
+    def read(self) -> Usage:
+        """Return the totals so far."""
+        with _folding:
+            ended = [self._tallies.popleft() for _ in range(len(self._tallies))]
+            errors, tokens_in, tokens_out = (sum(column) for column in zip(*ended, strict=True)) if ended else (0, 0, 0)
+            known = self._folded
+            self._folded = Usage(
+                known.requests + len(ended),
+                known.errors + errors,
+                known.input_tokens + tokens_in,
+                known.output_tokens + tokens_out,
+            )
+            return self._folded
+
+
+class Span:
+    """One timed operation of a trace: a `traced` function or block, or a LangChain run.
+
+    A span is true. The one that `current_span()` gives outside any block is false, its ids are empty strings, and
+    what is done with it has no effect.
+
+    Attributes:
+        name: What the span is called.
+        kind: `function`, `block`, `chain`, `llm`, `tool`, `retriever`, `prompt` or `parser`.
+        status: `ok`, `error`, `cancelled` or `partial`; None while the span is open.
+        error: What went wrong, as `TypeName: message`, or None.
+        started_at_ns: When it started, Unix time in nanoseconds.
+        ended_at_ns: When it ended, Unix time in nanoseconds; 0 while the span is open.
+    """
+
+    # Class-level defaults instead of assignments in __init__: a span is made on the caller's path.
+    status: SpanStatus | None = None
+    error: str | None = None
+    error_types: tuple[str, ...] = ()
+    ended_at_ns: int = 0
+    #: What went in and came out, by reference or as a snapshot of the caller's containers; `input` and `output`
+    #: read it.
+    raw_input: Any = None
+    raw_output: Any = None
+    output_is_set: bool = False
+    run: Run | None = None
+    #: The run that the LangChain run's parent id names, where the scope's span is the parent instead.
+    run_around: Span | None = None
+    first_token_at_ns: int = 0
+    #: The task or thread that started the run, as a weak reference.
+    starter: Any = None
+    added_tags: tuple[str, ...] = ()
+    added_metadata: Mapping[str, Any] = _NOTHING
+
+    def __init__(
+        self,
+        name: str,
+        kind: SpanKind,
+        scope: Scope,
+        parent: Span | RemoteSpan | None,
+        trace_bits: int,
+        span_bits: int,
+        started_at_ns: int,
+    ) -> None:
+        self.name = name
+        self.kind: SpanKind = kind
+        self.scope = scope
+        self.parent = parent
+        self.trace_bits = trace_bits
+        self.span_bits = span_bits
+        self.started_at_ns = started_at_ns
+
+    @property
+    def id(self) -> str:
+        """The span's id, 16 hexadecimal digits."""
+        return f"{self.span_bits:016x}"
+
+    @property
+    def trace_id(self) -> str:
+        """The id of the trace that the span belongs to, 32 hexadecimal digits."""
+        return f"{self.trace_bits:032x}"
+
+    @property
+    def parent_id(self) -> str | None:
+        """The id of the span around this one, or None for the root of a trace."""
+        return None if self.parent is None else f"{self.parent.span_bits:016x}"
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The tags of the blocks and runs around it, outermost first, then its own, each once."""
+        own = self.run.tags or [] if self.run is not None else []
+        around = self._run_around()
+        # LangChain hands tags down to a run without saying from where; the run around it knows the order.
+        handed_down = [tag for tag in around.tags if tag in own or tag in self.scope.tags] if around is not None else []
+        return tuple(dict.fromkeys((*handed_down, *self.scope.tags, *own, *self.added_tags)))
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The metadata of the blocks and runs around it and its own; the inner wins."""
+        own = self.run.metadata or _NOTHING if self.run is not None else _NOTHING
+        around = self._run_around()
+        if around is None or around.run is None:
+            return {**self.scope.metadata, **own, **self.added_metadata}
+        # LangChain hands metadata down to a run; what comes from outside the scope must not win over the scope's.
+        handed = around.run.metadata or _NOTHING
+        new = {key: value for key, value in own.items() if key not in handed or handed[key] is not value}
+        outside = {key: value for key, value in around.metadata.items() if key in own or key in self.scope.metadata}
+        entered = self.scope.metadata if self.scope is not around.scope else _NOTHING
+        return {**outside, **entered, **new, **self.added_metadata}
+
+    def _run_around(self) -> Span | None:
+        """Return the span of the LangChain run that this run is in, whatever its parent is."""
+        if self.run is None:
+            return None
+        if self.run_around is None and isinstance(self.parent, Span) and self.parent.run is not None:
+            return self.parent
+        return self.run_around
+
+    @property
+    def input(self) -> Any:
+        """What went in, arguments or a prompt, as JSON-like data; None if it isn't captured."""
+        return self.scope.recorder.readable(self)["input"]
+
+    @property
+    def output(self) -> Any:
+        """What came out, as JSON-like data; None if it isn't captured or not there yet."""
+        return self.scope.recorder.readable(self)["output"]
+
+    @property
+    def requests(self) -> list[Request]:
+        """The LLM requests made under it so far, oldest first; at most the latest 10,000."""
+        return self.scope.recorder.requests_of(self, list(self.totals.request_bits))
+
+    @property
+    def usage(self) -> Usage:
+        """Requests, errors and tokens of the LLM calls that have ended under it so far."""
+        return self.totals.read()
+
+    @property
+    def totals(self) -> Totals:
+        """The collector behind `requests` and `usage`, made when the first call needs it."""
+        # setdefault on the instance's dict is atomic: two threads that come first at once get the same one.
+        found: Totals | None = self.__dict__.get("_totals")
+        return found if found is not None else self.__dict__.setdefault("_totals", Totals())
+
+    def update(
+        self,
+        *,
+        name: str | None = None,
+        tags: Iterable[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+        input: Any = None,
+        output: Any = None,
+    ) -> None:
+        """Add to what is recorded of this span; what runs inside it is not affected.
+
+        Args:
+            name: Replaces the name.
+            tags: Strings, added to the tags.
+            metadata: Added to the metadata; a key that is there already is replaced.
+            input: Replaces the recorded input.
+            output: Replaces the recorded output, also the one that a return would record.
+
+        Raises:
+            ConfigError: An argument has a wrong type.
+        """
+        if name is not None:
+            self.name = checked_name("name", name)
+        if tags:
+            self.added_tags = (*self.added_tags, *checked_tags("tags", tags))
+        if metadata:
+            self.added_metadata = {**self.added_metadata, **checked_metadata("metadata", metadata)}
+        if input is not None:
+            self.raw_input = input
+        if output is not None:
+            self.raw_output = output
+            self.output_is_set = True
+        if self.ended_at_ns:
+            self.scope.recorder.record(self)
+
+    def score(self, value: int, name: str | None = None) -> None:
+        """Score every LLM request made under this span, those to come included.
+
+        Args:
+            value: 0 to 100.
+            name: What is scored; PromptLayer shows scores without a name as the request's own.
+
+        Raises:
+            ConfigError: `value` is not a whole number from 0 to 100, or `name` is not a string.
+        """
+        arguments = {"score": checked_score(value), "score_name": checked_optional_name("name", name)}
+        self.scope.recorder.operate("score", self.trace_bits, self.span_bits, arguments, subtree=True)
+
+    def set_error(self, error: BaseException) -> None:
+        """Set status and error from an exception: a stream that is left is no error, a cancelled task is its own."""
+        names = tuple(kind.__name__ for kind in type(error).__mro__)
+        if isinstance(error, GeneratorExit):
+            self.status = "partial" if self.kind == "llm" else "ok"
+            return
+        self.status = "cancelled" if "CancelledError" in names else "error"
+        self.error_types = names
+        self.error = f"{type(error).__name__}: {_message(error)}"
+
+    def __repr__(self) -> str:
+        """Return name, kind, status and id."""
+        return f"<Span {self.name!r} {self.kind} {self.status or 'open'} {self.id}>"
+
+
+def checked_name(argument: str, value: object) -> str:
+    """Return `value` if it is a non-empty string; raise `ConfigError` naming `argument` otherwise."""
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{argument}={value!r}: expected a non-empty string, got {type(value).__name__}")
+    return value
+
+
+def checked_optional_name(argument: str, value: object) -> str | None:
+    """Return `value` if it is a non-empty string or None; raise `ConfigError` naming `argument` otherwise."""
+    return None if value is None else checked_name(argument, value)
+
+
+def checked_tags(argument: str, value: object) -> tuple[str, ...]:
+    """Return `value` as a tuple of strings; raise `ConfigError` naming `argument` if it isn't an iterable of them."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise ConfigError(f"{argument}={value!r}: expected strings in a list or tuple, got {type(value).__name__}")
+    tags = tuple(value)
+    for tag in tags:
+        if not isinstance(tag, str) or not tag:
+            raise ConfigError(f"{argument}={value!r}: expected non-empty strings, got {tag!r} among them")
+    return tags
+
+
+def checked_metadata(argument: str, value: object) -> dict[str, Any]:
+    """Return `value` as a dict with string keys; raise `ConfigError` naming `argument` otherwise."""
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{argument}={value!r}: expected a dict with string keys, got {type(value).__name__}")
+    for key in value:
+        if not isinstance(key, str):
+            raise ConfigError(f"{argument}={value!r}: expected string keys, got the key {key!r}")
+    return dict(value)
+
+
+def checked_score(value: object) -> int:
+    """Return `value` if it is a whole number from 0 to 100 (PromptLayer's rule); raise `ConfigError` otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 100:
+        raise ConfigError(f"score={value!r}: expected a whole number from 0 to 100")
+    return value
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as second:
+        return f"<its __str__ raised {type(second).__name__}>"
+
+
+class InertSpan(Span):
+    """The span where nothing is traced: false, without ids, and deaf."""
+
+    name = ""
+    kind: SpanKind = "block"
+    trace_bits = span_bits = started_at_ns = 0
+    id = ""
+    trace_id = ""
+    parent_id = None
+    input = output = None
+    tags = ()
+
+    def __init__(self) -> None:
+        """Take nothing: an inert span belongs to no scope."""
+
+    def __bool__(self) -> bool:
+        return False
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    @property
+    def requests(self) -> list[Request]:
+        """Nothing."""
+        return []
+
+    @property
+    def usage(self) -> Usage:
+        """Nothing."""
+        return Usage()
+
+    def update(self, **_: Any) -> None:
+        """Do nothing."""
+
+    def score(self, value: int, name: str | None = None) -> None:
+        """Do nothing."""
+
+    def __repr__(self) -> str:
+        return "<Span, inert: nothing is traced here>"
+
+
+#: What `current_span()` is outside any block, and what a block yields while tracing is off.
+INERT_SPAN = InertSpan()
+
+
+def forked() -> None:
+    """Give the child of a fork a lock of its own; another thread of the parent may have held this one."""
+    global _folding
+    _folding = threading.RLock()

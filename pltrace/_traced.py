@@ -1,0 +1,438 @@
+"""`traced`: a declaration that opens a scope, with a span, around a block or around each call of a function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ParamSpec, TypeVar, overload
+
+from pltrace import _driving, _runs, _runtime
+from pltrace._errors import ConfigError
+from pltrace._health import failed
+from pltrace._propagation import checked_carrier
+from pltrace._scope import (
+    INPUTS,
+    OUTPUTS,
+    Callback,
+    Scope,
+    attach,
+    checked_capture,
+    checked_sample,
+    current,
+    detach,
+    entry_of,
+)  # fmt: skip
+from pltrace._snapshot import Arguments, snapshot
+from pltrace._span import (
+    INERT_SPAN,
+    Span,
+    SpanKind,
+    checked_metadata,
+    checked_optional_name,
+    checked_tags,
+)  # fmt: skip
+from pltrace._wrapping import Wrapped, is_async_generator, is_coroutine, is_generator, rewrap
+
+__all__ = ["Traced", "traced"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+class Traced:
+    """A declaration made by `traced(...)`; it never changes, so it can be used anywhere, by many at once, and again."""
+
+    __slots__ = (
+        "_callback", "_capture", "_metadata", "_name", "_open", "_parent", "_sample", "_session", "_tags", "_user",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        name: str | None,
+        tags: tuple[str, ...],
+        metadata: Mapping[str, Any],
+        on_request: Callable[[Any], Any] | None,
+        user: str | None,
+        session: str | None,
+        capture: int,
+        sample: float | None,
+        parent: Any,
+    ) -> None:
+        self._name = name
+        self._tags = tags
+        self._metadata = metadata
+        self._callback = _callback_maker(on_request)
+        self._user = user
+        self._session = session
+        self._capture = capture
+        self._sample = sample
+        self._parent = parent
+        # Blocks that are open, latest last: for one that is left in another context than it was entered in.
+        self._open: dict[int, Scope] = {}
+
+    # As a context manager.
+
+    def __enter__(self) -> Span:
+        """Open a block: what runs inside it is recorded under its span."""
+        if not _runtime.gate or not _runtime.is_on():
+            return INERT_SPAN
+        try:
+            scope = self._enter(self._name or "traced", "block", self)
+            self._open[id(scope)] = scope
+        except Exception:
+            failed("entering a traced block")
+            return INERT_SPAN
+        return scope.span
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        """Leave the latest block of this context that this declaration opened."""
+        if not self._open:
+            return
+        try:
+            scope = entry_of(self)
+            if scope is None:
+                scope = next(reversed(self._open.values()), None)
+                if scope is None:
+                    return
+            self._open.pop(id(scope), None)
+            detach(scope)
+            _end(scope, error)
+        except Exception:
+            failed("leaving a traced block")
+
+    async def __aenter__(self) -> Span:
+        """Open a block."""
+        return self.__enter__()
+
+    async def __aexit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        """Leave the block."""
+        self.__exit__(kind, error, traceback)
+
+    # As a decorator.
+
+    @overload
+    def __call__(self, function: classmethod[T, P, R], /) -> classmethod[T, P, R]: ...
+    @overload
+    def __call__(self, function: staticmethod[P, R], /) -> staticmethod[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Callable[P, R]: ...
+    def __call__(self, function: Any, /) -> Any:
+        """Return `function`, traced: each call is a span.
+
+        Args:
+            function: Any callable.
+
+        Raises:
+            ConfigError: It isn't callable.
+        """
+        inner = rewrap(function, self)
+        if inner is not None:
+            return inner
+        if not callable(function):
+            raise ConfigError(f"traced: expected a callable, got {function!r}")
+        return Wrapped(function, self._wrapper_for(function), _runtime.gate, self)
+
+    def _wrapper_for(self, function: Any) -> Any:
+        """Return what is called in place of `function`: chosen once, by what calling it makes."""
+        name = self._name or _name_of(function)
+        package = _package_of(function)
+        for is_kind, drive in _DRIVERS:
+            if is_kind(function):
+                return self._driven(name, package, drive)
+        return self._plain(name, package)
+
+    def _driven(self, name: str, package: str, drive: Any) -> Any:
+        def call(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+            source = wrapped(*args, **kwargs)
+            if not _runtime.is_on(package):
+                return source
+            arguments = Arguments(wrapped, snapshot(args), snapshot(kwargs))
+            return _driving.named(drive(Call(self, name, package, arguments), source), source)
+
+        return call
+
+    def _plain(self, name: str, package: str) -> Any:
+        def call(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+            if not _runtime.is_on(package):
+                return wrapped(*args, **kwargs)
+            try:
+                scope = self._enter(name, "function", None, package)
+                if scope.capture & INPUTS:
+                    scope.span.raw_input = Arguments(wrapped, snapshot(args), snapshot(kwargs))
+            except Exception:
+                failed("entering a traced call")
+                return wrapped(*args, **kwargs)
+            try:
+                result = wrapped(*args, **kwargs)
+            except BaseException as error:
+                _leave(scope)
+                _end(scope, error)
+                raise
+            drive = _driving.consumed(result)
+            if drive is not None:
+                attach(scope.outer)  # Left, but not closed: it is resumed while the result is consumed.
+                return drive(Call(self, name, scope=scope))
+            _leave(scope)
+            _end(scope, None, result)
+            return result
+
+        return call
+
+    def _enter(self, name: str, kind: SpanKind, entry: object, package: str = "") -> Scope:
+        """Derive a scope from the current one, with an open span, and make it current."""
+        outer = current()
+        base = outer if outer is not None else _runtime.base()
+        recorder = base.recorder
+        callbacks = base.callbacks if self._callback is None else (self._callback(), *base.callbacks)
+        tags, capture = self._tags, base.capture & self._capture
+        if package:
+            library = _runtime.library(package)
+            if library is not None:
+                tags, capture = (*tags, *library.tags), capture & library.capture
+        run = _runs.around()
+        parent: Any = base.span
+        if run is not None and run is not base.entered_in and not _descends(base.span, run):
+            parent = run
+        remote = self._parent
+        if remote is not None:
+            parent, base = remote.span, remote.applied_to(base)
+        begins = outer is None or remote is not None
+        sampled = self._sampled(recorder, remote) if begins else base.sampled
+        scope = Scope(
+            recorder,
+            base.tags if not tags else tuple(dict.fromkeys((*base.tags, *tags))),
+            {**base.metadata, **self._metadata} if self._metadata else base.metadata,
+            callbacks,
+            self._user if self._user is not None else base.user,
+            self._session if self._session is not None else base.session,
+            capture,
+            sampled,
+            outer,
+            entry,
+            run,
+        )
+        span = Span(
+            name, kind, scope, parent or None, parent.trace_bits if parent else recorder.new_bits(128),
+            recorder.new_bits(64), recorder.now_ns(),
+        )  # fmt: skip
+        scope.span = span
+        scope.lineage = (*base.lineage, span)
+        if outer is None:
+            Scope.roots.add(scope)
+        attach(scope)
+        return scope
+
+    def _sampled(self, recorder: Any, remote: Any) -> bool:
+        """Decide, at the root of a trace here, whether it is recorded."""
+        if remote is not None and remote.sampled is not None:
+            return bool(remote.sampled)
+        return bool(recorder.sampled(self._sample))
+
+
+class Call:
+    """A traced call that is consumed step by step: the scope is around each step, the span around all of them.
+
+    Args:
+        declaration: Opens the scope, at the first step.
+        name: The span's name.
+        package: Where the function was defined.
+        arguments: As they were at the call.
+        scope: The scope, if it is open already.
+    """
+
+    __slots__ = ("_arguments", "_declaration", "_ended", "_inside", "_name", "_outside", "_package", "_scope")
+
+    def __init__(
+        self,
+        declaration: Traced,
+        name: str,
+        package: str = "",
+        arguments: Arguments | None = None,
+        scope: Scope | None = None,
+    ) -> None:
+        self._declaration = declaration
+        self._name = name
+        self._package = package
+        self._arguments = arguments
+        self._scope = scope
+        self._inside = scope  # What is current inside, blocks that were opened there included.
+        self._outside: Scope | None = None
+        self._ended = False
+
+    def resume(self) -> None:
+        """Make current what the last step left; for the first one, open the scope."""
+        self._outside = current()
+        try:
+            if self._scope is None:
+                self._open()
+            else:
+                attach(self._inside and self._inside.resumed_in(_runs.around()))
+        except Exception:
+            failed("resuming a traced call")
+
+    def _open(self) -> None:
+        scope = self._scope = self._declaration._enter(self._name, "function", None, self._package)
+        if scope.capture & INPUTS:
+            scope.span.raw_input = self._arguments
+        self._arguments = None
+
+    def suspend(self) -> None:
+        """Keep what is current for the next step, and give the consumer its own scope back."""
+        self._inside = current()
+        attach(self._outside)
+        self._outside = None
+
+    def end(self, error: BaseException | None = None, value: Any = None) -> None:
+        """End the span."""
+        scope = self._scope
+        if self._ended or scope is None:
+            return
+        self._ended = True
+        self._inside = None
+        scope.closed = True
+        try:
+            _end(scope, error, value)
+        except Exception:
+            failed("ending a traced call")
+
+
+_DRIVERS: tuple[tuple[Callable[[Any], bool], Callable[[Any, Any], Any]], ...] = (
+    (is_coroutine, _driving.coroutine),
+    (is_generator, _driving.generator),
+    (is_async_generator, _driving.async_generator),
+)
+
+
+def _leave(scope: Scope) -> None:
+    """Make what was around a call current again; nearly always the call's own scope is on top."""
+    if current() is scope:
+        scope.closed = True
+        attach(scope.outer)
+    else:
+        detach(scope)
+
+
+def _end(scope: Scope, error: BaseException | None, value: Any = None) -> None:
+    """End a scope's span and record it."""
+    span = scope.span
+    if scope.open_runs:
+        _runs.settle(scope)
+    if error is not None:
+        span.set_error(error)
+    else:
+        span.status = "ok"
+        if value is not None and scope.capture & OUTPUTS and not span.output_is_set:
+            span.raw_output = snapshot(value)
+    span.ended_at_ns = scope.recorder.now_ns()
+    if scope.outer is None:
+        Scope.roots.discard(scope)
+    scope.recorder.record(span)
+
+
+def _descends(span: Any, run: Span) -> bool:
+    while isinstance(span, Span):
+        if span is run:
+            return True
+        span = span.parent
+    return False
+
+
+def _name_of(function: Any) -> str:
+    """Return a callable's qualified name: its own, that of what it stands for, or that of its class."""
+    inner = getattr(function, "func", function)  # functools.partial
+    return str(getattr(inner, "__qualname__", None) or type(inner).__qualname__)
+
+
+def _package_of(function: Any) -> str:
+    """Return the top-level package that a callable was defined in."""
+    inner = getattr(function, "func", function)
+    return str(getattr(inner, "__module__", None) or type(inner).__module__).partition(".")[0]
+
+
+def _callback_maker(on_request: Callable[[Any], Any] | None) -> Callable[[], Callback] | None:
+    """Return what makes the scope's callback at its entry: an async one remembers the loop it is entered on."""
+    if on_request is None:
+        return None
+    if not is_coroutine(on_request):
+        callback = Callback(on_request, None)
+        return lambda: callback
+    return lambda: Callback(on_request, _runs.running_loop())
+
+
+@overload
+def traced(function: classmethod[T, P, R], /) -> classmethod[T, P, R]: ...
+@overload
+def traced(function: staticmethod[P, R], /) -> staticmethod[P, R]: ...
+@overload
+def traced(function: Callable[P, R], /) -> Callable[P, R]: ...
+@overload
+def traced(
+    name: str | None = None,
+    /,
+    *,
+    tags: Iterable[str] = (),
+    metadata: Mapping[str, Any] | None = None,
+    on_request: Callable[[Any], Any] | None = None,
+    user: str | None = None,
+    session: str | None = None,
+    capture: bool | str = True,
+    sample: float | None = None,
+    parent: Mapping[str, str] | None = None,
+) -> Traced: ...
+def traced(
+    name: Any = None,
+    /,
+    *,
+    tags: Iterable[str] = (),
+    metadata: Mapping[str, Any] | None = None,
+    on_request: Callable[[Any], Any] | None = None,
+    user: str | None = None,
+    session: str | None = None,
+    capture: bool | str = True,
+    sample: float | None = None,
+    parent: Mapping[str, str] | None = None,
+) -> Any:
+    """Record all LangChain calls inside a block, or inside each call of a function, under one span.
+
+    Use it as a decorator (`@traced` or `@traced(...)`), on any callable, or as a context manager (`with` or
+    `async with`), which yields the `Span`. One object can be used many times, at the same time, and nested in itself.
+
+    Args:
+        name: The span's name; by default the function's qualified name, or `traced` for a block.
+        tags: Strings, added to those of the blocks around it.
+        metadata: String keys and any values, added to that of the blocks around it; the inner wins.
+        on_request: Called in the background with the `Request` of each LLM call inside, once it has its id; plain or
+            async. Those of the blocks around it are called too, the innermost first.
+        user: The end user that it is done for.
+        session: The conversation that it belongs to.
+        capture: True, False, `"inputs"` or `"outputs"`: what is kept of arguments, prompts and results. An inner
+            block can only narrow it.
+        sample: The share of traces that is recorded, 0.0 to 1.0; decided where a trace begins.
+        parent: A carrier that `inject()` made, in another process: the block goes on with its trace.
+
+    Returns:
+        The function, traced; or a declaration to decorate or enter.
+
+    Raises:
+        ConfigError: An argument has a wrong type or value.
+    """
+    if name is not None and not isinstance(name, str):
+        if callable(name) or isinstance(name, (classmethod, staticmethod)):
+            return _DEFAULT(name)
+        raise ConfigError(f"name={name!r}: expected a string, got {type(name).__name__}")
+    if on_request is not None and not callable(on_request):
+        raise ConfigError(f"on_request={on_request!r}: expected a function that takes a Request")
+    return Traced(
+        checked_optional_name("name", name),
+        checked_tags("tags", tags),
+        checked_metadata("metadata", metadata) if metadata is not None else {},
+        on_request,
+        checked_optional_name("user", user),
+        checked_optional_name("session", session),
+        checked_capture("capture", capture),
+        None if sample is None else checked_sample("sample", sample),
+        None if parent is None else checked_carrier("parent", parent),
+    )
+
+
+_DEFAULT = traced()

@@ -1,0 +1,182 @@
+"""What tracing consists of while it is on: the store, the recorder, the exporters with their workers, the callbacks."""
+
+from __future__ import annotations
+
+from time import monotonic
+
+from pltrace._callbacks import CallbackRunner
+from pltrace._config import Config
+from pltrace._delivery import DeliveryWorker, OperationWorker
+from pltrace._encoding import Encoder
+from pltrace._errors import StoreError
+from pltrace._exporter import SpanExporter, TracksRequests
+from pltrace._health import failed, warn_once
+from pltrace._recorder import SpanRecorder
+from pltrace._scope import Scope
+from pltrace._store import Store
+
+__all__ = ["Tracing"]
+
+#: How long the exit of a process waits for delivery; what is left is sent by the next process.
+EXIT_S = 2.0
+_KEEP_S, _KEEP_BYTES, _PRUNE_EVERY_S = 30 * 86_400.0, 2**30, 3_600.0
+
+
+class Tracing:
+    """Composes the parts as a `Config` says.
+
+    Args:
+        config: The settings.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.exporters = _exporters(config)
+        self.store = self._open_store()
+        self.callbacks = CallbackRunner()
+        encoder = Encoder(config.redact, config.redact_also)
+        self.recorder = SpanRecorder(self.store, encoder, self.callbacks, self._wrote, config.sample)
+        self.outermost = Scope(
+            self.recorder,
+            config.tags,
+            config.metadata,
+            (),
+            None,
+            None,
+            config.capture,
+            True,
+            None,
+            None,
+            None,
+        )
+        self._deliveries = [
+            DeliveryWorker(self.store, exporter, self._resolved, self._gave_up) for exporter in self.exporters
+        ]
+        self._operations = [
+            OperationWorker(self.store, exporter, exporter.name)
+            for exporter in self.exporters
+            if isinstance(exporter, TracksRequests)
+        ]
+        self._prune_at = monotonic()
+        for worker in self._deliveries:
+            worker.work()  # An earlier process may have left something.
+
+    def _open_store(self) -> Store:
+        names = [exporter.name for exporter in self.exporters]
+        local_ids = not any(isinstance(exporter, TracksRequests) for exporter in self.exporters)
+        keep = self.config.store != "off"
+        if isinstance(self.config.store, str):
+            return Store(None, names, local_ids=local_ids, keep=keep)
+        try:
+            return Store(self.config.store, names, local_ids=local_ids)
+        except StoreError as error:
+            warn_once(
+                "no_store",
+                "%s. Spans are kept in memory and lost with the process, unless they are delivered before. Set a "
+                "writable file with PLTRACE_STORE or configure(store=...).",
+                error,
+            )
+            return Store(None, names, local_ids=local_ids)
+
+    def _wrote(self) -> None:
+        """Let the workers know of a commit."""
+        for worker in (*self._deliveries, *self._operations):
+            worker.work()
+        if monotonic() >= self._prune_at:
+            self._prune_at = monotonic() + _PRUNE_EVERY_S
+            oldest_ns = self.recorder.now_ns() - int(_KEEP_S * 1e9)
+            try:
+                self.store.prune(oldest_ns, _KEEP_BYTES)
+            except Exception:
+                failed("pruning the store")
+
+    def _resolved(self, span_id: str, request_id: int) -> None:
+        self.recorder.registry.resolve(int(span_id, 16), request_id)
+        for worker in self._operations:
+            worker.work()
+
+    def _gave_up(self, span_id: str) -> None:
+        self.recorder.registry.give_up(int(span_id, 16))
+
+    def flush(self, timeout: float, *, patient: bool) -> bool:
+        """Store, deliver, and wait for callbacks and for what they ask.
+
+        Args:
+            timeout: The longest wait in seconds.
+            patient: Goes on waiting after an attempt to deliver has failed.
+
+        Returns:
+            Whether all that was recorded before is stored and delivered, and its callbacks are done.
+        """
+        deadline = monotonic() + timeout
+        done = self._deliver(deadline, patient)
+        done = self.callbacks.wait(deadline) and done
+        # What the callbacks asked for.
+        return self._deliver(deadline, patient) and done
+
+    def _deliver(self, deadline: float, patient: bool) -> bool:
+        if not self.recorder.drain(max(deadline - monotonic(), 0.0)):
+            return False
+        up_to = self.store.last()
+        workers = (*self._deliveries, *self._operations)
+        flushed = [worker.flush(up_to, deadline, patient=patient) for worker in workers]
+        return all(flushed)
+
+    def shutdown(self, timeout: float, *, patient: bool) -> bool:
+        """Flush, then let go of connections and of the lease on what is left."""
+        done = self.flush(timeout, patient=patient)
+        self.recorder.shutting_down()
+        self.recorder.registry.shut()
+        self._leave()
+        for exporter in self.exporters:
+            _shut(exporter)
+        return done
+
+    def at_exit(self) -> None:
+        """Put all on disk, deliver for a bounded time, and leave the rest to the next process."""
+        self.recorder.shutting_down()
+        self.recorder.drain(timeout=EXIT_S)
+        if not any(worker.pace.failures for worker in self._deliveries):
+            self.flush(EXIT_S, patient=False)
+        self._leave()
+
+    def _leave(self) -> None:
+        if self.exporters:
+            try:
+                self.store.leave()
+            except Exception:
+                failed("leaving the store")
+
+    def forked(self) -> None:
+        """Start afresh in the child of a fork."""
+        self.recorder.after_fork_in_child()
+        self.callbacks.forked()
+        for worker in (*self._deliveries, *self._operations):
+            worker.forked()
+        for exporter in self.exporters:
+            # Ours drops its connection, which the parent goes on using; it is no duty of users' own exporters.
+            if isinstance(exporter, TracksRequests):
+                exporter.forked()
+
+
+def _shut(exporter: SpanExporter) -> None:
+    try:
+        exporter.shutdown()
+    except Exception:
+        failed(f"shutting down exporter {exporter.name}")
+
+
+def _exporters(config: Config) -> tuple[SpanExporter, ...]:
+    if config.api_key is None:
+        if config.client is not None or config.base_url != Config.base_url:
+            warn_once(
+                "no_key",
+                "pltrace has an address of PromptLayer (%s) but no API key: spans stay in the local store. Set "
+                "PROMPTLAYER_API_KEY or configure(api_key=...).",
+                config.base_url,
+            )
+        return config.exporters
+    from pltrace._promptlayer import PromptLayerExporter
+
+    exporter = PromptLayerExporter(config.api_key, config.base_url, config.service, config.client)
+    return (exporter, *config.exporters)
