@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     class FunctionWrapper(ObjectProxy):
         def __init__(self, wrapped: Any, wrapper: Wrapper, enabled: Any = None) -> None: ...
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 else:
     from wrapt import FunctionWrapper, ObjectProxy
 

@@ -333,7 +333,7 @@ class TestAnyValue:
                 try:
                     encoder.jsonable(value)
                     strict(encoder.dumps(value)) if left > 20 else encoder.dumps(value)
-                except RecursionError:
+                except RecursionError:  # noqa: PERF203
                     refused.append(left)
             return left
 
@@ -579,7 +579,8 @@ class TestDefaultRedaction:
     def test_a_secret_by_its_name(self, name: str) -> None:
         """What stands under a name of a secret is replaced whole, in data, JSON text and reprs."""
         assert roundtrip({name: "hunter2"}) == {name: REDACTED}
-        assert roundtrip({name.upper(): ["hunter2", {"a": 1}]}) == {name.upper(): REDACTED}
+        shouted = name.upper() if name.islower() else name
+        assert roundtrip({shouted: ["hunter2", {"a": 1}]}) == {shouted: REDACTED}
         assert roundtrip({name: 12345, "n": 1}) == {name: REDACTED, "n": 1}
         text = json.dumps({"a": 1, name: "hun\\ter\"2, 'x", "n": "kept"})
         assert strict(roundtrip(text)) == {"a": 1, name: REDACTED, "n": "kept"}
