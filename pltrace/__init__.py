@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pltrace._bind import bind
 from pltrace._errors import ConfigError, PltraceError, PromptLayerError, StoreError
 from pltrace._propagation import inject
 from pltrace._runtime import configure, flush, shutdown
@@ -27,6 +28,7 @@ __all__ = [
     "SpanExporter",
     "StoreError",
     "StoredSpan",
+    "bind",
     "configure",
     "current_span",
     "flush",

@@ -212,7 +212,7 @@ def _text(value: object, encoder: JsonEncoder) -> str:
 
 
 def _object(value: object, encoder: JsonEncoder) -> Block:
-    plain = encoder.jsonable(value) if isinstance(value, dict) else None
+    plain = encoder.jsonable(value)
     if isinstance(plain, dict):
         return plain
     raise _MisfitError
@@ -260,7 +260,6 @@ _ROLES = {
     "FunctionMessageChunk": "function",
 }
 _MESSAGE_KEYS = {"content", "tool_calls", "function_call"}
-_FREE_ROLES = {"chat", "ChatMessageChunk"}
 _ERROR_NOTE: Block = {"type": "text", "text": "status: error"}
 
 
@@ -273,13 +272,12 @@ def _messages(message: object, encoder: JsonEncoder, forced_role: str | None = N
 
 
 def _converted(message: Any, encoder: JsonEncoder, forced_role: str | None) -> list[Block]:
-    kind = getattr(message, "type", None)
+    kind: Any = getattr(message, "type", None)
     if kind is None:
         message = _as_chat_message(message)
-        kind = "chat"
     role, label = forced_role or _ROLES.get(kind), None
     if role is None:
-        role, label = _free_role(message, kind)
+        role, label = _free_role(message)
     extras = _dict(getattr(message, "additional_kwargs", None))
     if role == "system" and extras.get("__openai_role__") == "developer":
         role = "developer"
@@ -319,10 +317,8 @@ def _as_chat_message(message: Any) -> SimpleNamespace:
     )
 
 
-def _free_role(message: Any, kind: object) -> tuple[str, str | None]:
+def _free_role(message: Any) -> tuple[str, str | None]:
     """The role a ChatMessage says it has; one the blueprint doesn't know is a user named so."""
-    if kind not in _FREE_ROLES:
-        raise _MisfitError
     said = _str(message.role)
     role = _ROLES.get(said)
     return (role, None) if role else ("user", said)

@@ -266,8 +266,8 @@ class Encoder:
             secrets, and whatever looks like an API key in texts and mapping keys, become `[redacted]`.
         extra: More names of secrets (any case) and patterns to remove from texts, on top of the default;
             ignored where `redact` is given.
-        max_string: Longer texts keep head and tail; all long texts of one value share ten times as much,
-            and where that is used up only their length is told.
+        max_string: Longer texts keep head and tail, as do mapping keys beyond 200 characters. All long texts of
+            one value share ten times as much; where that is used up only their length is told.
         max_depth: Containers nested deeper become `[too deep]`; at most 200.
         max_items: Larger containers keep their first items and say how many were left out.
     """

@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote
 
 from pltrace._errors import ConfigError
 from pltrace._scope import Scope, current
-from pltrace._span import RemoteSpan
+from pltrace._span import RemoteSpan, Span
 
 __all__ = ["Remote", "checked_carrier", "inject"]
 
@@ -28,6 +28,13 @@ class Remote(NamedTuple):
     metadata: dict[str, Any]
     user: str | None
     session: str | None
+
+    def scope(self, base: Scope) -> Scope:
+        """Return the scope that the carrier was made in, as far as it travels; its span stands for the far one."""
+        scope = self.applied_to(base)
+        span = Span("", "block", scope, None, self.span.trace_bits, self.span.span_bits, 0)
+        scope.span, scope.lineage, scope.sampled = span, (span,), self.sampled
+        return scope
 
     def applied_to(self, base: Scope) -> Scope:
         """Return `base` with what the carrier brings inside of it."""

@@ -43,7 +43,8 @@ class Traced:
     """A declaration made by `traced(...)`; it never changes, so it can be used anywhere, by many at once, and again."""
 
     __slots__ = (
-        "_callback", "_capture", "_metadata", "_name", "_open", "_parent", "_sample", "_session", "_tags", "_user",
+        "_callback", "_capture", "_metadata", "_name", "_on_request", "_open", "_parent", "_sample", "_session", "_tags",
+        "_user",
     )  # fmt: skip
 
     def __init__(
@@ -61,6 +62,7 @@ class Traced:
         self._name = name
         self._tags = tags
         self._metadata = metadata
+        self._on_request = on_request
         self._callback = _callback_maker(on_request)
         self._user = user
         self._session = session
@@ -69,6 +71,13 @@ class Traced:
         self._parent = parent
         # Blocks that are open, latest last: for one that is left in another context than it was entered in.
         self._open: dict[int, Scope] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what was declared; what is open isn't part of it."""
+        return Traced, (
+            self._name, self._tags, self._metadata, self._on_request, self._user, self._session, self._capture,
+            self._sample, self._parent,
+        )  # fmt: skip
 
     # As a context manager.
 

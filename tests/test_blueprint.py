@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from enum import Enum
 from types import SimpleNamespace
 from typing import Any
 
@@ -61,6 +62,7 @@ def only(messages: Any, **more: Any) -> dict[str, Any]:
     """The one blueprint message made of one message, checked against the schema."""
     prompt = chat_prompt([messages], JSON, **more)
     validate("ChatPrompt", prompt)
+    assert prompt["type"] == "chat"
     [message] = prompt["messages"]
     return message
 
@@ -78,6 +80,12 @@ def media(title: str, mime: str | None, url: str, form: str) -> dict[str, Any]:
 def call(call_id: str, name: str, arguments: str) -> dict[str, Any]:
     """A tool call of the blueprint."""
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+class Shade(str, Enum):
+    """A text that isn't only a text."""
+
+    DARK = "dark"
 
 
 class Unreadable:
@@ -105,6 +113,9 @@ MESSAGES: list[tuple[Any, dict[str, Any]]] = [
         SystemMessage("hi", additional_kwargs={"__openai_role__": "developer"}),
         {"role": "developer", "content": HI},
     ),
+    (HumanMessage("hi", additional_kwargs={"__openai_role__": "developer"}), {"role": "user", "content": HI}),
+    (ChatMessage("hi", role="model"), {"role": "assistant", "content": HI}),
+    (SimpleNamespace(type="human", content=Shade.DARK), {"role": "user", "content": [said("dark")]}),
     (ToolMessage("hi", tool_call_id="c1"), {"role": "tool", "content": HI, "tool_call_id": "c1"}),
     (
         ToolMessage("hi", tool_call_id="c1", name="f", artifact=object()),
@@ -116,6 +127,19 @@ MESSAGES: list[tuple[Any, dict[str, Any]]] = [
     ),
     (ToolMessageChunk("hi", tool_call_id="c1"), {"role": "tool", "content": HI, "tool_call_id": "c1"}),
     (FunctionMessage("hi", name="f"), {"role": "function", "content": HI, "name": "f"}),
+    (FunctionMessage("hi", name=""), {"role": "function", "content": HI, "name": ""}),
+    (
+        {"role": "assistant", "content": "", "invalid_tool_calls": [{"id": "c1", "name": "f", "args": "{"}]},
+        {"role": "assistant", "content": [], "tool_calls": [call("c1", "f", "{")]},
+    ),
+    (
+        {"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}},
+        {
+            "role": "assistant",
+            "content": [],
+            "function_call": {"name": "f", "arguments": "{}"},
+        },
+    ),
     (FunctionMessageChunk(content="hi", name="f"), {"role": "function", "content": HI, "name": "f"}),
     (ChatMessage("hi", role="assistant"), {"role": "assistant", "content": HI}),
     (ChatMessage("hi", role="developer"), {"role": "developer", "content": HI}),
@@ -167,6 +191,7 @@ def test_message(message: Any, expected: Any) -> None:
 URL = {"type": "url_citation", "title": "T", "url": "http://x", "start_index": 1, "end_index": 2}
 OUTPUT_IMAGE = {"type": "output_media", "media_type": "image", "mime_type": "image/png"}
 PNG = "data:image/png;base64,QUJD"
+OCTETS = "data:application/octet-stream;base64,QUJD"
 # What an assistant says; blocks that aren't here become text with their JSON.
 ANSWERED: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
     ({"type": "text", "text": "a", "index": 0}, [said("a")]),
@@ -178,6 +203,7 @@ ANSWERED: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
     ),
     ({"text": "a"}, [said("a")]),
     ({"type": "output_text", "text": "a", "annotations": [URL]}, [{**said("a"), "annotations": [URL]}]),
+    ({"type": "output_text", "annotations": [URL]}, [{**said(""), "annotations": [URL]}]),
     ({"type": "refusal", "refusal": "no"}, [said("no")]),
     ({"type": "non_standard", "value": {"type": "refusal", "refusal": "no"}}, [said("no")]),
     (
@@ -199,6 +225,11 @@ ANSWERED: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
         },
         [{"type": "thinking", "thinking": "a\n\nb\n\nc", "id": "rs", "signature": "e"}],
     ),
+    ({"type": "reasoning", "summary": []}, [{"type": "thinking", "thinking": ""}]),
+    (
+        {"type": "reasoning_content", "reasoning_content": {"thinking": "t"}},
+        [{"type": "thinking", "thinking": "t"}],
+    ),
     ({"type": "reasoning", "id": "rs", "summary": []}, [{"type": "thinking", "thinking": "", "id": "rs"}]),
     (
         {"type": "reasoning_content", "reasoning_content": {"text": "t", "signature": "s"}},
@@ -217,6 +248,7 @@ ANSWERED: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
             }
         ],
     ),
+    ({"type": "image", "file_id": "f1"}, [media("image", None, "f1", "neither")]),
     ({"type": "audio", "url": "http://x/a"}, [media("audio", None, "http://x/a", "url")]),
     (
         {"type": "file", "url": "http://x/a", "mime_type": "text/csv"},
@@ -310,6 +342,14 @@ ANSWERED: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
         ],
     ),
     (
+        {"type": "web_search_call", "id": "ws", "action": "q"},
+        [{"type": "server_tool_use", "id": "ws", "name": "web_search", "input": {"action": "q"}}],
+    ),
+    (
+        {"type": "server_tool_use", "id": "s1", "name": "f"},
+        [{"type": "server_tool_use", "id": "s1", "name": "f", "input": {}}],
+    ),
+    (
         {"type": "web_search_call", "id": "ws", "status": "completed", "action": {"query": "q"}},
         [{"type": "server_tool_use", "id": "ws", "name": "web_search", "input": {"query": "q"}}],
     ),
@@ -383,6 +423,18 @@ ANSWERED: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
         ],
     ),
     (
+        {"type": "code_interpreter_call", "code": "1", "status": "failed", "outputs": [{"logs": "no"}]},
+        [
+            {"type": "code", "code": "1"},
+            {"type": "code_execution_result", "output": "no", "outcome": "OUTCOME_FAILED"},
+        ],
+    ),
+    ({"type": "executable_code", "executable_code": {"code": "1"}}, [{"type": "code", "code": "1"}]),
+    (
+        {"type": "code_execution_result", "output": "2", "outcome": "OUTCOME_OK"},
+        [{"type": "code_execution_result", "output": "2", "outcome": "OUTCOME_OK"}],
+    ),
+    (
         {"type": "executable_code", "executable_code": "1+1", "language": "python", "id": "e1"},
         [{"type": "code", "code": "1+1", "id": "e1"}],
     ),
@@ -395,9 +447,19 @@ ANSWERED: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
         [{"type": "mcp_call", "id": "m1", "name": "f", "server_label": "srv", "arguments": '{"a": 1}'}],
     ),
     (
-        {"type": "mcp_tool_result", "tool_use_id": "m1", "is_error": False, "content": [said("out")]},
-        [{"type": "mcp_call", "id": "m1", "output": "out"}],
+        {"type": "mcp_tool_result", "tool_use_id": "m1", "is_error": False, "content": [said("a"), "b"]},
+        [{"type": "mcp_call", "id": "m1", "output": "a\nb"}],
     ),
+    (
+        {"type": "mcp_tool_result", "tool_use_id": "m1", "is_error": True, "content": [{"a": 1}]},
+        [{"type": "mcp_call", "id": "m1", "error": '[{"a": 1}]'}],
+    ),
+    (
+        {"type": "mcp_tool_use", "id": "m1", "name": "f", "partial_json": '{"a'},
+        [{"type": "mcp_call", "id": "m1", "name": "f", "arguments": '{"a'}],
+    ),
+    ({"type": "mcp_call", "error": "down"}, [{"type": "mcp_call", "error": "down"}]),
+    ({"type": "mcp_list_tools", "error": "down"}, [{"type": "mcp_list_tools", "error": "down"}]),
     (
         {
             "type": "mcp_call",
@@ -442,20 +504,20 @@ ANSWERED: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
         ],
     ),
     (
-        {"type": "local_shell_call", "id": "x", "action": {"command": ["ls"]}},
-        [{"type": "shell_call", "id": "x", "action": {"command": ["ls"]}}],
+        {"type": "local_shell_call", "id": "x", "call_id": "c", "status": "ok", "action": {"command": ["ls"]}},
+        [{"type": "shell_call", "id": "x", "call_id": "c", "status": "ok", "action": {"command": ["ls"]}}],
     ),
     (
-        {"type": "shell_call_output", "call_id": "c", "output": [{"stdout": "out"}]},
-        [{"type": "shell_call_output", "call_id": "c", "output": [{"stdout": "out"}]}],
+        {"type": "shell_call_output", "id": "x", "call_id": "c", "status": "ok", "output": [{"stdout": "out"}]},
+        [{"type": "shell_call_output", "id": "x", "call_id": "c", "status": "ok", "output": [{"stdout": "out"}]}],
     ),
     (
-        {"type": "apply_patch_call", "call_id": "c", "operation": {"type": "delete_file"}},
-        [{"type": "apply_patch_call", "call_id": "c", "operation": {"type": "delete_file"}}],
+        {"type": "apply_patch_call", "id": "x", "call_id": "c", "status": "ok", "operation": {"type": "delete_file"}},
+        [{"type": "apply_patch_call", "id": "x", "call_id": "c", "status": "ok", "operation": {"type": "delete_file"}}],
     ),
     (
-        {"type": "apply_patch_call_output", "call_id": "c", "output": "done", "status": "completed"},
-        [{"type": "apply_patch_call_output", "call_id": "c", "output": "done", "status": "completed"}],
+        {"type": "apply_patch_call_output", "id": "x", "call_id": "c", "output": "done", "status": "completed"},
+        [{"type": "apply_patch_call_output", "id": "x", "call_id": "c", "output": "done", "status": "completed"}],
     ),
 ]
 # What a user sends.
@@ -490,6 +552,7 @@ ASKED: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
         [{"type": "image_url", "image_url": {"url": PNG}}],
     ),
     ({"type": "image", "source_type": "id", "id": "f1"}, [media("image", None, "f1", "neither")]),
+    ({"type": "image", "data": "QUJD", "format": "png"}, [{"type": "image_url", "image_url": {"url": PNG}}]),
     ({"type": "image", "base64": "QUJD"}, [{"type": "image_url", "image_url": {"url": PNG}}]),
     (
         {"type": "input_audio", "input_audio": {"data": "QUJD", "format": "mp3"}},
@@ -514,6 +577,19 @@ ASKED: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
     (
         {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,QUJD"}},
         [media("a.pdf", "application/pdf", "data:application/pdf;base64,QUJD", "base64")],
+    ),
+    (
+        {"type": "file_data", "file_uri": "gs://x", "mime_type": "text/csv"},
+        [media("file", "text/csv", "gs://x", "url")],
+    ),
+    ({"type": "file_data", "data": "QUJD"}, [media("file", "application/octet-stream", OCTETS, "base64")]),
+    ({"type": "media", "data": "QUJD"}, [media("media", "application/octet-stream", OCTETS, "base64")]),
+    ({"type": "video", "base64": "QUJD"}, [media("video", "video/mp4", "data:video/mp4;base64,QUJD", "base64")]),
+    ({"type": "video", "video": {"url": "http://x"}}, [media("video", None, "http://x", "url")]),
+    ({"type": "input_file", "file_data": "QUJD"}, [media("file", "application/octet-stream", OCTETS, "base64")]),
+    (
+        {"type": "file", "source_type": "id", "id": "f1", "metadata": {"filename": "a.pdf"}},
+        [media("a.pdf", None, "f1", "neither")],
     ),
     ({"type": "file", "file": {"file_id": "f1"}}, [media("file", None, "f1", "neither")]),
     (
@@ -592,7 +668,9 @@ MISFITS: list[Any] = [
     {"type": "mcp_approval_response", "approve": True},
     {"type": "shell_call", "action": "ls"},
     {"type": "shell_call_output", "output": "out"},
+    {"type": "web_search_call", "action": {}},
     {"type": "tool_result", "content": "out"},
+    {"text": "a", "thought": True},
     {"type": "search_result", "source": "s", "title": "t", "content": [said("a")]},
     {"type": "non_standard", "value": {"type": "non_standard", "value": {"type": "text", "text": "a"}}},
     {"type": "non_standard", "value": 7},
@@ -654,15 +732,19 @@ def test_tool_results_among_user_blocks() -> None:
     assert prompt["messages"] == [one, two, one, {"role": "user", "content": [said("more")]}]
 
 
+def test_tool_result_of_an_answer() -> None:
+    """Only a user's message can hold the results of calls; in an answer one is kept as text."""
+    block = {"type": "tool_result", "tool_use_id": "c1", "content": "one"}
+    assert only(AIMessage([block])) == {"role": "assistant", "content": [said(JSON.dumps(block))]}
+
+
 CALLS: list[tuple[BaseMessage, list[dict[str, Any]]]] = [
     (
         AIMessage("", tool_calls=[{"name": "f", "args": {"a": 1}, "id": "c1"}]),
         [call("c1", "f", '{"a": 1}')],
     ),
     (
-        AIMessage(
-            "", tool_calls=[{"name": "f", "args": {}, "id": None}, {"name": "g", "args": {}, "id": ""}]
-        ),
+        AIMessage("", tool_calls=[{"name": "f", "args": {}, "id": None}, {"name": "g", "args": {}, "id": ""}]),
         [call("call_0", "f", "{}"), call("call_1", "g", "{}")],
     ),
     (
@@ -711,6 +793,10 @@ CALLS: list[tuple[BaseMessage, list[dict[str, Any]]]] = [
         [call("c1", "f", "{}"), call("c2", "f", "{}")],
     ),
     (
+        AIMessage([{"type": "function_call", "name": "f", "args": {}}] * 2),
+        [call("call_0", "f", "{}"), call("call_1", "f", "{}")],
+    ),
+    (
         AIMessage([{"type": "custom_tool_call", "id": "ct", "call_id": "c1", "name": "f", "input": "raw"}]),
         [call("c1", "f", "raw")],
     ),
@@ -740,9 +826,7 @@ def test_raw_tool_calls() -> None:
     raw = [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a'}}]
     message = SimpleNamespace(type="ai", content="", additional_kwargs={"tool_calls": raw}, tool_calls=[])
     assert only(message)["tool_calls"] == [call("c1", "f", '{"a')]
-    parsed = AIMessage(
-        "", additional_kwargs={"tool_calls": raw}, tool_calls=[{"name": "g", "args": {}, "id": "d"}]
-    )
+    parsed = AIMessage("", additional_kwargs={"tool_calls": raw}, tool_calls=[{"name": "g", "args": {}, "id": "d"}])
     assert only(parsed)["tool_calls"] == [call("d", "g", "{}")]
 
 
@@ -865,8 +949,12 @@ ANNOTATIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
         },
         {**FILE, "file_id": "", "cited_text": "q"},
     ),
+    ({"type": "page_location", "document_index": 3, "file_id": "f1", "title": "a.pdf"}, FILE),
+    ({"type": "content_block_location", "document_index": 3, "file_id": "f1", "filename": "a.pdf"}, FILE),
     (CONTAINER, CONTAINER),
+    ({"type": "citation"}, {"type": "file_citation", "index": 0, "file_id": "", "filename": ""}),
     ({"type": "non_standard_annotation", "value": CONTAINER}, CONTAINER),
+    ({**MAP, "encrypted_index": "e"}, MAP),
     ({**MAP, "place_id": "p1"}, {**MAP, "place_id": "p1"}),
 ]
 
@@ -935,10 +1023,30 @@ TOOLS: list[tuple[Any, list[dict[str, Any]]]] = [
             },
         ],
     ),
-    built_in("web_search", {"type": "web_search"}, "openai", "web_search"),
-    built_in(
-        "web_search_preview_2025_03_11", {"type": "web_search_preview_2025_03_11"}, "openai", "web_search"
+    ({"functionDeclarations": [FLAT]}, [FUNCTION]),
+    (
+        {"function_declarations": [{"name": "g", "parameters_json_schema": SCHEMA}]},
+        [{"type": "function", "function": {"name": "g", "parameters": SCHEMA}}],
     ),
+    (
+        {"type": "mcp", "description": "does m", "name": "m"},
+        [
+            {
+                "id": "mcp",
+                "name": "m",
+                "description": "does m",
+                "provider": "openai",
+                "type": "mcp",
+                "config": {"type": "mcp", "description": "does m", "name": "m"},
+            }
+        ],
+    ),
+    built_in("web_search_preview", {"type": "web_search_preview"}, "openai", "web_search"),
+    built_in("local_shell", {"type": "local_shell"}, "openai", "shell"),
+    built_in("google_search_retrieval", {"google_search_retrieval": {}}, "google", "web_search"),
+    built_in("code_execution", {"code_execution": {}}, "google", "code_interpreter"),
+    built_in("web_search", {"type": "web_search"}, "openai", "web_search"),
+    built_in("web_search_preview_2025_03_11", {"type": "web_search_preview_2025_03_11"}, "openai", "web_search"),
     built_in("file_search", {"type": "file_search", "vector_store_ids": ["v"]}, "openai", "file_search"),
     built_in("code_interpreter", {"type": "code_interpreter"}, "openai", "code_interpreter"),
     built_in("image_generation", {"type": "image_generation"}, "openai", "image_generation"),
@@ -995,6 +1103,9 @@ CHOICES: list[tuple[str, Any, Any]] = [
     ("tool_choice", {"type": "function", "name": "f"}, CHOSEN),
     ("tool_choice", {"type": "tool", "name": "f"}, CHOSEN),
     ("tool_choice", {"type": "any", "disable_parallel_tool_use": True}, "any"),
+    ("tool_choice", {"type": "auto"}, "auto"),
+    ("tool_choice", {"type": "none"}, "none"),
+    ("tool_choice", {"type": "required"}, "required"),
     ("tool_choice", {"type": "web_search"}, "web_search"),
     ("tool_choice", {"type": "allowed_tools", "tools": []}, None),
     ("tool_choice", True, None),
@@ -1112,9 +1223,7 @@ def test_tokens(generations: list[Any], llm_output: Any, expected: Usage) -> Non
 
 # --- any input ----------------------------------------------------------------------------------------------
 
-KINDS = sorted(
-    {block["type"] for block, _ in ANSWERED + ASKED if "type" in block} | {"tool_use", "function_call"}
-)
+KINDS = sorted({block["type"] for block, _ in ANSWERED + ASKED if "type" in block} | {"tool_use", "function_call"})
 KEYS = sorted({key for block, _ in ANSWERED + ASKED for key in block if key not in {"type", "text"}})
 junk = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.binary(max_size=3),
@@ -1139,9 +1248,7 @@ blocks = st.one_of(
 )
 contents = texts | st.lists(texts | blocks, max_size=4)
 extras = st.dictionaries(
-    st.sampled_from(
-        ["reasoning_content", "reasoning", "refusal", "audio", "tool_outputs", "tool_calls", "x"]
-    ),
+    st.sampled_from(["reasoning_content", "reasoning", "refusal", "audio", "tool_outputs", "tool_calls", "x"]),
     texts | junk,
     max_size=3,
 )
@@ -1159,9 +1266,7 @@ names = st.none() | st.text(max_size=3)
 messages = st.one_of(
     st.builds(HumanMessage, contents, name=names, additional_kwargs=extras),
     st.builds(SystemMessage, contents, additional_kwargs=extras),
-    st.builds(
-        ToolMessage, contents, tool_call_id=st.text(max_size=3), status=st.sampled_from(["success", "error"])
-    ),
+    st.builds(ToolMessage, contents, tool_call_id=st.text(max_size=3), status=st.sampled_from(["success", "error"])),
     st.builds(ChatMessage, contents, role=st.sampled_from(["user", "tool", "assistant", "system", "critic"])),
     st.builds(FunctionMessage, contents, name=st.text(max_size=3)),
     st.builds(AIMessage, contents, name=names, tool_calls=calls, additional_kwargs=extras),
@@ -1175,9 +1280,7 @@ messages = st.one_of(
     ),
     texts,
     st.tuples(st.sampled_from(["human", "ai", "critic"]), contents),
-    st.fixed_dictionaries(
-        {"role": st.sampled_from(["user", "assistant", "tool"]) | junk, "content": contents}
-    ),
+    st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "tool"]) | junk, "content": contents}),
     junk,
 )
 

@@ -1,0 +1,165 @@
+"""`bind`: carries the current scope to where Python doesn't: threads, executors, other processes, later consumption."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import Any, TypeVar
+
+from pltrace import _driving, _runs, _runtime
+from pltrace._propagation import checked_carrier, inject
+from pltrace._scope import Scope, attach, current
+from pltrace._traced import Traced
+from pltrace._wrapping import FunctionWrapper, ObjectProxy, Wrapped
+
+__all__ = ["bind"]
+
+T = TypeVar("T")
+
+#: The methods of a LangChain Runnable that run it.
+_RUNNABLE_METHODS = frozenset({
+    "invoke", "ainvoke", "batch", "abatch", "batch_as_completed", "abatch_as_completed", "stream", "astream",
+    "astream_log", "astream_events", "transform", "atransform",
+})  # fmt: skip
+
+
+def bind(fn: T) -> T:
+    """Make `fn` run inside the scope that is current now, wherever and whenever it is called.
+
+    Args:
+        fn: A function of any kind, for a thread, an executor, a process pool or a cluster's task; it can be pickled if
+            it could before. A stream, iterator or awaitable that it returns keeps the scope while it is consumed.
+            Also an iterator, an async iterator or an awaitable itself; a LangChain Runnable; or an executor, which
+            then binds what is submitted to it.
+
+    Returns:
+        Something that is used like `fn`; outside any block, `fn` itself.
+    """
+    scope = current()
+    if scope is None:
+        return fn
+    bound: Any = _bound(fn, scope)
+    return fn if bound is None else bound
+
+
+def _bound(fn: Any, scope: Scope) -> Any:
+    drive = _driving.consumed(fn)
+    if drive is not None:
+        return drive(ScopeSteps(scope))
+    if callable(getattr(fn, "submit", None)) and callable(getattr(fn, "shutdown", None)):
+        return BoundExecutor(fn, scope)
+    if hasattr(type(fn), "ainvoke"):
+        return BoundRunnable(fn, scope)
+    return BoundFunction(fn, scope, inject()) if callable(fn) else None
+
+
+class ScopeSteps:
+    """Puts a scope around the steps of something that is consumed; it has no span to end."""
+
+    __slots__ = ("_inside", "_outside")
+
+    def __init__(self, scope: Scope) -> None:
+        self._inside: Scope | None = scope
+        self._outside: Scope | None = None
+
+    def resume(self) -> None:
+        """Make current what the last step left."""
+        self._outside = current()
+        attach(self._inside and self._inside.resumed_in(_runs.around()))
+
+    def suspend(self) -> None:
+        """Give the consumer its own scope back."""
+        self._inside = current()
+        attach(self._outside)
+        self._outside = None
+
+    def end(self, error: BaseException | None = None, value: Any = None) -> None:
+        """Do nothing: the scope is somebody else's."""
+
+
+class BoundFunction(FunctionWrapper):
+    """A function that runs inside a scope; pickled, it takes the scope along as a carrier."""
+
+    def __init__(self, fn: Callable[..., Any], scope: Scope | None, carrier: Mapping[str, str]) -> None:
+        super().__init__(fn, self._self_call)
+        self._self_scope = scope
+        self._self_carrier = carrier
+
+    def _self_call(self, wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+        if not _runtime.is_on():
+            return wrapped(*args, **kwargs)
+        scope = self._self_scope
+        if scope is None:
+            # Made once in each process that it is sent to.
+            remote = checked_carrier("bind", self._self_carrier)
+            scope = self._self_scope = _runtime.base() if remote is None else remote.scope(_runtime.base())
+        outside = current()
+        attach(scope.resumed_in(_runs.around()))
+        try:
+            result = wrapped(*args, **kwargs)
+        finally:
+            attach(outside)
+        drive = _driving.consumed(result)
+        return result if drive is None else drive(ScopeSteps(scope))
+
+    def __get__(self, instance: Any, owner: type | None = None) -> BoundFunction:
+        """Return itself: what was bound to a scope is not bound to an object too."""
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Pickle the function and the carrier."""
+        fn = self.__wrapped__
+        if type(fn) is Wrapped and _by_value():
+            # cloudpickle takes a decorated function for a plain one, and would send it without its decoration.
+            return _restored, (fn.__wrapped__, fn._self_declaration, dict(self._self_carrier))
+        return _restored, (fn, None, dict(self._self_carrier))
+
+
+def _restored(fn: Any, declaration: Traced | None, carrier: Mapping[str, str]) -> BoundFunction:
+    return BoundFunction(fn if declaration is None else declaration(fn), None, carrier)
+
+
+def _by_value() -> bool:
+    """Return whether it is cloudpickle, in one of its many copies, that is pickling."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if "cloudpickle" in frame.f_globals.get("__name__", ""):
+            return True
+        frame = frame.f_back
+    return False
+
+
+class BoundExecutor(ObjectProxy):
+    """An executor that runs what is submitted inside the scope of who submits it, or else the one it was bound in."""
+
+    def __init__(self, executor: Any, scope: Scope) -> None:
+        super().__init__(executor)
+        self._self_scope = scope
+
+    def _self_bound(self, fn: Any) -> Any:
+        return _bound(fn, current() or self._self_scope) or fn
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Submit a call."""
+        return self.__wrapped__.submit(self._self_bound(fn), *args, **kwargs)
+
+    def map(self, fn: Any, *iterables: Any, **options: Any) -> Any:
+        """Submit a call for each item."""
+        return self.__wrapped__.map(self._self_bound(fn), *iterables, **options)
+
+    def __enter__(self) -> BoundExecutor:
+        self.__wrapped__.__enter__()
+        return self
+
+
+class BoundRunnable(ObjectProxy):
+    """A LangChain Runnable that runs inside a scope."""
+
+    def __init__(self, runnable: Any, scope: Scope) -> None:
+        super().__init__(runnable)
+        self._self_scope = scope
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        return BoundFunction(value, self._self_scope, {}) if name in _RUNNABLE_METHODS else value
