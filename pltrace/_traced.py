@@ -43,8 +43,8 @@ class Traced:
     """A declaration made by `traced(...)`; it never changes, so it can be used anywhere, by many at once, and again."""
 
     __slots__ = (
-        "_callback", "_capture", "_metadata", "_name", "_on_request", "_open", "_parent", "_sample", "_session", "_tags",
-        "_user",
+        "_callback", "_capture", "_metadata", "_name", "_on_request", "_open", "_parent", "_sample", "_session",
+        "_tags", "_user",
     )  # fmt: skip
 
     def __init__(
