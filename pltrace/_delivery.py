@@ -58,8 +58,7 @@ class Worker:
             self._thread = thread
 
     def _run(self) -> None:
-        while True:
-            self.pace.wait()
+        while self.pace.wait():
             try:
                 self._round()
             except Exception as error:
@@ -72,6 +71,10 @@ class Worker:
 
     def _left(self, up_to: int) -> int:
         raise NotImplementedError
+
+    def stop(self) -> None:
+        """Let the thread end after what it is at: what is left is another's to deliver."""
+        self.pace.stop()
 
     def flush(self, up_to: int, deadline: float, *, patient: bool) -> bool:
         """Deliver what is in the store up to a span's number.

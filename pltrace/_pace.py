@@ -36,7 +36,7 @@ class Pace:
         self._not_before = 0.0
         self._obey = False  # The other side asked for the pause: nobody's hurry cuts it short.
         self._looked_at = 0.0
-        self._rounds = 0
+        self._stopped = False
         self.failures = 0
         self.last_error: str | None = None
 
@@ -54,12 +54,17 @@ class Pace:
             self._since = self._since or monotonic()
             self._changed.notify_all()
 
-    def wait(self) -> None:
-        """Wait, on the worker's thread, until there is something to do and it may be done."""
+    def stop(self) -> None:
+        """Let the worker's thread end, after what it is at."""
         with self._changed:
-            self._rounds += 1
+            self._stopped = True
             self._changed.notify_all()
-            while True:
+
+    def wait(self) -> bool:
+        """Wait, on the worker's thread, until there is something to do and it may be done; False when it is to end."""
+        with self._changed:
+            self._changed.notify_all()
+            while not self._stopped:
                 now = monotonic()
                 idle_until = self._looked_at + self._every_s
                 due_at = idle_until
@@ -74,14 +79,15 @@ class Pace:
                     # Taken off before the worker looks: what comes while it works is new work.
                     if now >= due_at:
                         self._since = None
-                    return
+                    return True
                 self._changed.wait(min(due_at, idle_until) - now)
+        return False
 
     @property
     def pausing(self) -> bool:
         """Whether the worker has to leave the other side alone now."""
         with self._changed:
-            return monotonic() < self._not_before and (self._obey or not self._hurry)
+            return self._stopped or (monotonic() < self._not_before and (self._obey or not self._hurry))
 
     def succeeded(self) -> None:
         """Take note that the other side works."""

@@ -127,6 +127,8 @@ class Tracing:
         done = self.flush(timeout, patient=patient)
         self.recorder.shutting_down()
         self.recorder.registry.shut()
+        for worker in (*self._deliveries, *self._operations):
+            worker.stop()
         self._leave()
         for exporter in self.exporters:
             _shut(exporter)

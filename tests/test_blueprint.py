@@ -201,7 +201,22 @@ ANSWERED: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
         {"type": "text", "text": "a", "extras": {"signature": "s"}},
         [{**said("a"), "thought_signature": "s"}],
     ),
+    (
+        {"type": "text", "text": "a", "thought_signature": "s"},
+        [{**said("a"), "thought_signature": "s"}],
+    ),
     ({"text": "a"}, [said("a")]),
+    (
+        {"type": "video", "url": "http://x/v", "mime_type": "video/mp4"},
+        [
+            {
+                "type": "output_media",
+                "url": "http://x/v",
+                "mime_type": "video/mp4",
+                "media_type": "video",
+            }
+        ],
+    ),
     ({"type": "output_text", "text": "a", "annotations": [URL]}, [{**said("a"), "annotations": [URL]}]),
     ({"type": "output_text", "annotations": [URL]}, [{**said(""), "annotations": [URL]}]),
     ({"type": "refusal", "refusal": "no"}, [said("no")]),
@@ -666,6 +681,7 @@ MISFITS: list[Any] = [
     {"type": "mcp_list_tools", "tools": ["f"]},
     {"type": "mcp_approval_response", "approval_request_id": "a1", "approve": 1},
     {"type": "mcp_approval_response", "approve": True},
+    {"type": "mcp_approval_response", "approval_request_id": "a1"},
     {"type": "shell_call", "action": "ls"},
     {"type": "shell_call_output", "output": "out"},
     {"type": "web_search_call", "action": {}},

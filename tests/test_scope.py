@@ -1,0 +1,578 @@
+"""What the blocks around a LangChain call say holds for the call."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.runnables import RunnableLambda
+from langchain_openai import ChatOpenAI
+
+import pltrace
+from pltrace import ConfigError, current_span, traced
+from tests.support.scripted_llm import ScriptedOpenAI
+from tests.support.traces import calls, chat, said, spans, the_span, tree
+
+
+@pytest.fixture
+def model(llm: ScriptedOpenAI) -> ChatOpenAI:
+    """A chat model that says hello."""
+    return chat(llm)
+
+
+async def bare_function(model: ChatOpenAI) -> None:
+    @traced
+    def answer() -> None:
+        model.invoke("Hi")
+
+    answer()
+
+
+async def function_with_arguments(model: ChatOpenAI) -> None:
+    @traced("answer", tags=["t"])
+    def anything() -> None:
+        model.invoke("Hi")
+
+    anything()
+
+
+async def bare_coroutine(model: ChatOpenAI) -> None:
+    @traced
+    async def answer() -> None:
+        await model.ainvoke("Hi")
+
+    await answer()
+
+
+async def coroutine_with_arguments(model: ChatOpenAI) -> None:
+    @traced("answer", user="u")
+    async def anything() -> None:
+        await model.ainvoke("Hi")
+
+    await anything()
+
+
+class Methods:
+    @traced
+    def plain(self, model: ChatOpenAI) -> None:
+        model.invoke("Hi")
+
+    @traced("answer")
+    async def async_(self, model: ChatOpenAI) -> None:
+        await model.ainvoke("Hi")
+
+    @traced
+    @classmethod
+    def of_class(cls, model: ChatOpenAI) -> None:
+        assert cls is Methods
+        model.invoke("Hi")
+
+    @staticmethod
+    @traced()
+    def static(model: ChatOpenAI) -> None:
+        model.invoke("Hi")
+
+
+async def method(model: ChatOpenAI) -> None:
+    Methods().plain(model)
+
+
+async def async_method(model: ChatOpenAI) -> None:
+    await Methods().async_(model)
+
+
+async def class_method(model: ChatOpenAI) -> None:
+    Methods.of_class(model)
+
+
+async def static_method(model: ChatOpenAI) -> None:
+    Methods.static(model)
+
+
+async def block(model: ChatOpenAI) -> None:
+    with traced() as span:
+        model.invoke("Hi")
+    assert span.kind == "block"
+
+
+async def named_block(model: ChatOpenAI) -> None:
+    with traced("answer"):
+        model.invoke("Hi")
+
+
+async def async_block(model: ChatOpenAI) -> None:
+    async with traced("answer") as span:
+        assert current_span() is span
+        await model.ainvoke("Hi")
+
+
+@pytest.mark.parametrize(
+    ("form", "root"),
+    [
+        (bare_function, "bare_function.<locals>.answer function"),
+        (function_with_arguments, "answer function"),
+        (bare_coroutine, "bare_coroutine.<locals>.answer function"),
+        (coroutine_with_arguments, "answer function"),
+        (method, "Methods.plain function"),
+        (async_method, "answer function"),
+        (class_method, "Methods.of_class function"),
+        (static_method, "Methods.static function"),
+        (block, "traced block"),
+        (named_block, "answer block"),
+        (async_block, "answer block"),
+    ],
+)
+async def test_each_form(
+    form: Callable[[ChatOpenAI], Awaitable[None]], root: str, local: Path, model: ChatOpenAI
+) -> None:
+    """Each way to say `traced` makes one span, named as promised, with the LLM call inside as its child."""
+    await form(model)
+    assert tree(local) == f"{root}\n  ChatOpenAI llm\n"
+
+
+def test_a_call_outside_any_block_is_not_recorded(local: Path, model: ChatOpenAI) -> None:
+    """What runs before, after and beside a block leaves no span."""
+    model.invoke("Before")
+    with traced("block"):
+        pass
+    model.invoke("After")
+    assert tree(local) == "block block\n"
+
+
+# Tags and metadata.
+
+_LEVELS = ("block", "block k", "chain", "chain k")
+
+
+def _nested(levels: tuple[str, ...], call: Callable[[], Any], depth: int = 0) -> None:
+    """Runs `call` inside blocks and chains, each with a tag, a key of its own and perhaps the key that all share."""
+    if not levels:
+        call()
+        return
+    kind, tags, metadata = levels[0].split()[0], *_marks(levels[0], depth)
+    if kind == "block":
+        with traced(tags=tags, metadata=metadata):
+            _nested(levels[1:], call, depth + 1)
+    else:
+        chain = RunnableLambda(lambda _: _nested(levels[1:], call, depth + 1))
+        chain.invoke(0, config={"tags": tags, "metadata": metadata})
+
+
+async def _anested(levels: tuple[str, ...], call: Callable[[], Awaitable[Any]], depth: int = 0) -> None:
+    if not levels:
+        await call()
+        return
+    kind, tags, metadata = levels[0].split()[0], *_marks(levels[0], depth)
+    if kind == "block":
+        async with traced(tags=tags, metadata=metadata):
+            await _anested(levels[1:], call, depth + 1)
+    else:
+
+        async def inside(_: int) -> None:
+            await _anested(levels[1:], call, depth + 1)
+
+        await RunnableLambda(inside).ainvoke(0, config={"tags": tags, "metadata": metadata})
+
+
+def _marks(level: str, depth: int) -> tuple[list[str], dict[str, Any]]:
+    return [f"tag{depth}", "shared"], {f"own{depth}": depth, **({"k": f"level {depth}"} if level[-1] == "k" else {})}
+
+
+def _expected(levels: tuple[str, ...]) -> tuple[list[str], dict[str, str]]:
+    tags: list[str] = []
+    metadata: dict[str, Any] = {}
+    for depth, level in enumerate(levels):
+        own_tags, own_metadata = _marks(level, depth)
+        tags += own_tags
+        metadata |= own_metadata
+    texts = {key: value if isinstance(value, str) else str(value) for key, value in metadata.items()}
+    return list(dict.fromkeys(tags)), texts
+
+
+_NESTINGS = [
+    ("block", *between, run)
+    for depth in (0, 1, 2)
+    for between in itertools.product(_LEVELS, repeat=depth)
+    for run in ("run", "run k")
+] + [("block k", *between, "run") for between in itertools.product(_LEVELS, repeat=3)]
+
+
+def test_nested_tags_are_united_and_inner_metadata_wins(local: Path, model: ChatOpenAI) -> None:
+    """Whatever blocks and chains are nested: tags outermost first, each once; of one key the innermost value."""
+    for levels in _NESTINGS:
+        tags, metadata = _marks(levels[-1], len(levels) - 1)
+        _nested(levels[:-1], lambda t=tags, m=metadata: model.invoke("Hi", config={"tags": t, "metadata": m}))  # type: ignore[misc]
+    got = [(call["request_tags"], said(call["request_metadata"])) for call in calls(local)]
+    wrong = [
+        (levels, found, _expected(levels))
+        for levels, found in zip(_NESTINGS, got, strict=True)
+        if found != _expected(levels)
+    ]
+    assert wrong == []
+
+
+async def test_nested_tags_and_metadata_in_async_code(local: Path, model: ChatOpenAI) -> None:
+    """The same holds for `async with` and `ainvoke`."""
+    nestings = [levels for levels in _NESTINGS if len(levels) < 5]
+    for levels in nestings:
+        tags, metadata = _marks(levels[-1], len(levels) - 1)
+
+        async def call(tags: list[str] = tags, metadata: dict[str, Any] = metadata) -> None:
+            await model.ainvoke("Hi", config={"tags": tags, "metadata": metadata})
+
+        await _anested(levels[:-1], call)
+    got = [(call["request_tags"], said(call["request_metadata"])) for call in calls(local)]
+    assert got == [_expected(levels) for levels in nestings]
+
+
+def test_what_configure_sets_is_outermost(tmp_path: Path, model: ChatOpenAI) -> None:
+    """The application's tags come first, and its metadata yields to a block's."""
+    path = tmp_path / "traces.db"
+    pltrace.configure(store=path, tags=["app"], metadata={"k": "app", "only": "app"})
+    with traced(tags=["block"], metadata={"k": "block"}):
+        model.invoke("Hi")
+    (call,) = calls(path)
+    assert call["request_tags"] == ["app", "block"]
+    assert said(call["request_metadata"]) == {"k": "block", "only": "app"}
+
+
+def test_a_block_that_says_the_same_again(local: Path, model: ChatOpenAI) -> None:
+    """An inner block wins over a chain around it, also when it repeats what an outer block said."""
+    with traced(metadata={"k": "block"}):
+        RunnableLambda(lambda _: _say_again(model)).invoke(0, config={"metadata": {"k": "chain"}})
+    assert said(calls(local)[0]["request_metadata"]) == {"k": "block"}
+
+
+def _say_again(model: ChatOpenAI) -> None:
+    with traced(metadata={"k": "block"}):
+        model.invoke("Hi")
+
+
+def test_langchains_own_marks_stay_on_the_span(local: Path, model: ChatOpenAI) -> None:
+    """`seq:step:N` and `ls_*` are kept on the span but not sent with the request."""
+    with traced():
+        (RunnableLambda(str) | model).invoke("Hi", config={"tags": ["mine"]})
+    (call,) = calls(local)
+    assert call["tags"] == ["mine", "seq:step:2"]
+    assert call["metadata"]["ls_provider"] == "openai"
+    assert call["request_tags"] == ["mine"]
+    assert said(call["request_metadata"]) == {}
+
+
+def test_user_and_session(local: Path, model: ChatOpenAI) -> None:
+    """User and conversation are inherited, replaced by an inner block, and sent under PromptLayer's names."""
+    with traced(user="ann", session="s1"):
+        model.invoke("Hi")
+        with traced(user="bob"):
+            model.invoke("Hi")
+    assert [said(call["request_metadata"]) for call in calls(local)] == [
+        {"user_id": "ann", "conversation_id": "s1"},
+        {"user_id": "bob", "conversation_id": "s1"},
+    ]
+
+
+# on_request.
+
+
+def test_every_enclosing_on_request_is_called(local: Path, model: ChatOpenAI) -> None:
+    """All `on_request` around a call get its one `Request`, the innermost first, each once; others get nothing."""
+    seen: list[tuple[str, Any]] = []
+    with traced(on_request=lambda request: seen.append(("outer", request))) as outer:
+        with traced(), traced(on_request=lambda request: seen.append(("inner", request))):
+            RunnableLambda(model.invoke).invoke("Hi")
+        with traced(on_request=lambda request: seen.append(("beside", request))):
+            pass
+    assert pltrace.flush(10)
+    (request,) = outer.requests
+    assert seen == [("inner", request), ("outer", request)]
+
+
+def test_one_function_given_twice_is_called_once(local: Path, model: ChatOpenAI) -> None:
+    """A function that several blocks around a call were given is still called once for it."""
+    seen: list[Any] = []
+    again = traced("again", on_request=seen.append)
+    with again, traced("between"), again:
+        model.invoke("Hi")
+    assert pltrace.flush(10)
+    assert len(seen) == 1
+
+
+async def test_one_coroutine_function_given_twice_is_called_once(local: Path, model: ChatOpenAI) -> None:
+    """The same holds for an async `on_request`."""
+    seen: list[Any] = []
+
+    async def note(request: pltrace.Request) -> None:
+        seen.append(request)
+
+    async with traced("outer", on_request=note), traced("inner", on_request=note):
+        await model.ainvoke("Hi")
+    await asyncio.to_thread(pltrace.flush, 10)
+    assert len(seen) == 1
+
+
+# capture.
+
+_KEPT = {True: (True, True), False: (False, False), "inputs": (True, False), "outputs": (False, True)}
+
+
+@pytest.mark.parametrize("outer", _KEPT)
+@pytest.mark.parametrize("inner", _KEPT)
+def test_capture_only_narrows(outer: bool | str, inner: bool | str, local: Path, model: ChatOpenAI) -> None:
+    """`capture` says what is kept of arguments, prompts and results; an inner one can take away, never give back."""
+
+    @traced("inner", capture=inner)
+    def answer(question: str) -> str:
+        return str(model.invoke(question).content)
+
+    with traced(capture=outer):
+        assert answer("A secret?") == "Hello."
+    inputs, outputs = (a and b for a, b in zip(_KEPT[outer], _KEPT[inner], strict=True))
+    function, call = the_span(local, "inner"), calls(local)[0]
+    assert function["input"] == ({"question": "A secret?"} if inputs else None)
+    assert function["output"] == ("Hello." if outputs else None)
+    assert ("A secret?" in str(call["input"])) == inputs
+    assert ("Hello." in str(call["output"])) == outputs
+    assert (call["input_tokens"], call["output_tokens"]) == (11, 7)
+
+
+# sample.
+
+
+@pytest.mark.parametrize(("application", "block", "kept"), [
+    (1.0, None, True), (1.0, 0, False), (0.0, None, False), (0.0, 1, True), (0.0, 1.0, True),
+])  # fmt: skip
+def test_sample_is_decided_at_the_root(
+    application: float, block: float | None, kept: bool, tmp_path: Path, model: ChatOpenAI
+) -> None:
+    """The root's share, or the application's, decides about the whole trace; an inner `sample` changes nothing."""
+    path, seen = tmp_path / "traces.db", []
+    pltrace.configure(store=path, sample=application)
+    with traced("root", sample=block, on_request=seen.append) as root:
+        for inner in (0.0, 1.0):
+            with traced("inner", sample=inner):
+                assert model.invoke("Hi").content == "Hello."
+    requests = root.requests
+    assert [request.wait(5) is not None for request in requests] == [kept, kept]
+    assert len(spans(path)) == (5 if kept else 0)
+    assert len(seen) == (2 if kept else 0)
+
+
+def test_a_share_of_the_traces(local: Path) -> None:
+    """With `sample=0.5`, about half of the traces are kept, each wholly."""
+    for _ in range(400):
+        with traced("root", sample=0.5), traced("child"):
+            pass
+    kept = spans(local)
+    assert 240 < len(kept) < 560
+    assert [span["name"] for span in kept].count("root") == len(kept) / 2
+
+
+# The span at hand.
+
+
+def test_the_current_span(local: Path) -> None:
+    """`current_span()` is the innermost block's; outside it is inert: false, without ids, and deaf."""
+    outside = current_span()
+    assert (bool(outside), outside.id, outside.trace_id, outside.parent_id) == (False, "", "", None)
+    outside.update(name="nothing", tags=["nothing"])
+    outside.score(5)
+    assert (outside.name, outside.tags, outside.metadata, outside.requests) == ("", (), {}, [])
+    with traced("outer") as outer:
+        assert current_span() is outer
+        with traced("inner") as inner:
+            assert current_span() is inner
+            assert (inner.trace_id, inner.parent_id, outer.parent_id) == (outer.trace_id, outer.id, None)
+        assert current_span() is outer
+    assert current_span() is outside
+    assert outer
+    assert (len(outer.id), len(outer.trace_id), outer.status) == (16, 32, "ok")
+    assert outer.started_at_ns <= inner.started_at_ns <= inner.ended_at_ns <= outer.ended_at_ns
+
+
+def test_update_adds_to_the_span(local: Path, model: ChatOpenAI) -> None:
+    """`update` adds to its own span, while it is open and after it; calls inside are not affected."""
+
+    @traced("f", tags=["a"], metadata={"k": 1, "l": 1})
+    def f(x: int) -> str:
+        current_span().update(name="g", tags=["b"], metadata={"k": 2}, output={"told": True})
+        model.invoke("Hi")
+        return "returned"
+
+    f(1)
+    found = the_span(local, "g")
+    assert (found["tags"], found["metadata"]) == (["a", "b"], {"k": 2, "l": 1})
+    assert (found["input"], found["output"]) == ({"x": 1}, {"told": True})
+    assert calls(local)[0]["request_tags"] == ["a"]
+    with traced("late") as span:
+        pass
+    span.update(tags=["after"], input="in")
+    assert the_span(local, "late")["tags"] == ["after"]
+    assert the_span(local, "late")["input"] == "in"
+
+
+@pytest.mark.parametrize("wrong", [{"name": ""}, {"tags": "abc"}, {"metadata": {1: 2}}])
+def test_update_refuses_what_is_wrong(wrong: dict[str, Any], local: Path) -> None:
+    """A wrong argument of `update` raises `ConfigError` with its name."""
+    with traced() as span, pytest.raises(ConfigError, match=next(iter(wrong))):
+        span.update(**wrong)
+
+
+# Leaving.
+
+
+def test_an_exception_passes_unchanged(local: Path) -> None:
+    """What is raised inside reaches the user as it is, is recorded, and the scope around is back."""
+    error = ValueError("wrong")
+    with traced("outer") as outer:
+        with pytest.raises(ValueError, match="wrong") as caught, traced("inner"):
+            raise error
+        assert current_span() is outer
+    assert caught.value is error
+    assert error.__context__ is None
+    assert error.__cause__ is None
+    assert current_span().id == ""
+    inner = the_span(local, "inner")
+    assert (inner["status"], inner["error"]) == ("error", "ValueError: wrong")
+    assert the_span(local, "outer")["status"] == "ok"
+
+
+def test_blocks_left_in_any_order(local: Path) -> None:
+    """Blocks may be left in any order: each leave restores the innermost that is still open."""
+    for order in itertools.permutations(range(3)):
+        blocks = [traced(f"{order}{index}") for index in range(3)]
+        entered = [block.__enter__() for block in blocks]
+        opened = set(range(3))
+        for index in order:
+            blocks[index].__exit__(None, None, None)
+            opened.discard(index)
+            assert current_span().id == (entered[max(opened)].id if opened else "")
+    assert {span["status"] for span in spans(local)} == {"ok"}
+    assert len(spans(local)) == 18
+
+
+def test_leaving_where_it_was_not_entered(local: Path) -> None:
+    """A block that is left in another thread ends its span there, without an error on either side."""
+    block = traced("elsewhere")
+    span = block.__enter__()
+    thread = threading.Thread(target=block.__exit__, args=(None, None, None))
+    thread.start()
+    thread.join()
+    assert span.status == "ok"
+    with traced("inside") as inner:
+        assert current_span() is inner
+    with traced("after"):
+        pass
+    assert len(spans(local)) == 3
+
+
+def test_leaving_what_was_never_entered(local: Path) -> None:
+    """To leave a declaration that isn't entered does nothing."""
+    traced().__exit__(None, None, None)
+    assert spans(local) == []
+
+
+def test_one_declaration_nested_in_itself(local: Path) -> None:
+    """A declaration can be entered again inside itself; each leave leaves the latest entry."""
+    again = traced("again")
+    with again as first:
+        with again as second:
+            assert (second.parent_id, current_span()) == (first.id, second)
+        assert current_span() is first
+        with again as third:
+            assert third.parent_id == first.id
+    assert tree(local) == "again block\n  again block\n  again block\n"
+
+
+def test_recursion(local: Path, model: ChatOpenAI) -> None:
+    """A decorated function that calls itself nests its spans."""
+
+    @traced("f", tags=["f"])
+    def f(depth: int) -> None:
+        if depth:
+            f(depth - 1)
+        else:
+            model.invoke("Hi")
+
+    f(2)
+    assert tree(local) == "f function\n  f function\n    f function\n      ChatOpenAI llm\n"
+    assert calls(local)[0]["request_tags"] == ["f"]
+
+
+def test_one_declaration_in_many_threads(local: Path, model: ChatOpenAI) -> None:
+    """One declaration entered by many threads at once gives each its own span and its own call."""
+    declared = traced("shared")
+    together = threading.Barrier(8)
+    found: list[tuple[str, list[str]]] = []
+
+    def work() -> None:
+        with declared as span:
+            together.wait(10)
+            model.invoke("Hi")
+            together.wait(10)
+            assert current_span() is span
+        found.append((span.id, [request.span_id for request in span.requests]))
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert tree(local) == "shared block\n  ChatOpenAI llm\n" * 8
+    assert sorted((call["parent_id"], [call["span_id"]]) for call in calls(local)) == sorted(found)
+
+
+async def test_one_declaration_in_many_tasks(local: Path, model: ChatOpenAI) -> None:
+    """One declaration entered by many tasks at once nests in each task's own way."""
+    declared = traced("shared", tags=["shared"])
+
+    async def work(number: int) -> None:
+        async with declared, traced(metadata={"number": number}):
+            await model.ainvoke(str(number))
+
+    async with declared:
+        await asyncio.gather(*(work(number) for number in range(10)))
+    inner = "  shared block\n    traced block\n      ChatOpenAI llm\n"
+    assert tree(local) == "shared block\n" + inner * 10
+    for call in calls(local):
+        (message,) = call["input"]["messages"]
+        assert call["request_metadata"]["number"] == message["content"][0]["text"]
+
+
+# What is refused.
+
+_WRONG: list[tuple[str, Any]] = [
+    ("tags", "abc"), ("tags", [1]), ("tags", [""]), ("tags", 5),
+    ("metadata", [("a", 1)]), ("metadata", {1: "a"}), ("on_request", "print"), ("user", 7), ("user", ""),
+    ("session", b"s"), ("capture", "everything"), ("capture", 2), ("capture", None),
+    ("sample", 1.5), ("sample", -0.1), ("sample", "1"), ("sample", True), ("sample", float("nan")),
+    ("parent", "00-abc-def-01"), ("parent", {"traceparent": 5}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("argument", "value"), _WRONG)
+def test_a_wrong_argument_is_refused(argument: str, value: Any) -> None:
+    """A wrong argument raises `ConfigError`, with its name and value, where it is written; also while off."""
+    with pytest.raises(ConfigError) as caught:
+        traced(**{argument: value})
+    assert argument in str(caught.value)
+    shown = value["traceparent"] if isinstance(value, dict) and "traceparent" in value else value
+    assert repr(shown) in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [5, "", b"name", ["name"]])
+def test_a_wrong_name_is_refused(value: Any) -> None:
+    """So does a name that is none."""
+    with pytest.raises(ConfigError, match="name") as caught:
+        traced(value)
+    assert repr(value) in str(caught.value)
+
+
+def test_only_callables_can_be_decorated() -> None:
+    """So does what can't be called, given to a declaration."""
+    with pytest.raises(ConfigError, match="'text'"):
+        traced("name")("text")  # type: ignore[call-overload]
