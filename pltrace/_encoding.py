@@ -20,10 +20,13 @@ from typing import Any, TypeAlias
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
+from pltrace._redaction import REDACTED, Rules, clean
+
+__all__ = ["Encoder", "Json", "Redact"]
+
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 Redact: TypeAlias = Callable[[str, Any], Any]
 
-_REDACTED = "[redacted]"
 _FAILED = "[redaction failed]"
 _CYCLE = "[cycle]"
 _TOO_DEEP = "[too deep]"
@@ -39,142 +42,8 @@ _DEEPEST = 200
 # All long strings of one value share a budget of this many times `max_string`; short ones are free.
 _ROOM = 10
 _SHORT = 200
-_CACHED_KEYS = 4_096
-_LONGEST_NAME = 100
-
-# --- The names that mean a secret, in snake_case -----------------------------------------------------
-
-_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-_NOT_WORD = re.compile(r"[^a-z0-9]+")
-# Singular and named one by one: `input_tokens`, `next_page_token` and `eos_token` are no secrets.
-_TOKENS = (
-    "access api app auth authorization bearer bot ci_?job client csrf deploy device gh git github gitlab"
-    " hf hub huggingface hugging_?face id jwt npm oauth personal_?access private pypi refresh sas secret"
-    " security service session sso slack telegram discord user vault x xsrf langsmith replicate"
-).replace(" ", "|")
-_KEYS = (
-    "access account anthropic api auth azure client_?secret encryption function functions google license"
-    " master openai private secret secret_?access service_?role session shared_?access signing ssh"
-    " storage subscription"
-).replace(" ", "|")
-_SECRET_NAME = re.compile(
-    rf"""(?:^|_)(?:(?:{_KEYS})_?keys?(?:_?id)?
-    | secrets?(?:_?(?:string|value))? | client_?secret
-    | pass_?(?:word|wd|phrase|code)s?(?:_?(?:confirm|confirmation|hash))? | pwd
-    | (?:proxy_?)?authorization(?:_?header)? | (?:basic|http)_?auth | auth_?headers?
-    | (?:set_?|session_?|auth_?)?cookies? | credentials? | creds | jwt | otp | connection_?string
-    | (?:{_TOKENS})_?token | (?:access|api|auth|bearer|refresh)_?tokens
-    )(?:_?\d+)?$ | ^(?:token|auth|bearer)$ | (?:api_?key|password|passwd|client_?secret)s?(?:_?\d+)?$""",
-    re.VERBOSE,
-)
-
-# --- Strings that look like a key --------------------------------------------------------------------
-
-_TAIL = r"[\w-]"
-
-
-def _at_edge(*prefixes: str) -> str:
-    """Match one of these where a word begins; the last letter of an escape is no part of a word.
-
-    The letters come first, so that `re` looks for them and not for the edge, which is everywhere.
-    """
-    before = (
-        r"(?<=\\[nrtbf]{0})",
-        r"(?<=\\u[0-9a-fA-F]{{4}}{0})",
-        r"(?<=\\x[0-9a-f]{{2}}{0})",
-        r"(?<=%[0-9A-F]{{2}}{0})",
-    )
-    edge = "|".join((r"(?<![A-Za-z0-9]{0})", *before))
-    return "(?:" + "|".join(f"{prefix}(?:{edge.format(prefix)})" for prefix in prefixes) + ")"
-
-
-_DASHED = (
-    _at_edge("sk-", "glpat-", "nvapi-", "tvly-", "pplx-", "xai-", "GOCSPX-", "xox[a-z]-") + rf"{_TAIL}{{16,}}"
-    rf"|sk-(?:proj|ant-\w{{1,16}}|svcacct|admin|or-v1)-{_TAIL}{{32,}}|sk-[A-Za-z0-9]{{40,}}"
-    r"|-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----"
-    r"[\s\S]*?(?:-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----|\Z)"
-)
-_UNDERSCORED = (
-    r"github_pat_\w{20,}|gh[pousr]_[A-Za-z0-9]{20,}|"
-    + _at_edge("pl_")
-    + r"(?:[a-z]{2,8}_)?[A-Za-z0-9]{16,}|"
-    + _at_edge("hf_", "gsk_", "npm_", "r8_", "fw_", "pcsk_", "whsec_", "ls__")
-    + r"[A-Za-z0-9]{16,}|"
-    + _at_edge("[sr]k_live_", "[sr]k_test_", "lsv2_pt_", "lsv2_sk_")
-    + r"\w{10,}"
-)
-_R = _REDACTED
-# Ordinary text must stay cheap. Each row: a text rare in prose, a pattern that starts with a rare letter,
-# and only where both were found the shape, and what takes its place.
-_SHAPES = tuple(
-    (rare, re.compile(gate, re.ASCII), re.compile(shape, re.ASCII), instead)
-    for rare, gate, shape, instead in (
-        (
-            "-",
-            r"-(?=[\w-]{10}|----BEGIN )(?:(?<=sk-)|(?<=glpat-)|(?<=nvapi-)|(?<=tvly-)|(?<=pplx-)|(?<=xai-)"
-            r"|(?<=GOCSPX-)|(?<=xox[a-z]-)|----BEGIN )",
-            _DASHED,
-            _R,
-        ),
-        (
-            "_",
-            r"_(?=\w{12})(?:(?<=pl_)|(?<=gh[pousr]_)|(?<=hf_)|(?<=[sr]k_)|(?<=github_)|(?<=lsv2_)|(?<=ls_)"
-            r"|(?<=npm_)|(?<=r8_)|(?<=fw_)|(?<=whsec_))",
-            _UNDERSCORED,
-            _R,
-        ),
-        ("J", r"J(?<=eyJ)", _at_edge("eyJ") + r"(?<![_-]eyJ)[\w-]{6,}(?:\.[\w-]*){2,4}", _R),
-        ("K", r"K(?<=AK)IA[A-Z0-9]{16}", r"AKIA[A-Z0-9]{16,}", _R),
-        ("S", r"S(?<=AS)IA[A-Z0-9]{16}", r"ASIA[A-Z0-9]{16,}", _R),
-        ("z", r"z(?<=AIz)a", _at_edge("AIza") + r"[\w-]{30,}", _R),
-        ("@", "@", r"://[^\s/?#@:\"'<>\\]{0,256}:[^\s/\"'<>\\]{1,1024}@", f"://{_R}@"),
-        (
-            "earer ",
-            r"[Bb]earer ",
-            r"([Bb]earer +)(?:[\w.~+/=-]{20,}|(?=[A-Za-z_.-]{0,19}\d)[\w.~+/=-]{6,})",
-            rf"\1{_R}",
-        ),
-    )
-)
-_SHORTEST_SECRET = 12
-
-# `"api_key": "…"`, `password='…'`, `?token=…`, `Authorization: Basic …` inside any text.
-# Names of secrets end so; a look at three letters spares prose and JSON the dearer look at the name.
-_ENDINGS = frozenset((
-    "key", "eys", "ret", "ets", "ord", "rds", "pwd", "swd", "ase", "ode", "irm", "ash", "ion", "uth", "der",
-    "ers", "kie", "ies", "ial", "als", "eds", "jwt", "otp", "ken", "ens",
-    "ing", "lue",
-))  # fmt: skip
-_SEPARATORS = ((":", re.compile(r":\s{0,8}")), ("=", re.compile(r"=\s{0,8}")))
-_NAME_BACKWARDS = re.compile(r"""\s{0,4}(["']?\\{0,16})([\w.-]{2,100})""")
-_QUOTED = re.compile(
-    r"""[bruf]{0,2}(?P<quote>\\{0,16}["'])(?!(?P=quote))(?P<value>[^\n]*?)(?:(?<!\\)(?P=quote)|(?=\n)|\Z)"""
-)
-# What may stand without quotes, after a quoted name (JSON), after `name:` (headers, YAML) and `name=` (URLs,
-# environments): neither "Password: required" nor code such as `token = read()` and `f(token=token)`.
-_BARE_JSON = re.compile(r"\[[^\[\]]+\]|\{[^{}]+\}|-?\d[\w.]*")
-_BARE = {
-    ":": re.compile(
-        r"""(?i:basic|bearer|digest|token|apikey)[ ]+[^\s"',\\]+|[\w.-]+=[^\n"'\\]+"""
-        r"""|(?=[^\s\d]{0,64}\d)[\w.~+/=!@#$%^&*-]{8,}"""
-    ),
-    "=": re.compile(r"""(?!=)[^\s&"'<>,;)\]}\\]+"""),
-}
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-
-
-def _clean(text: str) -> str:
-    """Replace what JSON in UTF-8 or a database refuses: NUL and lone surrogates (pairs become one)."""
-    if "\0" in text:
-        text = text.replace("\0", "\ufffd")
-    if text.isascii():
-        return text
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
 
 
 def _empty(value: object) -> bool:
@@ -184,75 +53,6 @@ def _empty(value: object) -> bool:
         return True
     # A class of another metaclass might run code when compared.
     return type(cls) is type and cls in (str, bytes, list, tuple, dict, set, frozenset) and not value
-
-
-class _Rules:
-    """The default redaction: what names a secret, and what looks like one."""
-
-    def __init__(self, extra: Iterable[str | re.Pattern[str]]) -> None:
-        # A lone string would otherwise be taken for a row of one-letter names.
-        extra = (extra,) if isinstance(extra, str) else tuple(extra)
-        self._names = frozenset(item.casefold() for item in extra if isinstance(item, str))
-        self._endings = _ENDINGS | {name.rstrip("_0123456789")[-3:] for name in self._names}
-        self._any_ending = any(len(name.rstrip("_0123456789")) < 3 for name in self._names)
-        self._patterns = tuple(item for item in extra if not isinstance(item, str))
-        self.shortest = 0 if self._patterns else _SHORTEST_SECRET
-        self.verdicts: dict[str, tuple[str, bool]] = {}
-
-    def verdict(self, name: str) -> tuple[str, bool]:
-        """Return a mapping key as it may be shown, and whether what stands under it is a secret."""
-        known = self.verdicts.get(name)
-        if known is not None:
-            return known
-        snake = _NOT_WORD.sub("_", _HUMP.sub("_", name[-_LONGEST_NAME:]).lower()).strip("_")
-        secret = name.casefold() in self._names or _SECRET_NAME.search(snake) is not None
-        shown = _clean(name)
-        verdict = (self.mask(shown) if len(shown) >= self.shortest else shown, secret)
-        if len(name) <= _LONGEST_NAME:
-            if len(self.verdicts) >= _CACHED_KEYS:
-                self.verdicts.clear()
-            self.verdicts[name] = verdict
-        return verdict
-
-    def mask(self, text: str) -> str:
-        """Replace every part of a text that is a secret."""
-        for rare, gate, shape, instead in _SHAPES:
-            if rare in text and gate.search(text):
-                text = shape.sub(instead, text)
-        for char, separator in _SEPARATORS:
-            if char in text:
-                text = self._mask_assigned(text, char, separator)
-        for pattern in self._patterns:
-            text = pattern.sub(lambda _: _REDACTED, text)
-        return text
-
-    def _mask_assigned(self, text: str, char: str, separator: re.Pattern[str]) -> str:
-        parts: list[str] = []
-        done = 0
-        for found in separator.finditer(text):
-            start = found.start()
-            if start < done:
-                continue
-            ending = text[max(0, start - 16) : start].rstrip("\"'\\ _0123456789")[-3:].lower()
-            if ending not in self._endings and not self._any_ending:
-                continue
-            before = text[max(done, start - 2 * _LONGEST_NAME) : start][::-1]
-            name = _NAME_BACKWARDS.match(before)
-            if name is None or not self.verdict(name[2][::-1])[1]:
-                continue
-            quoted = _QUOTED.match(text, found.end())
-            quote = name[1][::-1]
-            if quoted:
-                parts += text[done : quoted.start("value")], _REDACTED
-                done = quoted.end("value")
-                continue
-            if char == "=" and (found[0] != "=" or name.start(2) or before[name.end() :][:1] == "("):
-                continue
-            bare = (_BARE_JSON if quote else _BARE[char]).match(text, found.end())
-            if bare and not bare[0].startswith(_REDACTED):
-                parts += text[done : bare.start()], quote + _REDACTED + quote
-                done = bare.end()
-        return "".join(parts) + text[done:] if parts else text
 
 
 class Encoder:
@@ -282,7 +82,7 @@ class Encoder:
         max_items: int = 10_000,
     ) -> None:
         self._redact = redact
-        self._rules = _Rules(extra) if redact is None else None
+        self._rules = Rules(extra) if redact is None else None
         self.max_string = max_string
         self.max_depth = min(max_depth, _DEEPEST)
         self.max_items = max_items
@@ -325,7 +125,7 @@ class _Walk:
         "_path", "_redact", "_room", "_rules",
     )  # fmt: skip
 
-    def __init__(self, encoder: Encoder, redact: Redact | None, rules: _Rules | None) -> None:
+    def __init__(self, encoder: Encoder, redact: Redact | None, rules: Rules | None) -> None:
         self._redact = redact
         self._rules = rules
         self._known = rules.verdicts if rules is not None else {}
@@ -378,12 +178,12 @@ class _Walk:
         """Clean, redact and only then cut a text, so that no half of a secret stays."""
         if self._room <= 0 and len(text) > _SHORT:
             return _left_out(len(text))
-        text = _clean(text)
+        text = clean(text)
         if self._redact is not None:
             kept = self.asked(text, key)
             if type(kept) is not str:
                 return self.plain(kept, depth)
-            text = _clean(kept)
+            text = clean(kept)
         elif self._rules is not None and len(text) >= self._rules.shortest:
             text = self._rules.mask(text)
         return text if len(text) <= _SHORT and len(text) <= self._max_string else self.cut(text, limit)
@@ -465,7 +265,7 @@ class _Walk:
 
     def hidden(self, value: object, key: str, depth: int) -> Json:
         """Convert a SecretStr or the like."""
-        return _REDACTED
+        return REDACTED
 
     def raw(self, value: Any, key: str, depth: int) -> Json:
         """Convert bytes: `text` if they are UTF-8, else `base64`, or `base64_start` of more than 4 KiB.
@@ -515,7 +315,7 @@ class _Walk:
                 name = _unused(name, out)
             # Log-probabilities list the `token`s of the model's answer, which are no secrets.
             if secret and not _empty(value) and not (name == "token" and any(other == "logprob" for other, _ in pairs)):
-                out[name] = _REDACTED
+                out[name] = REDACTED
             else:
                 out[name] = self.value(value, name, depth)
         if left_out > 0:
@@ -535,7 +335,7 @@ class _Walk:
             else:
                 key = _repr(key)
         text: str = key
-        name, secret = self._rules.verdict(text) if self._rules is not None else (_clean(text), False)
+        name, secret = self._rules.verdict(text) if self._rules is not None else (clean(text), False)
         return (name if len(name) <= _SHORT else self.cut(name, _MAX_REPR)), secret
 
     def mapping(self, value: Any, key: str, depth: int) -> Json:
@@ -562,7 +362,7 @@ class _Walk:
         ):
             name, secret = self.name(items[0])
             if secret and not _empty(items[1]):
-                return [name, _REDACTED]
+                return [name, REDACTED]
         out = [self.value(item, key, depth) for item in items]
         left_out = base.__len__(value) - len(items)
         if left_out > 0:

@@ -174,6 +174,8 @@ class SpanRecorder:
                 time.sleep(GROUP_COMMIT_S)
                 self.drain()
                 continue
+            if self._inline:
+                return  # Those who record write.
             empty_rounds += 1
             if empty_rounds < _ROUNDS_AWAKE:
                 time.sleep(GROUP_COMMIT_S)
@@ -292,6 +294,8 @@ class SpanRecorder:
         """From now on commit on the recording thread: the process may end before the writer wakes."""
         self._inline = True
         self._thread = None
+        with suppress(RuntimeError):  # It is awake.
+            self._wake.release()
 
     def before_fork(self) -> bool:
         """Keep the writer out of the store while the process forks; return whether that worked within a second."""

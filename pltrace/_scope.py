@@ -69,7 +69,7 @@ class Scope:
     """
 
     __slots__ = (
-        "callbacks", "capture", "closed", "entered_in", "entry", "lineage", "metadata", "open_runs", "outer",
+        "added", "callbacks", "capture", "closed", "entered_in", "entry", "lineage", "metadata", "open_runs", "outer",
         "recorder", "sampled", "session", "span", "tags", "user",
     )  # fmt: skip
 
@@ -103,6 +103,7 @@ class Scope:
         self.entered_in = entered_in
         self.span: Span = INERT_SPAN
         self.lineage: tuple[Span, ...] = ()
+        self.added = metadata  # What this block itself says, without the blocks around it.
         self.closed = False
         self.open_runs: dict[int, Span] = {}
 
@@ -120,7 +121,19 @@ class Scope:
             self.outer, self.entry, entered_in,
         )  # fmt: skip
         copy.span, copy.lineage, copy.open_runs = self.span, self.lineage, self.open_runs
+        copy.added = self.added
         return copy
+
+    def added_inside(self, around: Scope) -> Mapping[str, Any]:
+        """Return the metadata of the blocks entered inside `around`, this one included; all, if they aren't inside."""
+        added: list[Mapping[str, Any]] = []
+        scope: Scope | None = self
+        while scope is not None and scope.span is not around.span:
+            added.append(scope.added)
+            scope = scope.outer
+        if scope is None and around.span:
+            return self.metadata
+        return {key: value for one in reversed(added) for key, value in one.items()}
 
 
 _current: ContextVar[Scope | None] = ContextVar("pltrace_scope", default=None)

@@ -188,8 +188,7 @@ class Span:
         handed = around.run.metadata or _NOTHING
         new = {key: value for key, value in own.items() if key not in handed or handed[key] is not value}
         outside = {key: value for key, value in around.metadata.items() if key in own or key in self.scope.metadata}
-        entered = self.scope.metadata if self.scope is not around.scope else _NOTHING
-        return {**outside, **entered, **new, **self.added_metadata}
+        return {**outside, **self.scope.added_inside(around.scope), **new, **self.added_metadata}
 
     def _run_around(self) -> Span | None:
         """Return the span of the LangChain run that this run is in, whatever its parent is."""

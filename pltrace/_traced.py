@@ -192,7 +192,11 @@ class Traced:
         outer = current()
         base = outer if outer is not None else _runtime.base()
         recorder = base.recorder
-        callbacks = base.callbacks if self._callback is None else (self._callback(), *base.callbacks)
+        callbacks = base.callbacks
+        if self._callback is not None:
+            callback = self._callback()
+            # Each function once: a recursive one is entered many times.
+            callbacks = (callback, *[other for other in callbacks if other.function != callback.function])
         tags, capture = self._tags, base.capture & self._capture
         if package:
             library = _runtime.library(package)
@@ -226,6 +230,8 @@ class Traced:
         )  # fmt: skip
         scope.span = span
         scope.lineage = (*base.lineage, span)
+        if remote is None:
+            scope.added = self._metadata
         if outer is None:
             Scope.roots.add(scope)
         attach(scope)

@@ -180,7 +180,7 @@ async def _anested(levels: tuple[str, ...], call: Callable[[], Awaitable[Any]], 
 
 
 def _marks(level: str, depth: int) -> tuple[list[str], dict[str, Any]]:
-    return [f"tag{depth}", "shared"], {f"own{depth}": depth, **({"k": f"level {depth}"} if level[-1] == "k" else {})}
+    return [f"tag{depth}", "shared"], {f"own{depth}": depth, **({"k": f"level {depth}"} if " k" in level else {})}
 
 
 def _expected(levels: tuple[str, ...]) -> tuple[list[str], dict[str, str]]:
