@@ -13,12 +13,12 @@ from langchain_core.callbacks.manager import AsyncCallbackManager
 from pltrace import _runs
 from pltrace._blueprint import tokens
 from pltrace._health import counts, failed, warn_once
-from pltrace._record import Answer, Generation
+from pltrace._record import Answer
 from pltrace._request import Request
 from pltrace._runs import open_runs
 from pltrace._scope import INPUTS, OUTPUTS, Callback, Scope, outermost
 from pltrace._snapshot import snapshot
-from pltrace._span import Run, Span, SpanKind, Tally, checked_tags
+from pltrace._span import Span, SpanKind, checked_tags
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -69,7 +69,7 @@ class SpanHandler(BaseCallbackHandler):
     ) -> None:
         """Open a span for a chain, a prompt or a parser."""
         kind = _CHAIN_KINDS.get(options.get("run_type"), "chain")
-        self._open(kind, inputs, Run(run_id, parent_run_id, serialized, tags, metadata, options))
+        self._open(kind, inputs, (run_id, parent_run_id, serialized, tags, metadata, options, False))
 
     def on_chat_model_start(
         self,
@@ -83,9 +83,9 @@ class SpanHandler(BaseCallbackHandler):
         **options: Any,
     ) -> None:
         """Open a span for a call of a chat model."""
-        run = Run(run_id, parent_run_id, serialized, tags, metadata, options, chat=True)
         # The list is LangChain's own and fresh; what is in it isn't changed.
-        self._open("llm", messages[0] if messages else [], run)
+        prompt = messages[0] if messages else []
+        self._open("llm", prompt, (run_id, parent_run_id, serialized, tags, metadata, options, True))
 
     def on_llm_start(
         self,
@@ -99,7 +99,7 @@ class SpanHandler(BaseCallbackHandler):
         **options: Any,
     ) -> None:
         """Open a span for a call of a completion model."""
-        self._open("llm", prompts, Run(run_id, parent_run_id, serialized, tags, metadata, options))
+        self._open("llm", prompts, (run_id, parent_run_id, serialized, tags, metadata, options, False))
 
     def on_tool_start(
         self,
@@ -114,8 +114,8 @@ class SpanHandler(BaseCallbackHandler):
         **options: Any,
     ) -> None:
         """Open a span for a call of a tool."""
-        run = Run(run_id, parent_run_id, serialized, tags, metadata, options)
-        self._open("tool", input_str if inputs is None else inputs, run)
+        given = input_str if inputs is None else inputs
+        self._open("tool", given, (run_id, parent_run_id, serialized, tags, metadata, options, False))
 
     def on_retriever_start(
         self,
@@ -129,17 +129,18 @@ class SpanHandler(BaseCallbackHandler):
         **options: Any,
     ) -> None:
         """Open a span for a retriever's query."""
-        self._open("retriever", query, Run(run_id, parent_run_id, serialized, tags, metadata, options))
+        self._open("retriever", query, (run_id, parent_run_id, serialized, tags, metadata, options, False))
 
-    def _open(self, kind: SpanKind, raw_input: Any, run: Run) -> Span | None:
+    def _open(self, kind: SpanKind, raw_input: Any, run: tuple[Any, ...]) -> Span | None:
         try:
-            parent_id: Any = run.parent_run_id
+            run_id, parent_id, serialized, _, _, options, _ = run
             parent_run = None if parent_id is None else open_runs.get(parent_id.int)
             scope = self._scope(parent_run)
             if scope is None:
-                _note_unscoped(run)
+                if parent_id is None:
+                    _note_unscoped()
                 return None
-            key: int = run.run_id.int  # type: ignore[attr-defined]
+            key: int = run_id.int
             seen = open_runs.get(key)
             if seen is not None:
                 return seen  # Another of our handlers was first: one run is one span.
@@ -151,8 +152,9 @@ class SpanHandler(BaseCallbackHandler):
             else:
                 parent = _parent_of_run(scope, parent_run)
             trace_bits = parent.trace_bits or recorder.new_bits(128)
-            span = Span(_name(run), kind, scope, parent or None, trace_bits, recorder.new_bits(64), recorder.now_ns())
-            span.run = run
+            name = options.get("name") or _class_name(serialized)
+            span = Span(name, kind, scope, parent or None, trace_bits, recorder.new_bits(64), recorder.now_ns())
+            span.run_fields = run
             if parent is not parent_run:
                 span.run_around = parent_run
             if scope.capture & INPUTS:
@@ -289,7 +291,7 @@ class PromptLayerCallbackHandler(SpanHandler):
         assert self.pl_id_callback is not None
         return self.pl_id_callback(int(request))
 
-    def _open(self, kind: SpanKind, raw_input: Any, run: Run) -> Span | None:
+    def _open(self, kind: SpanKind, raw_input: Any, run: tuple[Any, ...]) -> Span | None:
         span = super()._open(kind, raw_input, run)
         if span is not None:
             span.scope = self._added_to(span.scope)
@@ -313,11 +315,7 @@ class PromptLayerCallbackHandler(SpanHandler):
 def _answer(response: Any) -> Answer:
     """Return a model's answer by reference; the message is taken now: a cache hit later puts another in its place."""
     generations = [
-        Generation(
-            getattr(generation, "message", None),
-            generation.text,
-            getattr(generation, "generation_info", None),
-        )
+        (getattr(generation, "message", None), generation.text, generation.generation_info)
         for several in response.generations
         for generation in several
     ]
@@ -325,20 +323,29 @@ def _answer(response: Any) -> Answer:
 
 
 def _tally(span: Span, answer: Answer | None, errors: int) -> None:
+    """Add an ended call to the totals of the spans around it."""
     lineage = span.scope.lineage
     if not lineage:
         return
-    usage = tokens(answer.generations, answer.llm_output) if answer is not None else None
-    tally = Tally(errors, (usage.input_tokens or 0) if usage else 0, (usage.output_tokens or 0) if usage else 0)
+    tally = (errors, *_tokens(answer)) if answer is not None else (errors, 0, 0)
     for around in lineage:
         around.totals.add(tally)
 
 
-def _name(run: Run) -> str:
-    name = run.options.get("name")
-    if name:
-        return str(name)
-    serialized = run.serialized or {}
+def _tokens(answer: Answer) -> tuple[int, int]:
+    """Return input and output tokens; nearly always one message says them, at a tenth of the cost of asking all."""
+    if len(answer.generations) == 1:
+        usage = getattr(answer.generations[0][0], "usage_metadata", None)
+        if usage:
+            # LangChain marks an answer from its cache by a cost of nothing: its tokens were counted before.
+            return (0, 0) if usage.get("total_cost") == 0 else (usage["input_tokens"], usage["output_tokens"])
+    counted = tokens(answer.named(), answer.llm_output)
+    return counted.input_tokens or 0, counted.output_tokens or 0
+
+
+def _class_name(serialized: Any) -> str:
+    """Return what LangChain calls a run's object, where the run has no name of its own."""
+    serialized = serialized or {}
     return str(serialized.get("name") or (serialized.get("id") or ["run"])[-1])
 
 
@@ -357,10 +364,8 @@ def _parent_of_run(scope: Scope, parent_run: Span) -> Span:
     return parent_run
 
 
-def _note_unscoped(run: Run) -> None:
+def _note_unscoped() -> None:
     """Count a run outside any block; in a thread that should have had one, say so once."""
-    if run.parent_run_id is not None:
-        return
     counts["runs_without_scope"] += 1
     thread = threading.current_thread()
     if thread is threading.main_thread() or not Scope.roots:

@@ -33,8 +33,12 @@ _NOT_PARAMETERS = frozenset({"tools", "functions", "tool_choice", "function_call
 class Answer(NamedTuple):
     """What an LLM answered, by reference to the messages as they were when the run ended."""
 
-    generations: Sequence[Generation]
+    generations: Sequence[tuple[Any, ...]]  # The fields of a Generation each.
     llm_output: Mapping[str, Any] | None
+
+    def named(self) -> list[Generation]:
+        """Return the generations with their fields named."""
+        return [Generation(*fields) for fields in self.generations]
 
 
 class Generation(NamedTuple):
@@ -94,7 +98,7 @@ def _llm_fields(span: Span, encoder: Encoder) -> dict[str, Any]:
     answer = span.raw_output if isinstance(span.raw_output, Answer) else None
     provider, model = _provider_and_model(run.metadata or {}, parameters, span.name)
     metadata = span.metadata
-    usage = _blueprint.tokens(answer.generations, answer.llm_output) if answer is not None else None
+    usage = _blueprint.tokens(answer.named(), answer.llm_output) if answer is not None else None
     chat = run.chat
     return {
         "provider": provider,
@@ -120,7 +124,7 @@ def _prompt(span: Span, chat: bool, parameters: Mapping[str, Any], encoder: Enco
 
 
 def _answer(span: Span, chat: bool, answer: Answer | None, encoder: Encoder) -> Any:
-    generations = answer.generations if answer is not None and span.scope.capture & OUTPUTS else ()
+    generations = answer.named() if answer is not None and span.scope.capture & OUTPUTS else ()
     if chat:
         return _blueprint.chat_answer(generations, encoder)
     return _blueprint.completion_answer(generations, encoder)
@@ -138,15 +142,16 @@ def _request_metadata(span: Span, metadata: Mapping[str, Any], encoder: Encoder)
 
     The keys `_langchain_*` are those of LangChain's own former PromptLayer handler: saved searches use them.
     """
-    assert span.run is not None
+    run = span.run
+    assert run is not None
     own = {key: value for key, value in metadata.items() if not key.startswith(_INTERNAL_METADATA)}
     if span.scope.user is not None:
         own["user_id"] = span.scope.user
     if span.scope.session is not None:
         own["conversation_id"] = span.scope.session
-    own["_langchain_run_id"] = str(span.run.run_id)
-    own["_langchain_parent_run_id"] = str(span.run.parent_run_id)
-    own["_langchain_tags"] = str(span.run.tags or [])
+    own["_langchain_run_id"] = str(run.run_id)
+    own["_langchain_parent_run_id"] = str(run.parent_run_id)
+    own["_langchain_tags"] = str(run.tags or [])
     safe = encoder.jsonable(own)
     assert isinstance(safe, dict)
     return {key: value if isinstance(value, str) else encoder.dumps(value) for key, value in safe.items()}

@@ -41,6 +41,10 @@ def is_on(package: str = "") -> bool:
     return library is None or library.enabled
 
 
+# A handler in a `callbacks` list may be all that a program has of pltrace: its first run decides too.
+_scope.set_is_on(is_on)
+
+
 def base() -> Scope:
     """Return the scope around all blocks; only while tracing is on."""
     scope = _scope.outermost()

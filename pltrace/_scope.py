@@ -148,9 +148,21 @@ attach = _current.set
 _outermost: Scope | None = None
 
 
+#: Returns whether tracing is on, after reading the environment if nobody has decided yet; `_runtime` gives it.
+_is_on: Callable[[], bool] = bool
+
+
 def outermost() -> Scope | None:
-    """Return the scope around all blocks, or None while tracing is off."""
+    """Return the scope around all blocks, or None while tracing is off; the first call may switch it on."""
+    if _outermost is None:
+        _is_on()
     return _outermost
+
+
+def set_is_on(is_on: Callable[[], bool]) -> None:
+    """Set what knows whether tracing is on."""
+    global _is_on
+    _is_on = is_on
 
 
 def set_outermost(scope: Scope | None) -> None:

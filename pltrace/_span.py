@@ -48,12 +48,8 @@ class Run(NamedTuple):
     chat: bool = False
 
 
-class Tally(NamedTuple):
-    """What one ended LLM call adds to the totals of the spans around it."""
-
-    errors: int
-    input_tokens: int
-    output_tokens: int
+#: What one ended LLM call adds to the totals of the spans around it: errors, input tokens, output tokens.
+Tally = tuple[int, int, int]
 
 
 class Usage(NamedTuple):
@@ -126,7 +122,8 @@ class Span:
     raw_input: Any = None
     raw_output: Any = None
     output_is_set: bool = False
-    run: Run | None = None
+    #: The fields of `run`, as a bare tuple: making a named one costs the caller five times as much.
+    run_fields: tuple[Any, ...] | None = None
     #: The run that the LangChain run's parent id names, where the scope's span is the parent instead.
     run_around: Span | None = None
     first_token_at_ns: int = 0
@@ -169,9 +166,15 @@ class Span:
         return None if self.parent is None else f"{self.parent.span_bits:016x}"
 
     @property
+    def run(self) -> Run | None:
+        """What LangChain said of the run; None for a function or block."""
+        return None if self.run_fields is None else Run(*self.run_fields)
+
+    @property
     def tags(self) -> tuple[str, ...]:
         """The tags of the blocks and runs around it, outermost first, then its own, each once."""
-        own = self.run.tags or [] if self.run is not None else []
+        run = self.run
+        own = run.tags or [] if run is not None else []
         around = self._run_around()
         # LangChain hands tags down to a run without saying from where; the run around it knows the order.
         handed_down = [tag for tag in around.tags if tag in own or tag in self.scope.tags] if around is not None else []
@@ -180,21 +183,23 @@ class Span:
     @property
     def metadata(self) -> dict[str, Any]:
         """The metadata of the blocks and runs around it and its own; the inner wins."""
-        own = self.run.metadata or _NOTHING if self.run is not None else _NOTHING
+        run = self.run
+        own = run.metadata or _NOTHING if run is not None else _NOTHING
         around = self._run_around()
-        if around is None or around.run is None:
+        around_run = around.run if around is not None else None
+        if around is None or around_run is None:
             return {**self.scope.metadata, **own, **self.added_metadata}
         # LangChain hands metadata down to a run; what comes from outside the scope must not win over the scope's.
-        handed = around.run.metadata or _NOTHING
+        handed = around_run.metadata or _NOTHING
         new = {key: value for key, value in own.items() if key not in handed or handed[key] is not value}
         outside = {key: value for key, value in around.metadata.items() if key in own or key in self.scope.metadata}
         return {**outside, **self.scope.added_inside(around.scope), **new, **self.added_metadata}
 
     def _run_around(self) -> Span | None:
         """Return the span of the LangChain run that this run is in, whatever its parent is."""
-        if self.run is None:
+        if self.run_fields is None:
             return None
-        if self.run_around is None and isinstance(self.parent, Span) and self.parent.run is not None:
+        if self.run_around is None and isinstance(self.parent, Span) and self.parent.run_fields is not None:
             return self.parent
         return self.run_around
 

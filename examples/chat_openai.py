@@ -1,0 +1,47 @@
+"""PromptLayer's LangChain example for chat models, working again, in two ways.
+
+    OPENAI_API_KEY=... PROMPTLAYER_API_KEY=... python examples/chat_openai.py
+
+The documented example was
+
+    from langchain_community.callbacks.promptlayer_callback import PromptLayerCallbackHandler
+
+    chat_llm = ChatOpenAI(temperature=0, callbacks=[PromptLayerCallbackHandler(pl_tags=["chatopenai"])])
+    chat_llm.invoke([HumanMessage(content="What comes after 1,2,3 ?"), HumanMessage(content="Tell me another joke?")])
+
+OPENAI_BASE_URL points it at any other server that speaks OpenAI's protocol. It needs `pip install langchain-openai`.
+"""
+
+from langchain_core.messages import HumanMessage
+from langchain_openai import ChatOpenAI
+
+import pltrace
+from pltrace import PromptLayerCallbackHandler, traced
+
+MESSAGES = [HumanMessage(content="What comes after 1,2,3 ?"), HumanMessage(content="Tell me another joke?")]
+
+
+def drop_in() -> None:
+    """The old way: one import is changed, nothing else."""
+    chat_llm = ChatOpenAI(temperature=0, callbacks=[PromptLayerCallbackHandler(pl_tags=["chatopenai"])])
+    chat_llm.invoke(MESSAGES)
+
+
+def with_traced() -> None:
+    """The way of pltrace: a block around the calls, and no list of callbacks to hand over."""
+    chat_llm = ChatOpenAI(temperature=0)
+    with traced("joke", tags=["chatopenai"]) as span:
+        chat_llm.invoke(MESSAGES)
+    for request in span.requests:
+        print(f"request {request.wait(timeout=10)}, {request.model}, {request.latency_s:.2f} s")
+
+
+def main() -> None:
+    """Run both."""
+    drop_in()
+    with_traced()
+    print("delivered" if pltrace.flush(timeout=10) else "not delivered yet; the next process goes on with it")
+
+
+if __name__ == "__main__":
+    main()

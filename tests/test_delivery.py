@@ -1,0 +1,609 @@
+"""What was recorded reaches PromptLayer, once, whatever happens on the way."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.language_models.fake_chat_models import FakeListChatModel
+
+import pltrace
+from pltrace import ExportResult, StoredSpan, traced
+from tests.support.http_double import (
+    CLOSE,
+    HANG,
+    STORE_THEN_CLOSE,
+    STORE_THEN_CUT,
+    STORE_THEN_GARBLE,
+    STORE_THEN_HANG,
+    Fault,
+    on,
+)
+from tests.support.programs import deliveries, rows
+from tests.support.promptlayer_server import PromptLayerServer
+
+Deliver = Callable[..., None]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """The file that `deliver` records into."""
+    return tmp_path / "store" / "traces.db"
+
+
+def record(*names: str) -> None:
+    """Records a trace of one span for each name."""
+    for name in names:
+        with traced(name):
+            pass
+
+
+def ask(name: str = "ask", **arguments: Any) -> Any:
+    """Makes one LLM call in a block and gives the block's span."""
+    with traced(name, **arguments) as span:
+        FakeListChatModel(responses=["Hello."]).invoke("Hi!")
+    return span
+
+
+def warnings(log: pytest.LogCaptureFixture) -> list[str]:
+    """Gives what pltrace warned about."""
+    return [entry.getMessage() for entry in log.records if entry.name == "pltrace" and entry.levelno >= logging.WARNING]
+
+
+def arrived(server: PromptLayerServer) -> list[str]:
+    """Gives the names of the spans that PromptLayer has, sorted."""
+    with server.changed:
+        return sorted(span["name"] for span in server.spans.values())
+
+
+def tried(server: PromptLayerServer, count: int, timeout: float = 10.0) -> None:
+    """Waits until so many posts of spans have been answered, or left without an answer."""
+    server.wait_for(lambda: sum(1 for post in server.posts if post.status is not None) >= count, timeout)
+
+
+# When all is well.
+
+
+def test_spans_share_requests(deliver: Deliver, promptlayer: PromptLayerServer) -> None:
+    """Hundreds of spans go out in batches of a hundred, each span once, and `flush` waits for them."""
+    deliver()
+    names = [f"span-{number:03}" for number in range(250)]
+    record(*names)
+    assert pltrace.flush(20.0)
+    assert arrived(promptlayer) == names
+    assert sum(len(post.span_ids) for post in promptlayer.posts) == 250
+    assert max(len(post.span_ids) for post in promptlayer.posts) <= 100
+    assert len(promptlayer.posts) <= 5
+
+
+def test_large_spans_go_in_smaller_batches(deliver: Deliver, promptlayer: PromptLayerServer) -> None:
+    """A batch stays at a few megabytes, however many spans wait."""
+    deliver()
+    for number in range(12):
+        with traced(f"large-{number}") as span:
+            span.update(output=[f"{number}-{part}-" + "x" * 60_000 for part in range(8)])
+    assert pltrace.flush(30.0)
+    assert len(promptlayer.spans) == 12
+    assert max(post.size for post in promptlayer.posts) < 4_000_000
+
+
+def test_delivered_without_being_asked(deliver: Deliver, promptlayer: PromptLayerServer) -> None:
+    """Nobody has to flush: spans go out by themselves, soon."""
+    deliver()
+    record("by itself")
+    promptlayer.wait_for(lambda: promptlayer.spans, timeout=10.0)
+
+
+def test_ids_come_back(deliver: Deliver, promptlayer: PromptLayerServer, store: Path) -> None:
+    """Every LLM call gets PromptLayer's id: in the handle, in `on_request`, and in the store."""
+    told: list[int] = []
+    deliver()
+    span = ask(on_request=lambda request: told.append(int(request)))
+    (request,) = span.requests
+    (log_id,) = [request.wait(10.0)]
+    assert pltrace.flush(10.0)
+    assert [log["id"] for log in promptlayer.request_logs] == [log_id]
+    assert promptlayer.request_logs[0]["span_id"] == request.span_id
+    assert told == [log_id]
+    assert rows(store, "SELECT request_id FROM spans WHERE kind = 'llm'") == [{"request_id": log_id}]
+
+
+# When PromptLayer doesn't take it now.
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 404, 408, 409, 425, 429, 500, 502, 503, 504])
+def test_sent_again(deliver: Deliver, promptlayer: PromptLayerServer, status: int) -> None:
+    """An answer that isn't a 2xx never counts as delivered: the same bytes are sent again until it does."""
+    deliver()
+    promptlayer.fail_next(1, status, {"Location": promptlayer.url + "/elsewhere"}, path="/spans-bulk")
+    ask()
+    assert pltrace.flush(20.0)
+    assert [post.status for post in promptlayer.posts] == [status, 201]
+    assert len({post.sha256 for post in promptlayer.posts}) == 1
+    assert len(promptlayer.request_logs) == 1
+    assert not [request for request in promptlayer.requests if request.path == "/elsewhere"]
+
+
+def test_sent_again_after_a_closed_connection(deliver: Deliver, promptlayer: PromptLayerServer) -> None:
+    """A connection that closes before the batch was taken costs nothing: the same bytes are sent again."""
+    deliver()
+    promptlayer.faults.append(on("/spans-bulk", CLOSE, 1))
+    ask()
+    assert pltrace.flush(20.0)
+    assert [post.status for post in promptlayer.posts] == [None, 201]
+    assert len({post.sha256 for post in promptlayer.posts}) == 1
+    assert len(promptlayer.request_logs) == 1
+
+
+def test_new_spans_do_not_change_a_batch_that_is_tried_again(deliver: Deliver, promptlayer: PromptLayerServer) -> None:
+    """What is recorded during an outage goes into later batches; the failed one is sent again as it was."""
+    deliver()
+    promptlayer.fail_next(2, 503, path="/spans-bulk")
+    record("first")
+    assert not pltrace.flush()
+    record("second")
+    assert pltrace.flush(20.0)
+    assert arrived(promptlayer) == ["first", "second"]
+    assert len({post.sha256 for post in promptlayer.posts[:3]}) == 1
+    assert len({post.span_ids for post in promptlayer.posts}) == 2
+
+
+def test_refused_and_back(deliver: Deliver, promptlayer: PromptLayerServer, caplog: pytest.LogCaptureFixture) -> None:
+    """While nobody listens, spans wait in the store, one warning says so, and they go out once somebody does."""
+    deliver()
+    promptlayer.stop()
+    names = [f"span-{number:03}" for number in range(150)]
+    record(*names)
+    assert not pltrace.flush()
+    assert not pltrace.flush(1.5)
+    (warning,) = warnings(caplog)
+    assert "promptlayer can't be delivered to" in warning
+    assert "kept in the store" in warning
+    promptlayer.start()
+    assert pltrace.flush(20.0)
+    assert arrived(promptlayer) == names
+    assert sum(len(post.span_ids) for post in promptlayer.posts) == 150
+    assert len(warnings(caplog)) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "at_least"),
+    [("2", 1.9), (lambda: formatdate(time.time() + 3, usegmt=True), 1.9)],
+    ids=["seconds", "date"],
+)
+def test_retry_after(deliver: Deliver, promptlayer: PromptLayerServer, value: Any, at_least: float) -> None:
+    """A 429 with `Retry-After` is obeyed: no request comes before, whoever flushes or records meanwhile."""
+    deliver()
+    headers = {"Retry-After": value if isinstance(value, str) else value()}
+    promptlayer.fail_next(1, 429, headers, path="/spans-bulk")
+    record("first")
+    assert not pltrace.flush()
+    record("second")
+    assert not pltrace.flush()
+    assert not pltrace.flush(0.5)
+    assert len(promptlayer.requests) == 1
+    assert pltrace.flush(20.0)
+    first, second, *_ = promptlayer.requests
+    assert second.time - first.time >= at_least
+    assert arrived(promptlayer) == ["first", "second"]
+
+
+@pytest.mark.parametrize("value", ["soon", "", "-5", "nan", "Wed, 21 Oct 2015 07:28:00 GMT", "0", "Wed, 99 Foo"])
+def test_useless_retry_after(deliver: Deliver, promptlayer: PromptLayerServer, value: str) -> None:
+    """A `Retry-After` that says nothing usable is as good as none: the usual back-off holds."""
+    deliver()
+    promptlayer.fail_next(1, 429, {"Retry-After": value}, path="/spans-bulk")
+    record("first")
+    assert pltrace.flush(20.0)
+    first, second = promptlayer.posts
+    assert 0.4 <= second.time - first.time < 8.0
+
+
+def test_backs_off(deliver: Deliver, promptlayer: PromptLayerServer) -> None:
+    """Failure after failure the pauses grow, so that a PromptLayer in trouble isn't hammered."""
+    deliver()
+    promptlayer.fault = Fault(status=503)
+    record("first")
+    tried(promptlayer, 3)
+    first, second, third = (post.time for post in promptlayer.posts[:3])
+    assert second - first >= 0.45
+    assert third - second >= 0.95
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_wrong_key(
+    deliver: Deliver, promptlayer: PromptLayerServer, store: Path, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    """A key that is refused pauses delivery with one warning that names the remedy; a right key sends all of it."""
+    promptlayer.fail_next(1, status, path="/spans-bulk")
+    deliver()
+    ask("first")
+    assert not pltrace.flush()
+    ask("second")
+    assert not pltrace.flush()
+    assert not pltrace.flush(1.5)
+    assert [post.status for post in promptlayer.posts] == [status]
+    (warning,) = warnings(caplog)
+    assert "refuses the API key" in warning
+    assert "set a valid key" in warning
+    assert set(deliveries(store).values()) == {"pending"}
+
+    deliver(service="with another key")
+    assert pltrace.flush(20.0)
+    assert set(deliveries(store).values()) == {"delivered"}
+    assert len(promptlayer.request_logs) == 2
+
+
+def test_key_is_checked_by_promptlayer(
+    deliver: Deliver, promptlayer: PromptLayerServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The key itself appears in no warning and no log entry."""
+    caplog.set_level(logging.DEBUG)
+    deliver(api_key="pl_a_wrong_key_0123456789")
+    record("first")
+    assert not pltrace.flush()
+    promptlayer.wait_for(lambda: promptlayer.posts[0].status == 401)
+    assert "pl_a_wrong_key" not in caplog.text
+
+
+# When a span can never be taken.
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+@pytest.mark.parametrize("place", [0, 31, 63])
+def test_poison_stands_alone(
+    deliver: Deliver,
+    promptlayer: PromptLayerServer,
+    store: Path,
+    caplog: pytest.LogCaptureFixture,
+    status: int,
+    place: int,
+) -> None:
+    """One span that PromptLayer refuses costs no other: it is found in few posts, set aside, and told."""
+    promptlayer.poison(lambda name: name == "poison", status)
+    deliver()
+    names = [f"span-{number:02}" for number in range(63)]
+    names.insert(place, "poison")
+    record(*names)
+    assert pltrace.flush(30.0)
+    states = deliveries(store)
+    assert states.pop("poison") == "quarantined"
+    assert set(states.values()) == {"delivered"}
+    assert arrived(promptlayer) == sorted(set(names) - {"poison"})
+    # It may have been recorded while a batch was on its way already: one more batch then.
+    assert len(promptlayer.posts) <= 2 + 2 * math.log2(64) + 2
+    (reason,) = rows(store, "SELECT error FROM deliveries WHERE state = 2")
+    assert str(status) in reason["error"]
+    assert "can't be taken" in reason["error"]
+    (warning,) = warnings(caplog)
+    assert "quarantine" in warning
+    assert "doctor" in warning
+
+
+def test_several_poisonous_spans(deliver: Deliver, promptlayer: PromptLayerServer, store: Path) -> None:
+    """Several refused spans in one batch are all found, and the others delivered, each once."""
+    promptlayer.poison(lambda name: name.startswith("poison"))
+    deliver()
+    names = [f"poison-{number}" if number in (3, 40, 41, 77) else f"span-{number}" for number in range(90)]
+    record(*names)
+    assert pltrace.flush(30.0)
+    states = deliveries(store)
+    assert {name for name, state in states.items() if state == "quarantined"} == {
+        "poison-3", "poison-40", "poison-41", "poison-77",
+    }  # fmt: skip
+    assert len(promptlayer.spans) == 86
+    taken = [span_id for post in promptlayer.posts if post.status == 201 for span_id in post.span_ids]
+    assert len(taken) == len(set(taken)) == 86
+
+
+def test_poison_alone(deliver: Deliver, promptlayer: PromptLayerServer, store: Path) -> None:
+    """A refused LLM call that stands alone is set aside too, and who waits for its id is told that none comes."""
+    promptlayer.poison(lambda name: name == "FakeListChatModel")
+    deliver()
+    (request,) = ask().requests
+    assert request.wait(20.0) is None
+    assert pltrace.flush(10.0)
+    assert deliveries(store) == {"ask": "delivered", "FakeListChatModel": "quarantined"}
+
+
+def test_a_batch_of_nothing_but_poison_is_held(
+    deliver: Deliver, promptlayer: PromptLayerServer, store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When PromptLayer refuses everything, it isn't the spans: nothing is set aside, all is sent when it works."""
+    promptlayer.poison(lambda name: True)
+    deliver()
+    names = [f"span-{number:02}" for number in range(50)]
+    record(*names)
+    assert not pltrace.flush()
+    assert set(deliveries(store).values()) == {"pending"}
+    assert len(promptlayer.posts) <= 2 * (2 * math.log2(50) + 3)
+    assert any("refuses all of" in warning for warning in warnings(caplog))
+    promptlayer.faults.clear()
+    assert pltrace.flush(30.0)
+    assert arrived(promptlayer) == names
+    assert set(deliveries(store).values()) == {"delivered"}
+
+
+def test_outage_while_searching_poison(deliver: Deliver, promptlayer: PromptLayerServer, store: Path) -> None:
+    """An outage in the middle of the search loses nothing and sets aside nobody else."""
+    promptlayer.poison(lambda name: name == "span-17")
+    posts = 0
+
+    def out_for_a_while(request: Any) -> Fault | None:
+        nonlocal posts
+        if request.path == "/spans-bulk":
+            posts += 1
+        return Fault(status=503) if posts == 4 else None
+
+    promptlayer.faults.insert(0, out_for_a_while)
+    deliver()
+    names = [f"span-{number:02}" for number in range(40)]
+    record(*names)
+    assert pltrace.flush(30.0)
+    assert {name for name, state in deliveries(store).items() if state == "quarantined"} == {"span-17"}
+    assert arrived(promptlayer) == [name for name in names if name != "span-17"]
+
+
+def test_closed_trace(
+    deliver: Deliver, promptlayer: PromptLayerServer, store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Spans that come back as rejected, because their trace was closed, are set aside; their neighbours are taken."""
+    deliver()
+    with traced("long") as long:
+        record("early")
+        assert pltrace.flush(10.0)
+        promptlayer.close_trace(long.trace_id)
+        (request,) = ask("late").requests
+    record("neighbour")
+    assert request.wait(20.0) is None
+    assert pltrace.flush(10.0)
+    assert deliveries(store) == {
+        "early": "delivered", "FakeListChatModel": "quarantined", "late": "quarantined", "long": "quarantined",
+        "neighbour": "delivered",
+    }  # fmt: skip
+    reasons = {row["error"] for row in rows(store, "SELECT error FROM deliveries WHERE state = 2")}
+    assert reasons == {"PromptLayer refused it: trace_closed"}
+    assert "trace_closed" in caplog.text
+
+
+# When nobody knows whether it was taken.
+
+_NO_ANSWER = {
+    "closed": STORE_THEN_CLOSE,
+    "cut": STORE_THEN_CUT,
+    "hangs": STORE_THEN_HANG,
+    "garbled": STORE_THEN_GARBLE,
+    "empty": Fault(status=204, body=b"", store=True),
+    "gateway": Fault(status=502, store=True),
+    "gateway timeout": Fault(status=504, store=True),
+    "request timeout": Fault(status=408, store=True),
+}
+
+
+@pytest.mark.parametrize("fault", _NO_ANSWER.values(), ids=_NO_ANSWER)
+def test_stored_but_unanswered(deliver: Deliver, promptlayer: PromptLayerServer, store: Path, fault: Fault) -> None:
+    """A batch that PromptLayer took without a whole answer is asked for, not sent again: each call is logged once."""
+    told: list[int] = []
+    promptlayer.faults.append(on("/spans-bulk", fault, 1))
+    deliver()
+    span = ask("first", on_request=lambda request: told.append(int(request)))
+    if fault.hang:
+        promptlayer.wait_for(lambda: len(promptlayer.request_logs) == 1)
+        promptlayer.release()
+    assert pltrace.flush(20.0)
+    ask("second")
+    assert pltrace.flush(20.0)
+    assert promptlayer.duplicate_request_logs == 0
+    assert len(promptlayer.request_logs) == 2
+    (request,) = span.requests
+    assert request.wait(0.0) == promptlayer.request_logs[0]["id"]
+    assert told == [request.id]
+    assert set(deliveries(store).values()) == {"delivered"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [HANG, STORE_THEN_HANG], ids=["lost", "stored"])
+def test_promptlayer_hangs(deliver: Deliver, promptlayer: PromptLayerServer, fault: Fault) -> None:
+    """A request that is never answered is given up by itself, and what it carried is logged once."""
+    promptlayer.faults.append(on("/spans-bulk", fault, 1))
+    deliver()
+    ask()
+    assert pltrace.flush(40.0)
+    assert len(promptlayer.request_logs) == 1
+
+
+def test_promptlayer_does_not_say_what_it_has(deliver: Deliver, promptlayer: PromptLayerServer) -> None:
+    """While PromptLayer can't say what became of a batch, it isn't sent again."""
+    promptlayer.faults += [on("/spans-bulk", STORE_THEN_CLOSE, 1), on("/api/public", Fault(status=500), 2)]
+    deliver()
+    span = ask()
+    assert pltrace.flush(20.0)
+    assert [request.status for request in promptlayer.requests if request.method == "GET"] == [500, 500, 200]
+    assert len(promptlayer.posts) == 1
+    assert span.requests[0].wait(0.0) == promptlayer.request_logs[0]["id"]
+
+
+def test_somebody_else_answers(deliver: Deliver, promptlayer: PromptLayerServer) -> None:
+    """A login page that answers 200 to everything, as a captive network has it, doesn't count as PromptLayer."""
+    promptlayer.fault = Fault(status=200, body="<html>Please log in.</html>", headers={"Content-Type": "text/html"})
+    deliver()
+    ask()
+    assert not pltrace.flush()
+    promptlayer.fault = None
+    assert pltrace.flush(20.0)
+    assert len(promptlayer.request_logs) == 1
+
+
+def test_settings_change_during_an_outage(deliver: Deliver, promptlayer: PromptLayerServer, store: Path) -> None:
+    """What waits when the application configures anew is taken over, and sent once."""
+    promptlayer.fault = Fault(status=503)
+    deliver()
+    ask()
+    tried(promptlayer, 2)
+    deliver(service="another")
+    deliver(service="a third")
+    promptlayer.fault = None
+    assert pltrace.flush(20.0)
+    before = len(promptlayer.posts)
+    # The first settings' next try would come within four seconds.
+    with pytest.raises(AssertionError):
+        promptlayer.wait_for(lambda: len(promptlayer.posts) > before, timeout=2.5)
+    assert promptlayer.duplicate_request_logs == 0
+    assert set(deliveries(store).values()) == {"delivered"}
+
+
+def test_no_threads_are_left(deliver: Deliver, promptlayer: PromptLayerServer) -> None:
+    """`shutdown` ends the threads that tracing started."""
+    before = set(threading.enumerate())
+    deliver()
+    ask(on_request=lambda request: None)
+    started = [thread for thread in threading.enumerate() if thread not in before and "pltrace" in thread.name]
+    assert started
+    assert pltrace.shutdown(10.0)
+    for thread in started:
+        if thread.name != "pltrace-callbacks":
+            thread.join(5.0)
+            assert not thread.is_alive()
+
+
+# Exporters of the user's own.
+
+
+class Own:
+    """An exporter that keeps what it gets, and does as it is told."""
+
+    def __init__(self, name: str, *answers: Any) -> None:
+        self.name = name
+        self.answers = list(answers)
+        self.batches: list[list[str]] = []
+        self.shut = threading.Event()
+
+    def export(self, batch: Sequence[StoredSpan]) -> Any:
+        """Take a batch."""
+        self.batches.append([span.record["name"] for span in batch])
+        answer = self.answers.pop(0) if self.answers else ExportResult("delivered")
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def shutdown(self) -> None:
+        """Take note of it."""
+        self.shut.set()
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all that came, sorted."""
+        return sorted(name for batch in self.batches for name in batch)
+
+
+def test_own_exporter(tmp_path: Path) -> None:
+    """A user's exporter, needing no base class of ours, gets all spans in batches, and is shut down in the end."""
+    own = Own("own")
+    pltrace.configure(store=tmp_path / "traces.db", exporters=[own])
+    names = [f"span-{number:03}" for number in range(150)]
+    record(*names)
+    assert pltrace.flush(10.0)
+    assert own.names == names
+    assert pltrace.shutdown(5.0)
+    assert own.shut.is_set()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [RuntimeError("out of order"), ExportResult("retry", "is busy"), None, SystemExit(3)],
+    ids=["raises", "asks", "returns nothing", "exits"],
+)
+def test_own_exporter_fails(tmp_path: Path, caplog: pytest.LogCaptureFixture, answer: Any) -> None:
+    """A user's exporter that raises, asks for it, or forgets to answer gets the same batch again; one log names it."""
+    own = Own("own", answer)
+    pltrace.configure(store=tmp_path / "traces.db", exporters=[own])
+    record("first")
+    assert pltrace.flush(20.0)
+    assert own.batches == [["first"], ["first"]]
+    assert deliveries(tmp_path / "traces.db", "own") == {"first": "delivered"}
+    assert any("own" in warning for warning in warnings(caplog))
+
+
+def test_own_exporter_refuses(tmp_path: Path) -> None:
+    """A user's exporter can refuse single spans, or a batch for what is in it, as PromptLayer can."""
+
+    class Picky(Own):
+        def export(self, batch: Sequence[StoredSpan]) -> ExportResult:
+            super().export(batch)
+            if any(span.record["name"] == "poison" for span in batch):
+                return ExportResult("rejected", "doesn't like it")
+            return ExportResult(
+                "delivered", refused={s.record["span_id"]: "late" for s in batch if s.record["name"] == "late"}
+            )
+
+    pltrace.configure(store=tmp_path / "traces.db", exporters=[Picky("picky")])
+    record("a", "poison", "b", "late", "c")
+    assert pltrace.flush(20.0)
+    assert deliveries(tmp_path / "traces.db", "picky") == {
+        "a": "delivered", "poison": "quarantined", "b": "delivered", "late": "quarantined", "c": "delivered",
+    }  # fmt: skip
+
+
+def test_two_exporters(deliver: Deliver, promptlayer: PromptLayerServer, store: Path) -> None:
+    """Each exporter gets everything at its own pace: one in trouble doesn't hold up the other."""
+    own = Own("own")
+    deliver(exporters=[own])
+    promptlayer.fault = Fault(status=503)
+    ask()
+    assert not pltrace.flush()
+    assert own.names == ["FakeListChatModel", "ask"]
+    assert set(deliveries(store, "own").values()) == {"delivered"}
+    assert set(deliveries(store).values()) == {"pending"}
+    promptlayer.fault = None
+    assert pltrace.flush(20.0)
+    assert arrived(promptlayer) == ["FakeListChatModel", "ask"]
+    assert len(own.names) == 2
+
+
+# What is asked of requests.
+
+
+def test_operations_during_an_outage(deliver: Deliver, promptlayer: PromptLayerServer) -> None:
+    """Scores, metadata, prompt links and groups asked for while nothing can be sent arrive after it, in order."""
+    promptlayer.add_prompt("greeting", "Hi!")
+    promptlayer.groups = 1
+    deliver()
+    promptlayer.stop()
+    span = ask()
+    (request,) = span.requests
+    request.score(10)
+    request.score(90, "tone")
+    request.add_metadata({"rating": 5})
+    request.link_prompt("greeting", version=1)
+    request.add_to_group(1)
+    request.score(20)
+    span.score(30, "whole")
+    assert not pltrace.flush()
+    promptlayer.start()
+    assert pltrace.flush(30.0)
+    log_id = promptlayer.request_logs[0]["id"]
+    assert [(operation["op"], operation["request_id"]) for operation in promptlayer.operations] == [
+        ("score", log_id), ("score", log_id), ("metadata", log_id), ("prompt", log_id), ("group", log_id),
+        ("score", log_id), ("score", log_id),
+    ]  # fmt: skip
+    assert [op["score"] for op in promptlayer.operations if op["op"] == "score"] == [10, 90, 20, 30]
+    assert promptlayer.operations[2]["metadata"] == {"rating": "5"}
+
+
+def test_refused_operation(deliver: Deliver, promptlayer: PromptLayerServer, caplog: pytest.LogCaptureFixture) -> None:
+    """An operation that PromptLayer refuses is told and doesn't hold up those behind it."""
+    deliver()
+    (request,) = ask().requests
+    request.add_to_group(77)
+    request.score(50)
+    assert pltrace.flush(20.0)
+    assert [(operation["op"], operation.get("score")) for operation in promptlayer.operations] == [("score", 50)]
+    assert any("refuses a group" in warning for warning in warnings(caplog))
+    promptlayer.violations.clear()  # That there is no such group is what this is about.
