@@ -89,8 +89,8 @@ class Worker:
         """
         if not self._left(up_to):
             return True
-        self.pace.hurry()
         failures = None if patient else self.pace.failures
+        self.pace.hurry()
         self._start()
         while self._left(up_to):
             if not self.pace.wait_for_round(deadline, failures):
@@ -156,7 +156,9 @@ class DeliveryWorker(Worker):
         self._store.sending(name, batch)
         try:
             result = self.exporter.export(batch)
-        except Exception as error:
+            if not isinstance(result, ExportResult):
+                raise TypeError(f"export() has to return an ExportResult, and returned {result!r}")
+        except BaseException as error:  # One that calls sys.exit() ends itself, not our thread.
             logger.exception("Exporter %r raised; its batch of %d spans is tried again", name, len(batch))
             result = ExportResult("retry", f"raised {type(error).__name__}: {error}", uncertain=True)
         if result.outcome == "delivered":
@@ -164,7 +166,7 @@ class DeliveryWorker(Worker):
         elif result.uncertain:
             self._batch = [replace(span, uncertain=True) for span in self._batch]
         else:
-            self._store.not_taken(name, batch)
+            self._store.not_taken(name, [span for span in batch if not span.uncertain])
         return result
 
     def _taken(self, batch: Sequence[StoredSpan], result: ExportResult) -> None:

@@ -327,7 +327,9 @@ def _tally(span: Span, answer: Answer | None, errors: int) -> None:
     lineage = span.scope.lineage
     if not lineage:
         return
-    tally = (errors, *_tokens(answer)) if answer is not None else (errors, 0, 0)
+    tokens_in, tokens_out = _tokens(answer) if answer is not None else (0, 0)
+    assert span.run_fields is not None
+    tally = (errors, tokens_in, tokens_out, span.run_fields, span.scope.tags)
     for around in lineage:
         around.totals.add(tally)
 

@@ -141,7 +141,9 @@ class Pace:
         """
         with self._changed:
             now = monotonic()
-            stuck = self.failures > failures or now < self._not_before if failures is not None else False
+            # A back-off of our own doesn't count: the hurry cuts it short.
+            paused = self._obey and now < self._not_before
+            stuck = failures is not None and (self.failures > failures or paused)
             if stuck or now >= deadline:
                 return False
             self._changed.wait(min(_LOOK_AGAIN_S, deadline - now))

@@ -65,7 +65,7 @@ class PromptLayerExporter:
             return ExportResult("retry", f"can't be reached: {error}")
         except NoAnswerError as error:
             return ExportResult("retry", f"took a batch and didn't answer: {error}", uncertain=True)
-        result = self._judged(answer, rest)
+        result = self._judged(answer)
         return ExportResult(
             result.outcome, result.reason, {**ids, **result.request_ids}, result.refused, result.retry_after_s,
             result.uncertain,
@@ -98,17 +98,13 @@ class PromptLayerExporter:
                     known[span["span_id"]] = request_id if isinstance(request_id, int) else None
         return known
 
-    def _judged(self, answer: Answer, batch: Sequence[StoredSpan]) -> ExportResult:
+    def _judged(self, answer: Answer) -> ExportResult:
         if not 200 <= answer.status < 300:
             return _refusal(answer)
         told = answer.json()
         if not isinstance(told, dict):
-            # Taken, but the ids can't be read: they can be asked for.
-            asked = self._arrived([StoredSpan(span.seq, span.record, uncertain=True) for span in batch])
-            ids = asked if isinstance(asked, dict) else {}
-            return ExportResult(
-                "delivered", request_ids={key: value for key, value in ids.items() if value is not None}
-            )
+            # Somebody else may have answered, such as a login page: the next try asks what arrived.
+            return ExportResult("retry", f"answered {answer.status} with something unreadable", uncertain=True)
         request_ids = {
             log["span_id"]: log["id"]
             for log in told.get("request_logs") or ()

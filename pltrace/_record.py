@@ -10,21 +10,11 @@ from pltrace._encoding import Encoder
 from pltrace._provider_errors import error_type_of
 from pltrace._scope import INPUTS, OUTPUTS
 from pltrace._snapshot import Arguments
-from pltrace._span import Span
+from pltrace._span import INTERNAL_TAGS, Span
 
 __all__ = ["Answer", "Generation", "record_of"]
 
-#: How LangChain and LangGraph start the tags and metadata keys that they set for themselves: kept on the span, not
-#: sent with the request.
-_INTERNAL_TAGS = (
-    "seq:step:",
-    "map:key:",
-    "retry:attempt:",
-    "graph:step:",
-    "branch:",
-    "condition:",
-    "langsmith:",
-)
+#: How the metadata keys start that they set for themselves.
 _INTERNAL_METADATA = ("ls_", "langgraph_", "lc_", "checkpoint_", "__")
 #: Invocation parameters that have a place of their own in a request.
 _NOT_PARAMETERS = frozenset({"tools", "functions", "tool_choice", "function_call"})
@@ -94,15 +84,14 @@ def _llm_fields(span: Span, encoder: Encoder) -> dict[str, Any]:
     """Return what a record of an LLM call has beyond others'."""
     run = span.run
     assert run is not None  # An LLM span is made by the handler alone.
-    parameters: Mapping[str, Any] = run.options.get("invocation_params") or {}
+    parameters = run.parameters
     answer = span.raw_output if isinstance(span.raw_output, Answer) else None
-    provider, model = _provider_and_model(run.metadata or {}, parameters, span.name)
     metadata = span.metadata
     usage = _blueprint.tokens(answer.named(), answer.llm_output) if answer is not None else None
     chat = run.chat
     return {
-        "provider": provider,
-        "model": model,
+        "provider": run.provider,
+        "model": run.model,
         "parameters": encoder.jsonable({k: v for k, v in parameters.items() if k not in _NOT_PARAMETERS}),
         "input": encoder.jsonable(_prompt(span, chat, parameters, encoder)),
         "output": encoder.jsonable(_answer(span, chat, answer, encoder)),
@@ -111,7 +100,7 @@ def _llm_fields(span: Span, encoder: Encoder) -> dict[str, Any]:
         "first_token_at_ns": span.first_token_at_ns or None,
         "error_type": error_type_of(span.status, span.error_types, span.error or ""),
         "attempt": _attempt(run.tags or ()),
-        "request_tags": [tag for tag in span.tags if not tag.startswith(_INTERNAL_TAGS)],
+        "request_tags": [tag for tag in span.tags if not tag.startswith(INTERNAL_TAGS)],
         "request_metadata": _request_metadata(span, metadata, encoder),
     }
 
@@ -128,13 +117,6 @@ def _answer(span: Span, chat: bool, answer: Answer | None, encoder: Encoder) -> 
     if chat:
         return _blueprint.chat_answer(generations, encoder)
     return _blueprint.completion_answer(generations, encoder)
-
-
-def _provider_and_model(metadata: Mapping[str, Any], parameters: Mapping[str, Any], name: str) -> tuple[str, str]:
-    """Return provider and model, from what LangChain says in `ls_*` first; PromptLayer needs both."""
-    provider = metadata.get("ls_provider") or parameters.get("_type") or "unknown"
-    model = metadata.get("ls_model_name") or parameters.get("model") or parameters.get("model_name") or name
-    return str(provider), str(model)
 
 
 def _request_metadata(span: Span, metadata: Mapping[str, Any], encoder: Encoder) -> dict[str, str]:

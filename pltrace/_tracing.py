@@ -111,6 +111,8 @@ class Tracing:
         deadline = monotonic() + timeout
         done = self._deliver(deadline, patient)
         done = self.callbacks.wait(deadline) and done
+        if not done and not patient:
+            return False
         # What the callbacks asked for.
         return self._deliver(deadline, patient) and done
 

@@ -1,0 +1,724 @@
+"""Every LangChain run inside a block becomes a span, in the right place, whatever way it is run."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain.agents import create_agent
+from langchain_core.caches import InMemoryCache
+from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
+from langchain_core.documents import Document
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, RunnableParallel
+from langchain_core.tools import tool
+from langgraph.graph import END, START, MessagesState, StateGraph
+
+import pltrace
+from pltrace import PromptLayerCallbackHandler, traced
+from pltrace._health import counts
+from pltrace._runs import open_runs
+from tests.support.promptlayer_server import PromptLayerServer
+from tests.support.scripted_llm import ApiError, Reply, Script, ScriptedOpenAI
+from tests.support.traces import calls, chat, completion, said, spans, the_span, tree
+
+Program = Callable[[ScriptedOpenAI], Awaitable[object]]
+
+
+@pytest.fixture(autouse=True)
+def no_open_runs() -> Iterator[None]:
+    """No test leaves a run in the table of open runs."""
+    yield
+    assert open_runs == {}
+
+
+@tool
+def weather(city: str) -> str:
+    """Tell the weather."""
+    if city == "Atlantis":
+        raise LookupError("no such city")
+    return f"It is sunny in {city}."
+
+
+class Library(BaseRetriever):
+    """Finds one document."""
+
+    def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
+        return [Document(f"About {query}")]
+
+
+def joke(server: ScriptedOpenAI) -> Runnable[dict[str, str], str]:
+    """A prompt, a model and a parser."""
+    return ChatPromptTemplate.from_template("A joke about {topic}") | chat(server) | StrOutputParser()
+
+
+# The trees.
+
+
+async def invoke(server: ScriptedOpenAI) -> None:
+    joke(server).invoke({"topic": "cats"})
+
+
+async def ainvoke(server: ScriptedOpenAI) -> None:
+    await joke(server).ainvoke({"topic": "cats"})
+
+
+async def batch(server: ScriptedOpenAI) -> None:
+    joke(server).batch([{"topic": "cats"}, {"topic": "dogs"}])
+
+
+async def abatch(server: ScriptedOpenAI) -> None:
+    await joke(server).abatch([{"topic": "cats"}, {"topic": "dogs"}])
+
+
+async def stream(server: ScriptedOpenAI) -> None:
+    assert "".join(joke(server).stream({"topic": "cats"})) == "Hello."
+
+
+async def astream(server: ScriptedOpenAI) -> None:
+    assert "".join([piece async for piece in joke(server).astream({"topic": "cats"})]) == "Hello."
+
+
+async def events(server: ScriptedOpenAI) -> None:
+    assert [event async for event in joke(server).astream_events({"topic": "cats"}, version="v2")]
+
+
+async def parallel(server: ScriptedOpenAI) -> None:
+    RunnableParallel(a=joke(server), b=RunnableLambda(len)).invoke({"topic": "cats"})
+
+
+async def aparallel(server: ScriptedOpenAI) -> None:
+    await RunnableParallel(a=joke(server), b=RunnableLambda(len)).ainvoke({"topic": "cats"})
+
+
+async def completions(server: ScriptedOpenAI) -> None:
+    model = PromptTemplate.from_template("About {topic}:") | completion(server)
+    model.invoke({"topic": "cats"})
+    await model.ainvoke({"topic": "cats"})
+
+
+async def several_prompts(server: ScriptedOpenAI) -> None:
+    completion(server).generate(["One", "Two"])
+
+
+async def tools(server: ScriptedOpenAI) -> None:
+    weather.invoke({"city": "Rome"})
+    await weather.ainvoke({"city": "Rome"})
+
+
+async def retrievers(server: ScriptedOpenAI) -> None:
+    Library().invoke("cats")
+    await Library().ainvoke("cats")
+
+
+async def alternating(server: ScriptedOpenAI) -> None:
+    model = chat(server)
+
+    @traced("inner")
+    def inner(text: str) -> Any:
+        with traced("innermost"):
+            return model.invoke(text)
+
+    @traced("outer")
+    def outer() -> None:
+        (RunnableLambda(lambda text: inner(text)).with_config(run_name="middle") | StrOutputParser()).invoke("Hi")
+
+    outer()
+
+
+async def aalternating(server: ScriptedOpenAI) -> None:
+    model = chat(server)
+
+    @traced("inner")
+    async def inner(text: str) -> Any:
+        async with traced("innermost"):
+            return await model.ainvoke(text)
+
+    async def middle(text: str) -> Any:
+        return await inner(text)
+
+    @traced("outer")
+    async def outer() -> None:
+        await (RunnableLambda(middle) | StrOutputParser()).ainvoke("Hi")
+
+    await outer()
+
+
+def _graph(server: ScriptedOpenAI) -> Any:
+    model = chat(server)
+
+    @traced("helper")
+    def helper(state: MessagesState) -> Any:
+        return model.invoke(state["messages"])
+
+    def first(state: MessagesState) -> Any:
+        return {"messages": [helper(state)]}
+
+    def second(state: MessagesState) -> Any:
+        return {"messages": [model.invoke(state["messages"])]}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("first", first)
+    graph.add_node("second", second)
+    graph.add_edge(START, "first")
+    graph.add_edge("first", "second")
+    graph.add_edge("second", END)
+    return graph.compile()
+
+
+async def langgraph(server: ScriptedOpenAI) -> None:
+    _graph(server).invoke({"messages": [("user", "Hi")]})
+
+
+async def alanggraph(server: ScriptedOpenAI) -> None:
+    await _graph(server).ainvoke({"messages": [("user", "Hi")]})
+
+
+async def agent(server: ScriptedOpenAI) -> None:
+    create_agent(chat(server), [weather]).invoke({"messages": [("user", "How is it in Rome?")]})
+
+
+async def aagent(server: ScriptedOpenAI) -> None:
+    await create_agent(chat(server), [weather]).ainvoke({"messages": [("user", "How is it in Rome?")]})
+
+
+async def agent_stream(server: ScriptedOpenAI) -> None:
+    assistant = create_agent(chat(server), [weather])
+    async for _ in assistant.astream({"messages": [("user", "How is it in Rome?")]}, stream_mode="messages"):
+        pass
+
+
+_JOKE = """\
+  RunnableSequence chain
+    ChatOpenAI llm
+    ChatPromptTemplate prompt
+    StrOutputParser parser
+"""
+_PARALLEL = """\
+  RunnableParallel<a,b> chain
+    RunnableSequence chain
+      ChatOpenAI llm
+      ChatPromptTemplate prompt
+      StrOutputParser parser
+    len chain
+"""
+_COMPLETION = """\
+  RunnableSequence chain
+    OpenAI llm
+    PromptTemplate prompt
+"""
+_GRAPH = """\
+  LangGraph chain
+    first chain
+      helper function
+        ChatOpenAI llm
+    second chain
+      ChatOpenAI llm
+"""
+_AGENT = """\
+  LangGraph chain
+    model chain
+      ChatOpenAI llm
+    model chain
+      ChatOpenAI llm
+    tools chain
+      weather tool
+"""
+_ALTERNATING = """\
+  outer function
+    RunnableSequence chain
+      StrOutputParser parser
+      middle chain
+        inner function
+          innermost block
+            ChatOpenAI llm
+"""
+_CALLS_THE_TOOL = [Reply(tool_calls=[("weather", {"city": "Rome"})]), Reply("Sunny.")]
+_TREES: list[tuple[Program, Script, str]] = [
+    (invoke, "Hello.", _JOKE),
+    (ainvoke, "Hello.", _JOKE),
+    (batch, "Hello.", _JOKE * 2),
+    (abatch, "Hello.", _JOKE * 2),
+    (stream, "Hello.", _JOKE),
+    (astream, "Hello.", _JOKE),
+    (events, "Hello.", _JOKE),
+    (parallel, "Hello.", _PARALLEL),
+    (aparallel, "Hello.", _PARALLEL),
+    (completions, "Hello.", _COMPLETION * 2),
+    (several_prompts, Reply(["First.", "Second."]), "  OpenAI llm\n" * 2),
+    (tools, "Hello.", "  weather tool\n" * 2),
+    (retrievers, "Hello.", "  Library retriever\n" * 2),
+    (alternating, "Hello.", _ALTERNATING),
+    (aalternating, "Hello.", _ALTERNATING),
+    (langgraph, "Hello.", _GRAPH),
+    (alanggraph, "Hello.", _GRAPH),
+    (agent, _CALLS_THE_TOOL, _AGENT),
+    (aagent, _CALLS_THE_TOOL, _AGENT),
+    (agent_stream, _CALLS_THE_TOOL, _AGENT),
+]
+
+
+@pytest.mark.parametrize(("program", "script", "expected"), [pytest.param(*row, id=row[0].__name__) for row in _TREES])
+async def test_the_tree(program: Program, script: Script, expected: str, local: Path) -> None:
+    """Each run is one span of its kind under the right parent, in one trace, run in any way."""
+    with ScriptedOpenAI(script) as server, traced("root") as root:
+        await program(server)
+        assert server.errors == []
+    assert tree(local) == "root block\n" + expected
+    assert {span["trace_id"] for span in spans(local)} == {root.trace_id}
+    assert len(root.requests) == root.usage.requests == expected.count(" llm\n")
+
+
+def test_a_stream_read_after_the_block(local: Path, llm: ScriptedOpenAI) -> None:
+    """A stream that is made inside a block but first read outside of it isn't the block's; one begun inside is."""
+    with traced("block"):
+        pieces = chat(llm).stream("Hi")
+        next(pieces)
+    assert "".join(str(piece.content) for piece in pieces) == "Hello."
+    assert tree(local) == "block block\n  ChatOpenAI llm\n"
+
+
+# What an LLM call tells.
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_what_a_call_tells(streamed: bool, local: Path) -> None:
+    """A call is recorded with provider, model, parameters, messages and tokens; a stream with its first token's time."""
+    with ScriptedOpenAI(Reply("Why? Because.", usage=(30, 4), pause=0.01)) as server, traced("root") as root:
+        model = chat(server, model="gpt-x", temperature=0.5, stream_usage=True)
+        if streamed:
+            async for _ in model.astream("A joke"):
+                pass
+        else:
+            await model.ainvoke("A joke")
+    (call,) = calls(local)
+    assert (call["provider"], call["model"], call["parameters"]["temperature"]) == ("openai", "gpt-x", 0.5)
+    assert (call["input_tokens"], call["output_tokens"]) == (30, 4)
+    assert root.usage == (1, 0, 30, 4)
+    assert root.usage.total_tokens == 34
+    assert call["input"]["messages"][0]["content"] == [{"type": "text", "text": "A joke"}]
+    assert call["output"]["messages"][0]["content"] == [{"type": "text", "text": "Why? Because."}]
+    if streamed:
+        assert call["started_at_ns"] < call["first_token_at_ns"] < call["ended_at_ns"]
+    else:
+        assert call["first_token_at_ns"] is None
+
+
+def test_what_a_completion_tells(local: Path) -> None:
+    """A completion model's call is recorded as one, its tokens taken from what the provider reported."""
+    with ScriptedOpenAI(Reply("Once.", usage=(3, 2))) as server, traced():
+        completion(server).invoke("A tale:")
+    (call,) = calls(local)
+    assert (call["provider"], call["model"], call["input_tokens"], call["output_tokens"]) == ("openai", "tiny", 3, 2)
+    assert call["input"] == {"type": "completion", "content": [{"type": "text", "text": "A tale:"}]}
+    assert call["output"] == {"type": "completion", "content": [{"type": "text", "text": "Once."}]}
+
+
+def test_what_tools_and_retrievers_tell(local: Path) -> None:
+    """A tool is recorded with its arguments and result, a retriever with its query and documents."""
+    with traced():
+        weather.invoke({"city": "Rome"})
+        Library().invoke("cats")
+    found = the_span(local, "weather")
+    assert (found["input"], found["output"]) == ({"city": "Rome"}, "It is sunny in Rome.")
+    found = the_span(local, "Library")
+    assert found["input"] == "cats"
+    assert found["output"][0]["page_content"] == "About cats"
+
+
+# What goes wrong.
+
+
+async def test_an_error_of_the_provider(deliver: Callable[..., None], promptlayer: PromptLayerServer) -> None:
+    """A refused call reaches the user as ever, and PromptLayer as an ERROR of the right type."""
+    deliver()
+    refusals = [
+        (ApiError(429), "PROVIDER_RATE_LIMIT"),
+        (ApiError(429, code="insufficient_quota", message="You exceeded your current quota"), "PROVIDER_QUOTA_LIMIT"),
+        (ApiError(401), "PROVIDER_AUTH_ERROR"),
+        (ApiError(500), "PROVIDER_ERROR"),
+        (ApiError(400), "PROVIDER_ERROR"),
+    ]
+    messages = []
+    with ScriptedOpenAI([error for error, _ in refusals]) as server, traced("root") as root:
+        for _ in refusals:
+            with pytest.raises(Exception, match="Error code") as caught:
+                await chat(server).ainvoke("Hi")
+            messages.append(f"{type(caught.value).__name__}: {caught.value}")
+    assert root.usage == (5, 5, 0, 0)
+    assert await asyncio.to_thread(pltrace.flush, 10)
+    logs = promptlayer.request_logs
+    assert [log["status"] for log in logs] == ["ERROR"] * 5
+    assert [log["error_type"] for log in logs] == [kind for _, kind in refusals]
+    assert [log["error_message"] for log in logs] == messages
+    assert {tuple(log["output"]["messages"][0]["content"]) for log in logs} == {()}
+
+
+@pytest.mark.parametrize("how", ["invoke", "ainvoke"])
+async def test_an_exception_in_a_tool(how: str, local: Path) -> None:
+    """An exception in a tool is recorded on it and on the chains around it, and reaches the user as it is."""
+    chain = RunnableLambda(lambda city: {"city": city}).with_config(run_name="ask") | weather
+    with traced("root"), pytest.raises(LookupError, match="no such city"):
+        chain.invoke("Atlantis") if how == "invoke" else await chain.ainvoke("Atlantis")
+    assert tree(local) == (
+        "root block\n  RunnableSequence chain error\n    ask chain\n    weather tool error\n"
+    )
+    assert the_span(local, "weather")["error"] == "LookupError: no such city"
+
+
+@pytest.mark.parametrize("how", ["invoke", "ainvoke"])
+async def test_an_exception_in_a_lambda(how: str, local: Path) -> None:
+    """An exception in a lambda is recorded there, once, and reaches the user as it is."""
+    error = ZeroDivisionError("no")
+
+    def fail(_: int) -> None:
+        raise error
+
+    chain = RunnableLambda(fail)
+    with pytest.raises(ZeroDivisionError) as caught, traced("root"):
+        chain.invoke(1) if how == "invoke" else await chain.ainvoke(1)
+    assert caught.value is error
+    assert tree(local) == "root block error\n  fail chain error\n"
+
+
+@pytest.mark.parametrize("leave", ["timeout", "cancel"])
+@pytest.mark.parametrize("chained", [False, True])
+async def test_a_cancelled_call(
+    leave: str, chained: bool, deliver: Callable[..., None], promptlayer: PromptLayerServer
+) -> None:
+    """A call that is cancelled is closed as such, once, and logged as ERROR, though LangChain says nothing of it."""
+    deliver()
+    with ScriptedOpenAI(Reply("Never.", hang_after=0)) as server:
+        model: Any = chat(server) if not chained else RunnableLambda(str) | chat(server)
+        async with traced("root") as root:
+            task = asyncio.ensure_future(model.ainvoke("Hi"))
+            if leave == "timeout":
+                with pytest.raises(asyncio.TimeoutError):
+                    await asyncio.wait_for(task, 0.1)
+            else:
+                await asyncio.to_thread(server.wait_for, lambda: server.bodies)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+    assert await asyncio.to_thread(pltrace.flush, 10)
+    (log,) = promptlayer.request_logs
+    assert (log["status"], log["error_type"]) == ("ERROR", "UNKNOWN_ERROR")
+    attributes = promptlayer.spans[log["span_id"]]["attributes"]
+    assert attributes["pltrace.status"] == "cancelled"
+    assert root.usage == (1, 1, 0, 0)
+    assert root.status == "ok"
+
+
+async def test_a_cancelled_block(local: Path) -> None:
+    """A block whose task is cancelled ends cancelled, with the call inside it."""
+
+    async def work() -> None:
+        async with traced("root"):
+            await weather_later.ainvoke({"city": "Rome"})
+
+    started = asyncio.Event()
+
+    @tool
+    async def weather_later(city: str) -> str:
+        """Tell the weather, some day."""
+        started.set()
+        await asyncio.Event().wait()
+        return city
+
+    task = asyncio.create_task(work())
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert tree(local) == "root block cancelled\n  weather_later tool cancelled\n"
+
+
+async def test_a_task_that_goes_on_is_not_closed(local: Path) -> None:
+    """A call that still runs in a task of its own when its block ends goes on, and ends by itself."""
+    go_on = threading.Event()
+
+    def answer(_: Any) -> str:
+        go_on.wait(10)
+        return "Late."
+
+    with ScriptedOpenAI(answer) as server:
+        async with traced("root"):
+            task = asyncio.create_task(chat(server).ainvoke("Hi"))
+            await asyncio.to_thread(server.wait_for, lambda: server.bodies)
+        assert len(open_runs) == 1
+        go_on.set()
+        assert (await task).content == "Late."
+    assert tree(local) == "root block\n  ChatOpenAI llm\n"
+    assert calls(local)[0]["output"]["messages"][0]["content"][0]["text"] == "Late."
+
+
+@pytest.mark.parametrize("how", ["stream", "astream"])
+async def test_an_abandoned_stream(
+    how: str, deliver: Callable[..., None], promptlayer: PromptLayerServer
+) -> None:
+    """A stream that is closed half-way is logged as WARNING, a partial response with the text so far."""
+    deliver()
+    with ScriptedOpenAI(Reply("One two three four", pause=0.005)) as server, traced("root"):
+        model, got = chat(server), ""
+        if how == "stream":
+            pieces = model.stream("Hi")
+            while "two" not in got:
+                got += str(next(pieces).content)
+            pieces.close()  # type: ignore[attr-defined]
+        else:
+            apieces: AsyncIterator[Any] = model.astream("Hi")
+            while "two" not in got:
+                got += str((await apieces.__anext__()).content)
+            await apieces.aclose()  # type: ignore[attr-defined]
+    assert await asyncio.to_thread(pltrace.flush, 10)
+    (log,) = promptlayer.request_logs
+    assert (log["status"], log["error_type"]) == ("WARNING", "PROVIDER_PARTIAL_RESPONSE")
+    assert log["output"]["messages"][0]["content"] == [{"type": "text", "text": "One two"}]
+    assert promptlayer.spans[log["span_id"]]["attributes"]["pltrace.status"] == "partial"
+
+
+def test_a_stream_that_breaks_off(local: Path) -> None:
+    """A stream that the server breaks off is an error, with the text so far."""
+    with ScriptedOpenAI(Reply("One two three", cut_after=3)) as server, traced("root"), pytest.raises(Exception) as caught:  # noqa: PT011
+        list(chat(server).stream("Hi"))
+    (call,) = calls(local)
+    assert (call["status"], call["error"]) == ("error", f"{type(caught.value).__name__}: {caught.value}")
+    assert call["output"]["messages"][0]["content"] == [{"type": "text", "text": "One two"}]
+
+
+# Retries, fallbacks, cache.
+
+
+async def test_attempts_are_numbered(local: Path) -> None:
+    """Attempts of `with_retry` are a request each, numbered, also when what is retried is a chain."""
+    refused = ApiError(503)
+    retry = {"stop_after_attempt": 3, "wait_exponential_jitter": False}
+    with ScriptedOpenAI([refused, refused, Reply("Yes.")] * 4) as server, traced("root"):
+        chat(server).with_retry(**retry).invoke("Hi")
+        await chat(server).with_retry(**retry).ainvoke("Hi")
+        joke(server).with_retry(**retry).invoke({"topic": "cats"})
+        await joke(server).with_retry(**retry).ainvoke({"topic": "cats"})
+    found = [(call["attempt"], call["status"]) for call in calls(local)]
+    assert found == [(1, "error"), (2, "error"), (3, "ok")] * 4
+    assert all(call["request_tags"] == [] for call in calls(local))
+
+
+def test_a_fallback(local: Path) -> None:
+    """With a fallback, both models' calls are there, the failed and the good one, told apart by their models."""
+    with ScriptedOpenAI([ApiError(500), Reply("Yes.")]) as server, traced("root"):
+        assert chat(server, model="a").with_fallbacks([chat(server, model="b")]).invoke("Hi").content == "Yes."
+    assert [(call["model"], call["status"]) for call in calls(local)] == [("a", "error"), ("b", "ok")]
+    assert tree(local) == (
+        "root block\n  RunnableWithFallbacks chain\n    ChatOpenAI llm\n    ChatOpenAI llm error\n"
+    )
+
+
+async def test_a_cache_hit(local: Path) -> None:
+    """A call that LangChain's cache answers is marked, and its tokens aren't counted again; the first call's are."""
+    with ScriptedOpenAI([Reply("Once.", usage=(10, 5))]) as server, traced("root") as root:
+        model = chat(server, cache=InMemoryCache())
+        model.invoke("Hi")
+        model.invoke("Hi")
+        await model.ainvoke("Hi")
+    first, *hits = calls(local)
+    assert root.usage == (3, 0, 10, 5)
+    assert (first["cached"], first["input_tokens"], first["output_tokens"]) == (False, 10, 5)
+    assert [(hit["cached"], hit["input_tokens"], hit["output_tokens"]) for hit in hits] == [(True, None, None)] * 2
+    assert hits[0]["output"]["messages"][0]["content"][0]["text"] == "Once."
+
+
+# Contexts.
+
+
+def test_a_lost_context_finds_its_parents_scope(local: Path, llm: ScriptedOpenAI) -> None:
+    """A run in a bare thread that was handed the `config` is its parent's child, with the scope of its parent."""
+    model = chat(llm)
+
+    def in_a_thread(text: str, config: RunnableConfig) -> None:
+        thread = threading.Thread(target=model.invoke, args=(text, config))
+        thread.start()
+        thread.join()
+
+    seen: list[Any] = []
+    with traced("root", tags=["t"], metadata={"k": "v"}, on_request=seen.append) as root:
+        RunnableLambda(in_a_thread).invoke("Hi")
+    assert tree(local) == "root block\n  in_a_thread chain\n    ChatOpenAI llm\n"
+    (call,) = calls(local)
+    assert (call["request_tags"], said(call["request_metadata"])) == (["t"], {"k": "v"})
+    assert [request.span_id for request in root.requests] == [request.span_id for request in seen]
+
+
+def test_a_lost_scope_is_told_once(local: Path, llm: ScriptedOpenAI, caplog: pytest.LogCaptureFixture) -> None:
+    """Calls in a thread that lost the scope are counted, and one warning names `bind`."""
+    model = chat(llm)
+
+    def work() -> None:
+        model.invoke("Hi")
+        joke(llm).invoke({"topic": "cats"})
+
+    thread = threading.Thread(target=work, name="lonely")
+    with caplog.at_level(logging.WARNING, "pltrace"), traced("root"):
+        thread.start()
+        thread.join()
+    (record,) = caplog.records
+    assert "pltrace.bind" in record.getMessage()
+    assert "lonely" in record.getMessage()
+    assert counts["runs_without_scope_in_threads"] == 2
+    assert tree(local) == "root block\n"
+
+
+def test_no_warning_where_nothing_is_lost(
+    local: Path, llm: ScriptedOpenAI, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Calls in threads while no block is open, and outside blocks in the main thread, are nothing to warn about."""
+    model = chat(llm)
+    with caplog.at_level(logging.WARNING, "pltrace"):
+        thread = threading.Thread(target=model.invoke, args=("Hi",))
+        thread.start()
+        thread.join()
+        model.invoke("Hi")
+        with traced():
+            model.batch(["One", "Two"])
+    assert caplog.records == []
+    assert counts["runs_without_scope"] == 2
+
+
+# Beside other handlers.
+
+
+async def test_two_of_our_handlers_make_one_request(
+    deliver: Callable[..., None], promptlayer: PromptLayerServer, llm: ScriptedOpenAI
+) -> None:
+    """A call that the scope and two handed-over handlers see is one span and one request, with what all ask for."""
+    deliver()
+    ids: list[int] = []
+    seen: list[Any] = []
+    first = PromptLayerCallbackHandler(pl_id_callback=ids.append, pl_tags=["first"])
+    second = PromptLayerCallbackHandler(pl_tags=["second"])
+    with traced("root", tags=["scope"], on_request=seen.append):
+        chat(llm, callbacks=[first]).invoke("Hi", config={"callbacks": [second]})
+        await (RunnableLambda(str) | chat(llm, callbacks=[first])).ainvoke("Hi", config={"callbacks": [second]})
+    assert await asyncio.to_thread(pltrace.flush, 10)
+    assert [sorted(log["tags"]) for log in promptlayer.request_logs] == [["first", "scope", "second"]] * 2
+    assert promptlayer.duplicate_request_logs == 0
+    assert ids == [log["id"] for log in promptlayer.request_logs] == [int(request) for request in seen]
+    assert len(promptlayer.spans) == 5
+
+
+class _Notes:
+    """Notes each event that a handler is called with, with what comes along."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[Any, ...]] = []
+
+    def note(self, event: str, **options: Any) -> None:
+        metadata = {key: value for key, value in (options.get("metadata") or {}).items() if key != "lc_versions"}
+        parent = options.get("parent_run_id") is not None
+        self.events.append((event, options.get("name"), parent, tuple(options.get("tags") or ()), metadata))
+
+
+_EVENTS = (
+    "on_chain_start", "on_chain_end", "on_chain_error", "on_llm_start", "on_chat_model_start", "on_llm_new_token",
+    "on_llm_end", "on_llm_error", "on_tool_start", "on_tool_end", "on_tool_error", "on_retriever_start",
+    "on_retriever_end", "on_retriever_error", "on_text", "on_retry", "on_custom_event",
+)  # fmt: skip
+
+
+def _sync_event(event: str) -> Callable[..., None]:
+    def on_event(self: Any, *_: Any, **options: Any) -> None:
+        self.notes.note(event, **options)
+
+    return on_event
+
+
+def _async_event(event: str) -> Callable[..., Awaitable[None]]:
+    async def on_event(self: Any, *_: Any, **options: Any) -> None:
+        self.notes.note(event, **options)
+
+    return on_event
+
+
+class _WithNotes:
+    def __init__(self, notes: _Notes) -> None:
+        self.notes = notes
+
+
+_SYNC: Any = type("_SYNC", (_WithNotes, BaseCallbackHandler), {event: _sync_event(event) for event in _EVENTS})
+_INLINE: Any = type("_INLINE", (_SYNC,), {"run_inline": True})
+_ASYNC: Any = type("_ASYNC", (_WithNotes, AsyncCallbackHandler), {event: _async_event(event) for event in _EVENTS})
+_HANDLERS: dict[str, tuple[Any, ...]] = {
+    "sync": (_SYNC,),
+    "inline": (_INLINE,),
+    "async": (_ASYNC,),
+    "two sync": (_SYNC, _SYNC),
+    "sync and inline": (_SYNC, _INLINE),
+    "inline and async": (_INLINE, _ASYNC),
+}
+
+
+async def _everything(server: ScriptedOpenAI, config: RunnableConfig) -> None:
+    """Runs each kind of thing in each way, one after the other."""
+    topic = {"topic": "cats"}
+    joke(server).invoke(topic, config)
+    await joke(server).ainvoke(topic, config)
+    "".join(joke(server).stream(topic, config))
+    "".join([piece async for piece in joke(server).astream(topic, config)])
+    completion(server).invoke("Once", config)
+    await completion(server).ainvoke("Once", config)
+    async for _ in completion(server).astream("Once", config):
+        pass
+    weather.invoke({"city": "Rome"}, config)
+    await weather.ainvoke({"city": "Rome"}, config)
+    for ask in (weather.invoke, RunnableLambda(weather.invoke).invoke):
+        with pytest.raises(LookupError):
+            ask({"city": "Atlantis"}, config)
+    with pytest.raises(LookupError):
+        await weather.ainvoke({"city": "Atlantis"}, config)
+    Library().invoke("cats", config)
+    await Library().ainvoke("cats", config)
+
+
+@pytest.mark.parametrize("kinds", _HANDLERS)
+async def test_other_handlers_see_what_they_would_see_without_us(
+    kinds: str, llm: ScriptedOpenAI, tmp_path: Path
+) -> None:
+    """Handlers of others, inline or not, async or not, get the same events with the same names, tags and metadata."""
+
+    async def events_of_each() -> list[list[tuple[Any, ...]]]:
+        handlers = [kind(_Notes()) for kind in _HANDLERS[kinds]]
+        await _everything(llm, {"callbacks": list(handlers), "tags": ["mine"], "metadata": {"my": "own"}})
+        return [handler.notes.events for handler in handlers]
+
+    pltrace.configure(enabled=False)
+    without = await events_of_each()
+    pltrace.configure(store=tmp_path / "traces.db")
+    outside = await events_of_each()
+    with traced("root", tags=["t"], metadata={"k": "v"}):
+        inside = await events_of_each()
+    assert outside == without
+    assert inside == without
+    assert all(len(events) > 50 for events in without)
+    assert len(calls(tmp_path / "traces.db")) == 7
+
+
+async def test_a_handler_that_raises_changes_nothing_for_ours(local: Path, llm: ScriptedOpenAI) -> None:
+    """What another handler raises doesn't keep the call from being recorded."""
+
+    class Broken(BaseCallbackHandler):
+        def on_chat_model_start(self, *_: Any, **__: Any) -> None:
+            raise RuntimeError("broken")
+
+        def on_llm_end(self, *_: Any, **__: Any) -> None:
+            raise RuntimeError("broken")
+
+    with traced("root"):
+        chat(llm).invoke("Hi", config={"callbacks": [Broken()]})
+        await chat(llm).ainvoke("Hi", config={"callbacks": [Broken()]})
+    assert tree(local) == "root block\n" + "  ChatOpenAI llm\n" * 2

@@ -1,0 +1,155 @@
+"""What the README says holds: its snippets run, its commands are there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pltrace._config import load
+from pltrace._queries import latest_traces, matching_traces, trace_records
+from tests.support.promptlayer_server import PromptLayerServer
+from tests.support.scripted_llm import ScriptedOpenAI
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(language: str) -> list[tuple[int, str]]:
+    """Give the code blocks of one language, each with the number of lines before its first."""
+    return [
+        (README.count("\n", 0, found.start(2)), found[2]) for found in _BLOCK.finditer(README) if found[1] == language
+    ]
+
+
+def commands() -> list[str]:
+    """Give every line of the shell blocks, without comments."""
+    lines = [line.partition("  #")[0].strip() for _, block in blocks("sh") for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def test_every_python_snippet_runs(
+    promptlayer: PromptLayerServer,
+    llm: ScriptedOpenAI,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The snippets run one after the other, as the README says, and what they trace arrives at PromptLayer."""
+    promptlayer.add_prompt("joke", "Tell me a joke about {topic}")
+    monkeypatch.chdir(tmp_path)
+    for name, value in {
+        "OPENAI_API_KEY": "none", "OPENAI_BASE_URL": llm.base_url, "PROMPTLAYER_API_KEY": promptlayer.api_key,
+        "PROMPTLAYER_BASE_URL": promptlayer.url, "PLTRACE_STORE": str(tmp_path / "traces.db"),
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    names: dict[str, object] = {"__name__": "readme"}
+
+    for lines_before, snippet in blocks("python"):
+        exec(compile("\n" * lines_before + snippet, str(ROOT / "README.md"), "exec"), names)
+
+    recorded = {trace.name for trace in latest_traces(tmp_path / "traces.db", 100)}
+    assert {"joke", "morning", "nightly", "checked", "breakfast", "words", "stream", "Comedian.usual", "chat", "order",
+            "in threads", "web"} <= recorded  # fmt: skip
+    assert not promptlayer.duplicate_request_logs
+    assert {"breakfast", "both", "Comedian.tell", "worker"} <= {span["name"] for span in promptlayer.spans.values()}
+    tags = [tuple(log["tags"]) for log in promptlayer.request_logs]
+    assert ("batch", "short") in tags
+    assert ("production", "chatopenai") in tags
+    assert "4000123412341234" not in str(promptlayer.request_logs)
+    assert "ada@example.com" not in str(promptlayer.spans)
+    assert {operation["kind"] for operation in promptlayer.operations} >= {"score", "metadata", "prompt"}
+    assert '"name": "joke"' in Path("spans.jsonl").read_text()
+    assert "HELLO.Hello." in capsys.readouterr().out.replace(" ", "")
+
+
+def test_a_snippet_with_a_private_block_keeps_nothing(
+    llm: ScriptedOpenAI, local: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`capture=False`, as in the README's snippet, keeps neither prompt nor answer, whatever is inside."""
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    monkeypatch.setenv("OPENAI_BASE_URL", llm.base_url)
+    (snippet,) = [text for _, text in blocks("python") if "capture=False" in text]
+    names: dict[str, object] = {"__name__": "readme"}
+    exec(blocks("python")[0][1].replace("pltrace.configure()", ""), names)
+
+    exec(snippet.replace("sample=0.1", "sample=1.0"), names)
+
+    import pltrace
+
+    assert pltrace.flush(10)
+    (trace_id,) = matching_traces(local, "")
+    records = trace_records(local, trace_id)
+    assert [record["name"] for record in records][:2] == ["private", "rarely"]
+    assert "secrets" not in str(records)
+    assert "Hello" not in str(records)
+
+
+def test_the_first_code_blocks_are_the_two_commands_that_set_all_up() -> None:
+    """A newcomer's first two code blocks are one line each: to run the quickstart, and to run the tests."""
+    first, second = [found[2] for found in _BLOCK.finditer(README)][:2]
+
+    for command in (first, second):
+        assert command.count("\n") == 1
+        assert command.startswith("python3 -m venv .venv && .venv/bin/pip install -q -e ")
+    assert first.endswith("-e . && .venv/bin/python examples/quickstart.py\n")
+    assert second.endswith("-e '.[test]' && .venv/bin/python -m pytest\n")
+
+
+def test_the_commands_name_what_is_there() -> None:
+    """Extras, files and subcommands in the README's shell lines exist."""
+    text = "\n".join(commands())
+
+    assert set(re.findall(r"'\.\[(\w+)\]'", text)) <= set(PROJECT["optional-dependencies"])
+    for path in re.findall(r"(?<![\w/.])(?:examples/\S+\.py|\.ci/\w+)", README):
+        assert (ROOT / path).is_file(), path
+    assert PROJECT["scripts"] == {"pltrace": "pltrace._cli:main"}
+    from pltrace._cli import _parser
+
+    usage = _parser().format_help()
+    for command in re.findall(r"pltrace (ls|show|\w+)\b(?= |$)", "\n".join(c for c in commands() if c[:8] == "pltrace ")):
+        assert command in usage
+
+
+def test_the_environment_table_lists_every_variable() -> None:
+    """The table of environment variables has those that the package reads, and no other."""
+    section = README.partition("## Environment variables")[2].partition("\n## ")[0]
+    told = set(re.findall(r"^\| `(\w+)`", section, re.MULTILINE))
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "pltrace").rglob("*.py"))
+
+    assert told == set(re.findall(r'"((?:PLTRACE|PROMPTLAYER)_[A-Z_]+)"', sources))
+
+
+def test_the_defaults_are_as_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The default address and store are those that the README names."""
+    config = load()
+
+    assert config.base_url in README
+    assert "~/.pltrace/traces.db" in README
+    assert config.store == tmp_path / ".pltrace" / "traces.db"
+
+
+def test_every_public_name_has_its_line() -> None:
+    """Each public function and class is mentioned."""
+    import pltrace
+
+    errors = {name for name in pltrace.__all__ if name.endswith("Error") and name != "ConfigError"}
+
+    assert [name for name in pltrace.__all__ if name not in README and name not in errors] == []
+
+
+def test_the_changelog_is_the_last_section_and_knows_this_version() -> None:
+    """The changelog ends the README, and its first entry is the version of the package."""
+    sections = re.findall(r"^## (.+)$", README, re.MULTILINE)
+    changelog = README.rpartition("\n## ")[2]
+
+    assert sections[-1] == "Changelog"
+    assert re.findall(r"^### \[(.+?)\]", changelog, re.MULTILINE)[0] == PROJECT["version"]
