@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from pltrace._checks import CAPTURE_ALL, checked_capture, checked_metadata, checked_name, checked_sample, checked_tags
 from pltrace._errors import ConfigError
 from pltrace._exporter import SpanExporter
-from pltrace._scope import CAPTURE_ALL, checked_capture, checked_sample
-from pltrace._span import checked_metadata, checked_name, checked_tags
 
 __all__ = ["Config", "Library", "load", "wanted_by_environment"]
 

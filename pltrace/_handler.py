@@ -12,13 +12,14 @@ from langchain_core.callbacks.manager import AsyncCallbackManager
 
 from pltrace import _runs
 from pltrace._blueprint import tokens
+from pltrace._checks import INPUTS, OUTPUTS, checked_tags
 from pltrace._health import counts, failed, warn_once
 from pltrace._record import Answer
 from pltrace._request import Request
 from pltrace._runs import open_runs
-from pltrace._scope import INPUTS, OUTPUTS, Callback, Scope, outermost
+from pltrace._scope import Callback, Scope, outermost
 from pltrace._snapshot import snapshot
-from pltrace._span import Span, SpanKind, checked_tags
+from pltrace._span import Span, SpanKind
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -324,14 +325,9 @@ def _answer(response: Any) -> Answer:
 
 def _tally(span: Span, answer: Answer | None, errors: int) -> None:
     """Add an ended call to the totals of the spans around it."""
-    lineage = span.scope.lineage
-    if not lineage:
-        return
-    tokens_in, tokens_out = _tokens(answer) if answer is not None else (0, 0)
-    assert span.run_fields is not None
-    tally = (errors, tokens_in, tokens_out, span.run_fields, span.scope.tags)
-    for around in lineage:
-        around.totals.add(tally)
+    if span.scope.lineage:
+        tokens_in, tokens_out = _tokens(answer) if answer is not None else (0, 0)
+        span.count_call(errors, tokens_in, tokens_out)
 
 
 def _tokens(answer: Answer) -> tuple[int, int]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 from urllib.parse import quote
 
 from pltrace._exporter import ExportResult, Operation, StoredSpan
 from pltrace._http import Answer, JsonClient, NoAnswerError, NotSentError
+from pltrace._wrapping import when_imported
 
 __all__ = ["PromptLayerExporter"]
 
@@ -41,6 +45,8 @@ class PromptLayerExporter:
         self._base_url = base_url
         self._resource = {"attributes": {"service.name": service}, "schema_url": SCHEMA_URL}
         self._client = client
+        if client is None:
+            _watch_openai()
         self.forked()
 
     def forked(self) -> None:
@@ -155,6 +161,26 @@ class PromptLayerExporter:
         return span
 
 
+_watching = False
+
+
+def _watch_openai() -> None:
+    """Load httpx where openai is loaded, in the user's thread, so that no thread of ours is seen loading it.
+
+    openai 3 takes a module `httpx` that it finds in `sys.modules` for a whole one. If our thread imports promptlayer,
+    and with it httpx, while the program calls openai, that call fails with an AttributeError.
+    """
+    global _watching
+    if not _watching:
+        _watching = True
+        when_imported("openai", _load_httpx)
+
+
+def _load_httpx(openai: ModuleType) -> None:
+    with suppress(ImportError):
+        import_module("httpx")
+
+
 def _attributes(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a span's attributes: those that PromptLayer's trace view reads, and OpenTelemetry's GenAI ones."""
     attributes: dict[str, Any] = {
@@ -188,6 +214,7 @@ def _llm_attributes(record: Mapping[str, Any]) -> dict[str, Any]:
         "gen_ai.provider.name": record["provider"],
         "gen_ai.request.model": record["model"],
         "pltrace.attempt": record["attempt"],
+        "pltrace.cached": record["cached"],
     }
     for side in ("input", "output"):
         if record[f"{side}_tokens"] is not None:

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pltrace import _blueprint
+from pltrace._checks import INPUTS, OUTPUTS
 from pltrace._encoding import Encoder
 from pltrace._provider_errors import error_type_of
-from pltrace._scope import INPUTS, OUTPUTS
 from pltrace._snapshot import Arguments
-from pltrace._span import INTERNAL_TAGS, Span
+from pltrace._span import Span
+from pltrace._usage import INTERNAL_TAGS
 
 __all__ = ["Answer", "Generation", "record_of"]
 
@@ -29,6 +30,12 @@ class Answer(NamedTuple):
     def named(self) -> list[Generation]:
         """Return the generations with their fields named."""
         return [Generation(*fields) for fields in self.generations]
+
+    @property
+    def cached(self) -> bool:
+        """Whether LangChain's cache answered, which says that it cost nothing: the tokens were counted before."""
+        usages = (getattr(message, "usage_metadata", None) for message, *_ in self.generations)
+        return any(isinstance(usage, dict) and usage.get("total_cost") == 0 for usage in usages)
 
 
 class Generation(NamedTuple):
@@ -87,7 +94,8 @@ def _llm_fields(span: Span, encoder: Encoder) -> dict[str, Any]:
     parameters = run.parameters
     answer = span.raw_output if isinstance(span.raw_output, Answer) else None
     metadata = span.metadata
-    usage = _blueprint.tokens(answer.named(), answer.llm_output) if answer is not None else None
+    cached = answer is not None and answer.cached
+    usage = _blueprint.tokens(answer.named(), answer.llm_output) if answer is not None and not cached else None
     chat = run.chat
     return {
         "provider": run.provider,
@@ -99,7 +107,8 @@ def _llm_fields(span: Span, encoder: Encoder) -> dict[str, Any]:
         "output_tokens": usage.output_tokens if usage is not None else None,
         "first_token_at_ns": span.first_token_at_ns or None,
         "error_type": error_type_of(span.status, span.error_types, span.error or ""),
-        "attempt": _attempt(run.tags or ()),
+        "attempt": _attempt(span),
+        "cached": cached,
         "request_tags": [tag for tag in span.tags if not tag.startswith(INTERNAL_TAGS)],
         "request_metadata": _request_metadata(span, metadata, encoder),
     }
@@ -139,9 +148,12 @@ def _request_metadata(span: Span, metadata: Mapping[str, Any], encoder: Encoder)
     return {key: value if isinstance(value, str) else encoder.dumps(value) for key, value in safe.items()}
 
 
-def _attempt(tags: Sequence[str]) -> int:
-    """Return which attempt of `with_retry` it was; LangChain tags the second and later ones."""
-    for tag in tags:
-        if tag.startswith("retry:attempt:"):
-            return int(tag.rpartition(":")[2])
+def _attempt(span: Span) -> int:
+    """Return which attempt of `with_retry` it was; LangChain tags the second and later ones of what is retried."""
+    around: Any = span
+    while isinstance(around, Span):
+        for tag in (around.run.tags if around.run is not None else None) or ():
+            if tag.startswith("retry:attempt:"):
+                return int(tag.rpartition(":")[2])
+        around = around.parent
     return 1

@@ -8,9 +8,10 @@ from time import monotonic
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
+from pltrace._checks import checked_metadata, checked_name, checked_optional_name, checked_score
 from pltrace._errors import ConfigError, PltraceError
 from pltrace._scope import Callback
-from pltrace._span import SpanStatus, checked_metadata, checked_name, checked_optional_name, checked_score
+from pltrace._span import SpanStatus
 
 __all__ = ["Registry", "Request"]
 

@@ -99,6 +99,8 @@ def close_cancelled(span: Span, key: int) -> None:
     span.error_types = ("CancelledError",)
     span.ended_at_ns = span.scope.recorder.now_ns()
     counts["closed_as_cancelled"] += 1
+    if span.kind == "llm":
+        span.count_call(1, 0, 0)
     span.scope.recorder.record(span)
 
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pltrace import _langchain, _runs, _scope, _span
+from pltrace import _langchain, _runs, _scope, _usage
 from pltrace._errors import ConfigError, StoreError
 from pltrace._health import failed, forget_warnings, logger, warn_once
 from pltrace._scope import Scope
@@ -227,7 +227,7 @@ def _after_fork_in_parent() -> None:
 def _after_fork_in_child() -> None:
     global _deciding
     _deciding = threading.RLock()
-    _span.forked()
+    _usage.forked()
     _runs.forked()
     Scope.roots.clear()
     if _active is not None:

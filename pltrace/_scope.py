@@ -15,16 +15,9 @@ if TYPE_CHECKING:
     from pltrace._request import Request
 
 __all__ = [
-    "CAPTURE_ALL", "INPUTS", "OUTPUTS", "Callback", "Recorder", "Scope", "attach", "checked_capture", "checked_sample",
+    "Callback", "Recorder", "Scope", "attach",
     "current", "current_span", "detach", "entry_of", "outermost", "set_outermost",
 ]  # fmt: skip
-
-#: What is kept of a span, as bits: an inner block can only clear them.
-INPUTS, OUTPUTS = 1, 2
-CAPTURE_ALL = INPUTS | OUTPUTS
-
-
-_CAPTURES = {"inputs": INPUTS, "outputs": OUTPUTS}
 
 
 class Recorder(Protocol):
@@ -201,15 +194,6 @@ def current_span() -> Span:
     """
     scope = _current.get()
     return INERT_SPAN if scope is None else scope.span
-
-
-def checked_capture(argument: str, value: object) -> int:
-    """Return `True`, `False`, `"inputs"` or `"outputs"` as bits; raise `ConfigError` naming `argument` otherwise."""
-    if isinstance(value, bool):
-        return CAPTURE_ALL if value else 0
-    if isinstance(value, str) and value in _CAPTURES:
-        return _CAPTURES[value]
-    raise ConfigError(f'{argument}={value!r}: expected True, False, "inputs" or "outputs"')
 
 
 def checked_sample(argument: str, value: object) -> float:

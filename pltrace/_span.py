@@ -1,36 +1,24 @@
-"""The data of a trace while the program runs: `Span`, and the live totals of what runs under it."""
+"""`Span`: one timed operation of a trace, while the program runs."""
 
 from __future__ import annotations
 
-import threading
-from collections import deque
 from collections.abc import Iterable, Mapping
-from operator import add
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pltrace._errors import ConfigError
+from pltrace._checks import checked_metadata, checked_name, checked_optional_name, checked_score, checked_tags
+from pltrace._usage import Run, Totals, Usage
 
 if TYPE_CHECKING:
     from pltrace._request import Request
     from pltrace._scope import Scope
 
-__all__ = ["RemoteSpan", "Run", "Span", "SpanKind", "SpanStatus", "Tally", "Totals", "Usage"]
+__all__ = ["INERT_SPAN", "InertSpan", "RemoteSpan", "Span", "SpanKind", "SpanStatus"]
 
 SpanKind = Literal["function", "block", "chain", "llm", "tool", "retriever", "prompt", "parser"]
 SpanStatus = Literal["ok", "error", "cancelled", "partial"]
 
-#: `Span.requests` remembers this many requests, the latest: a block around a million calls must not hold a million.
-MOST_REQUESTS = 10_000
-#: Ended calls are folded into a span's totals in steps of this many, and whenever `usage` is read.
-_FOLD_AT = 1_000
-#: One lock for all totals: it is held for microseconds. Re-entrant, because a generator's finalizer can end a call
-#: on a thread that is folding.
-_folding = threading.RLock()
 
 _NOTHING: Mapping[str, Any] = {}
-
-#: How the tags start that LangChain and LangGraph set for themselves: kept on the span, not sent with the request.
-INTERNAL_TAGS = ("seq:step:", "map:key:", "retry:attempt:", "graph:step:", "branch:", "condition:", "langsmith:")
 
 
 class RemoteSpan(NamedTuple):
@@ -38,116 +26,6 @@ class RemoteSpan(NamedTuple):
 
     trace_bits: int
     span_bits: int
-
-
-class Run(NamedTuple):
-    """What LangChain said of a run when it started, by reference; it is read when the span is written."""
-
-    run_id: object
-    parent_run_id: object
-    serialized: Mapping[str, Any] | None
-    tags: list[str] | None
-    metadata: dict[str, Any] | None
-    options: dict[str, Any]
-    chat: bool = False
-
-    @property
-    def parameters(self) -> Mapping[str, Any]:
-        """What the model was called with."""
-        found: Mapping[str, Any] = self.options.get("invocation_params") or _NOTHING
-        return found
-
-    @property
-    def model(self) -> str:
-        """The model's name: what LangChain says, else what it was called with, else its class."""
-        serialized = self.serialized or _NOTHING
-        return str(
-            (self.metadata or _NOTHING).get("ls_model_name")
-            or self.parameters.get("model")
-            or self.parameters.get("model_name")
-            or serialized.get("name")
-            or (serialized.get("id") or ["unknown"])[-1]
-        )
-
-    @property
-    def provider(self) -> str:
-        """Who serves the model, as LangChain names it."""
-        return str((self.metadata or _NOTHING).get("ls_provider") or self.parameters.get("_type") or "unknown")
-
-
-#: What one ended LLM call adds to the totals of the spans around it: errors, input tokens, output tokens, and what
-#: tells its model and tags.
-Tally = tuple[int, int, int, "tuple[Any, ...]", "tuple[str, ...]"]
-
-
-class Usage(NamedTuple):
-    """Totals of the LLM calls that have ended under a span so far.
-
-    Attributes:
-        requests: How many calls.
-        errors: How many of them failed or were cancelled.
-        input_tokens: Tokens of their prompts.
-        output_tokens: Tokens of their answers.
-        by_model: The same for each model.
-        by_tag: The same for each tag; a call with several tags counts under each.
-    """
-
-    requests: int = 0
-    errors: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    by_model: Mapping[str, Usage] = _NOTHING
-    by_tag: Mapping[str, Usage] = _NOTHING
-
-    @property
-    def total_tokens(self) -> int:
-        """Input and output tokens together."""
-        return self.input_tokens + self.output_tokens
-
-
-def _usage(total: list[int], by_model: Mapping[str, Usage] = _NOTHING, by_tag: Mapping[str, Usage] = _NOTHING) -> Usage:
-    requests, errors, input_tokens, output_tokens = total
-    return Usage(requests, errors, input_tokens, output_tokens, by_model, by_tag)
-
-
-class Totals:
-    """Collects the LLM calls under one span, without a lock on their path."""
-
-    __slots__ = ("_all", "_by_model", "_by_tag", "_tallies", "request_bits")
-
-    def __init__(self) -> None:
-        self.request_bits: deque[int] = deque(maxlen=MOST_REQUESTS)
-        self._tallies: deque[Tally] = deque()
-        self._all = [0, 0, 0, 0]
-        self._by_model: dict[str, list[int]] = {}
-        self._by_tag: dict[str, list[int]] = {}
-
-    def add(self, tally: Tally) -> None:
-        """Add one ended call; safe from any thread and from a finalizer."""
-        self._tallies.append(tally)
-        if len(self._tallies) >= _FOLD_AT:
-            self._fold()
-
-    def _fold(self) -> None:
-        with _folding:
-            for _ in range(len(self._tallies)):
-                *counts, run_fields, scope_tags = self._tallies.popleft()
-                run = Run(*run_fields)
-                sums = [self._all, self._by_model.setdefault(run.model, [0, 0, 0, 0])]
-                sums += [
-                    self._by_tag.setdefault(tag, [0, 0, 0, 0])
-                    for tag in dict.fromkeys((*scope_tags, *(run.tags or ())))
-                    if not tag.startswith(INTERNAL_TAGS)
-                ]
-                for total in sums:
-                    total[:] = map(add, total, (1, *counts))
-
-    def read(self) -> Usage:
-        """Return the totals so far."""
-        with _folding:
-            self._fold()
-            by_model = {model: _usage(total) for model, total in self._by_model.items()}
-            return _usage(self._all, by_model, {tag: _usage(total) for tag, total in self._by_tag.items()})
 
 
 class Span:
@@ -331,6 +209,13 @@ class Span:
         arguments = {"score": checked_score(value), "score_name": checked_optional_name("name", name)}
         self.scope.recorder.operate("score", self.trace_bits, self.span_bits, arguments, subtree=True)
 
+    def count_call(self, errors: int, tokens_in: int, tokens_out: int) -> None:
+        """Add this LLM call, which has ended, to the totals of the spans around it."""
+        assert self.run_fields is not None
+        tally = (errors, tokens_in, tokens_out, self.run_fields, self.scope.tags)
+        for around in self.scope.lineage:
+            around.totals.add(tally)
+
     def set_error(self, error: BaseException) -> None:
         """Set status and error from an exception: a stream that is left is no error, a cancelled task is its own."""
         names = tuple(kind.__name__ for kind in type(error).__mro__)
@@ -344,46 +229,6 @@ class Span:
     def __repr__(self) -> str:
         """Return name, kind, status and id."""
         return f"<Span {self.name!r} {self.kind} {self.status or 'open'} {self.id}>"
-
-
-def checked_name(argument: str, value: object) -> str:
-    """Return `value` if it is a non-empty string; raise `ConfigError` naming `argument` otherwise."""
-    if not isinstance(value, str) or not value:
-        raise ConfigError(f"{argument}={value!r}: expected a non-empty string, got {type(value).__name__}")
-    return value
-
-
-def checked_optional_name(argument: str, value: object) -> str | None:
-    """Return `value` if it is a non-empty string or None; raise `ConfigError` naming `argument` otherwise."""
-    return None if value is None else checked_name(argument, value)
-
-
-def checked_tags(argument: str, value: object) -> tuple[str, ...]:
-    """Return `value` as a tuple of strings; raise `ConfigError` naming `argument` if it isn't an iterable of them."""
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise ConfigError(f"{argument}={value!r}: expected strings in a list or tuple, got {type(value).__name__}")
-    tags = tuple(value)
-    for tag in tags:
-        if not isinstance(tag, str) or not tag:
-            raise ConfigError(f"{argument}={value!r}: expected non-empty strings, got {tag!r} among them")
-    return tags
-
-
-def checked_metadata(argument: str, value: object) -> dict[str, Any]:
-    """Return `value` as a dict with string keys; raise `ConfigError` naming `argument` otherwise."""
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{argument}={value!r}: expected a dict with string keys, got {type(value).__name__}")
-    for key in value:
-        if not isinstance(key, str):
-            raise ConfigError(f"{argument}={value!r}: expected string keys, got the key {key!r}")
-    return dict(value)
-
-
-def checked_score(value: object) -> int:
-    """Return `value` if it is a whole number from 0 to 100 (PromptLayer's rule); raise `ConfigError` otherwise."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 100:
-        raise ConfigError(f"score={value!r}: expected a whole number from 0 to 100")
-    return value
 
 
 def _message(error: BaseException) -> str:
@@ -438,9 +283,3 @@ class InertSpan(Span):
 
 #: What `current_span()` is outside any block, and what a block yields while tracing is off.
 INERT_SPAN = InertSpan()
-
-
-def forked() -> None:
-    """Give the child of a fork a lock of its own; another thread of the parent may have held this one."""
-    global _folding
-    _folding = threading.RLock()

@@ -6,30 +6,21 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ParamSpec, TypeVar, overload
 
 from pltrace import _driving, _runs, _runtime
+from pltrace._checks import (
+    INPUTS,
+    OUTPUTS,
+    checked_capture,
+    checked_metadata,
+    checked_optional_name,
+    checked_sample,
+    checked_tags,
+)
 from pltrace._errors import ConfigError
 from pltrace._health import failed
 from pltrace._propagation import checked_carrier
-from pltrace._scope import (
-    INPUTS,
-    OUTPUTS,
-    Callback,
-    Scope,
-    attach,
-    checked_capture,
-    checked_sample,
-    current,
-    detach,
-    entry_of,
-)  # fmt: skip
+from pltrace._scope import Callback, Scope, attach, current, detach, entry_of
 from pltrace._snapshot import Arguments, snapshot
-from pltrace._span import (
-    INERT_SPAN,
-    Span,
-    SpanKind,
-    checked_metadata,
-    checked_optional_name,
-    checked_tags,
-)  # fmt: skip
+from pltrace._span import INERT_SPAN, Span, SpanKind
 from pltrace._wrapping import Wrapped, is_async_generator, is_coroutine, is_generator, rewrap
 
 __all__ = ["Traced", "traced"]

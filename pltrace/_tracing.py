@@ -99,7 +99,7 @@ class Tracing:
         self.recorder.registry.give_up(int(span_id, 16))
 
     def flush(self, timeout: float, *, patient: bool) -> bool:
-        """Store, deliver, and wait for callbacks and for what they ask.
+        """Store, deliver, and wait for callbacks and for what they ask; with what earlier processes left.
 
         Args:
             timeout: The longest wait in seconds.
@@ -108,7 +108,14 @@ class Tracing:
         Returns:
             Whether all that was recorded before is stored and delivered, and its callbacks are done.
         """
-        deadline = monotonic() + timeout
+        if self.exporters:
+            try:
+                self.store.adopt()
+            except Exception:
+                failed("taking over what earlier processes left")
+        return self._flush(monotonic() + timeout, patient)
+
+    def _flush(self, deadline: float, patient: bool) -> bool:
         done = self._deliver(deadline, patient)
         done = self.callbacks.wait(deadline) and done
         if not done and not patient:
@@ -126,7 +133,7 @@ class Tracing:
 
     def shutdown(self, timeout: float, *, patient: bool) -> bool:
         """Flush, then let go of connections and of the lease on what is left."""
-        done = self.flush(timeout, patient=patient)
+        done = self._flush(monotonic() + timeout, patient)
         self.recorder.shutting_down()
         self.recorder.registry.shut()
         for worker in (*self._deliveries, *self._operations):
@@ -141,7 +148,7 @@ class Tracing:
         self.recorder.shutting_down()
         self.recorder.drain(timeout=EXIT_S)
         if not any(worker.pace.failures for worker in self._deliveries):
-            self.flush(EXIT_S, patient=False)
+            self._flush(monotonic() + EXIT_S, patient=False)
         self._leave()
 
     def _leave(self) -> None:

@@ -50,6 +50,8 @@ def _line(record: Mapping[str, Any]) -> str:
             parts.append(f"{record['input_tokens']} → {record['output_tokens']} tokens")
         if record["request_id"] is not None:
             parts.append(f"request {record['request_id']}")
+        if record["cached"]:
+            parts.append("from cache")
         parts += [f"#{tag}" for tag in record["request_tags"]]
     if record["status"] != "ok":
         parts.append(record["status"] or "open")

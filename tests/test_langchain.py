@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -301,7 +302,7 @@ async def test_what_a_call_tells(streamed: bool, local: Path) -> None:
     (call,) = calls(local)
     assert (call["provider"], call["model"], call["parameters"]["temperature"]) == ("openai", "gpt-x", 0.5)
     assert (call["input_tokens"], call["output_tokens"]) == (30, 4)
-    assert root.usage == (1, 0, 30, 4)
+    assert root.usage[:4] == (1, 0, 30, 4)
     assert root.usage.total_tokens == 34
     assert call["input"]["messages"][0]["content"] == [{"type": "text", "text": "A joke"}]
     assert call["output"]["messages"][0]["content"] == [{"type": "text", "text": "Why? Because."}]
@@ -352,7 +353,7 @@ async def test_an_error_of_the_provider(deliver: Callable[..., None], promptlaye
             with pytest.raises(Exception, match="Error code") as caught:
                 await chat(server).ainvoke("Hi")
             messages.append(f"{type(caught.value).__name__}: {caught.value}")
-    assert root.usage == (5, 5, 0, 0)
+    assert root.usage[:4] == (5, 5, 0, 0)
     assert await asyncio.to_thread(pltrace.flush, 10)
     logs = promptlayer.request_logs
     assert [log["status"] for log in logs] == ["ERROR"] * 5
@@ -412,7 +413,7 @@ async def test_a_cancelled_call(
     assert (log["status"], log["error_type"]) == ("ERROR", "UNKNOWN_ERROR")
     attributes = promptlayer.spans[log["span_id"]]["attributes"]
     assert attributes["pltrace.status"] == "cancelled"
-    assert root.usage == (1, 1, 0, 0)
+    assert root.usage[:4] == (1, 1, 0, 0)
     assert root.status == "ok"
 
 
@@ -528,7 +529,7 @@ async def test_a_cache_hit(local: Path) -> None:
         model.invoke("Hi")
         await model.ainvoke("Hi")
     first, *hits = calls(local)
-    assert root.usage == (3, 0, 10, 5)
+    assert root.usage[:4] == (3, 0, 10, 5)
     assert (first["cached"], first["input_tokens"], first["output_tokens"]) == (False, 10, 5)
     assert [(hit["cached"], hit["input_tokens"], hit["output_tokens"]) for hit in hits] == [(True, None, None)] * 2
     assert hits[0]["output"]["messages"][0]["content"][0]["text"] == "Once."

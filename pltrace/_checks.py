@@ -1,0 +1,74 @@
+"""Checks what users pass: wrong types and values are named where they are given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pltrace._errors import ConfigError
+
+__all__ = [
+    "CAPTURE_ALL", "INPUTS", "OUTPUTS", "checked_capture", "checked_metadata", "checked_name",
+    "checked_optional_name", "checked_sample", "checked_score", "checked_tags",
+]  # fmt: skip
+
+#: What is kept of a span, as bits: an inner block can only clear them.
+INPUTS, OUTPUTS = 1, 2
+CAPTURE_ALL = INPUTS | OUTPUTS
+_CAPTURES = {"inputs": INPUTS, "outputs": OUTPUTS}
+
+
+def checked_name(argument: str, value: object) -> str:
+    """Return `value` if it is a non-empty string; raise `ConfigError` naming `argument` otherwise."""
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{argument}={value!r}: expected a non-empty string, got {type(value).__name__}")
+    return value
+
+
+def checked_optional_name(argument: str, value: object) -> str | None:
+    """Return `value` if it is a non-empty string or None; raise `ConfigError` naming `argument` otherwise."""
+    return None if value is None else checked_name(argument, value)
+
+
+def checked_tags(argument: str, value: object) -> tuple[str, ...]:
+    """Return `value` as a tuple of strings; raise `ConfigError` naming `argument` if it isn't an iterable of them."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise ConfigError(f"{argument}={value!r}: expected strings in a list or tuple, got {type(value).__name__}")
+    tags = tuple(value)
+    for tag in tags:
+        if not isinstance(tag, str) or not tag:
+            raise ConfigError(f"{argument}={value!r}: expected non-empty strings, got {tag!r} among them")
+    return tags
+
+
+def checked_metadata(argument: str, value: object) -> dict[str, Any]:
+    """Return `value` as a dict with string keys; raise `ConfigError` naming `argument` otherwise."""
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{argument}={value!r}: expected a dict with string keys, got {type(value).__name__}")
+    for key in value:
+        if not isinstance(key, str):
+            raise ConfigError(f"{argument}={value!r}: expected string keys, got the key {key!r}")
+    return dict(value)
+
+
+def checked_score(value: object) -> int:
+    """Return `value` if it is a whole number from 0 to 100 (PromptLayer's rule); raise `ConfigError` otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 100:
+        raise ConfigError(f"score={value!r}: expected a whole number from 0 to 100")
+    return value
+
+
+def checked_capture(argument: str, value: object) -> int:
+    """Return `True`, `False`, `"inputs"` or `"outputs"` as bits; raise `ConfigError` naming `argument` otherwise."""
+    if isinstance(value, bool):
+        return CAPTURE_ALL if value else 0
+    if isinstance(value, str) and value in _CAPTURES:
+        return _CAPTURES[value]
+    raise ConfigError(f'{argument}={value!r}: expected True, False, "inputs" or "outputs"')
+
+
+def checked_sample(argument: str, value: object) -> float:
+    """Return `value` if it is a number from 0 to 1; raise `ConfigError` naming `argument` otherwise."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise ConfigError(f"{argument}={value!r}: expected a number from 0.0 to 1.0")
+    return float(value)

@@ -1,0 +1,140 @@
+"""What LangChain says of a run, and the live totals of the LLM calls under a span."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Mapping
+from operator import add
+from typing import Any, NamedTuple
+
+__all__ = ["INTERNAL_TAGS", "Run", "Totals", "Usage", "forked"]
+
+_NOTHING: Mapping[str, Any] = {}
+
+#: How the tags start that LangChain and LangGraph set for themselves: kept on the span, not sent with the request.
+INTERNAL_TAGS = ("seq:step:", "map:key:", "retry:attempt:", "graph:step:", "branch:", "condition:", "langsmith:")
+
+#: `Span.requests` remembers this many requests, the latest: a block around a million calls must not hold a million.
+MOST_REQUESTS = 10_000
+#: Ended calls are folded into a span's totals in steps of this many, and whenever `usage` is read.
+_FOLD_AT = 1_000
+#: One lock for all totals: it is held for microseconds. Re-entrant, because a generator's finalizer can end a call
+#: on a thread that is folding.
+_folding = threading.RLock()
+
+
+class Run(NamedTuple):
+    """What LangChain said of a run when it started, by reference; it is read when the span is written."""
+
+    run_id: object
+    parent_run_id: object
+    serialized: Mapping[str, Any] | None
+    tags: list[str] | None
+    metadata: dict[str, Any] | None
+    options: dict[str, Any]
+    chat: bool = False
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """What the model was called with."""
+        found: Mapping[str, Any] = self.options.get("invocation_params") or _NOTHING
+        return found
+
+    @property
+    def model(self) -> str:
+        """The model's name: what LangChain says, else what it was called with, else its class."""
+        serialized = self.serialized or _NOTHING
+        return str(
+            (self.metadata or _NOTHING).get("ls_model_name")
+            or self.parameters.get("model")
+            or self.parameters.get("model_name")
+            or serialized.get("name")
+            or (serialized.get("id") or ["unknown"])[-1]
+        )
+
+    @property
+    def provider(self) -> str:
+        """Who serves the model, as LangChain names it."""
+        return str((self.metadata or _NOTHING).get("ls_provider") or self.parameters.get("_type") or "unknown")
+
+
+#: What one ended LLM call adds to the totals of the spans around it: errors, input tokens, output tokens, and what
+#: tells its model and tags.
+Tally = tuple[int, int, int, "tuple[Any, ...]", "tuple[str, ...]"]
+
+
+class Usage(NamedTuple):
+    """Totals of the LLM calls that have ended under a span so far.
+
+    Attributes:
+        requests: How many calls.
+        errors: How many of them failed or were cancelled.
+        input_tokens: Tokens of their prompts.
+        output_tokens: Tokens of their answers.
+        by_model: The same for each model.
+        by_tag: The same for each tag; a call with several tags counts under each.
+    """
+
+    requests: int = 0
+    errors: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    by_model: Mapping[str, Usage] = _NOTHING
+    by_tag: Mapping[str, Usage] = _NOTHING
+
+    @property
+    def total_tokens(self) -> int:
+        """Input and output tokens together."""
+        return self.input_tokens + self.output_tokens
+
+
+def _usage(total: list[int], by_model: Mapping[str, Usage] = _NOTHING, by_tag: Mapping[str, Usage] = _NOTHING) -> Usage:
+    requests, errors, input_tokens, output_tokens = total
+    return Usage(requests, errors, input_tokens, output_tokens, by_model, by_tag)
+
+
+class Totals:
+    """Collects the LLM calls under one span, without a lock on their path."""
+
+    __slots__ = ("_all", "_by_model", "_by_tag", "_tallies", "request_bits")
+
+    def __init__(self) -> None:
+        self.request_bits: deque[int] = deque(maxlen=MOST_REQUESTS)
+        self._tallies: deque[Tally] = deque()
+        self._all = [0, 0, 0, 0]
+        self._by_model: dict[str, list[int]] = {}
+        self._by_tag: dict[str, list[int]] = {}
+
+    def add(self, tally: Tally) -> None:
+        """Add one ended call; safe from any thread and from a finalizer."""
+        self._tallies.append(tally)
+        if len(self._tallies) >= _FOLD_AT:
+            self._fold()
+
+    def _fold(self) -> None:
+        with _folding:
+            for _ in range(len(self._tallies)):
+                *counts, run_fields, scope_tags = self._tallies.popleft()
+                run = Run(*run_fields)
+                sums = [self._all, self._by_model.setdefault(run.model, [0, 0, 0, 0])]
+                sums += [
+                    self._by_tag.setdefault(tag, [0, 0, 0, 0])
+                    for tag in dict.fromkeys((*scope_tags, *(run.tags or ())))
+                    if not tag.startswith(INTERNAL_TAGS)
+                ]
+                for total in sums:
+                    total[:] = map(add, total, (1, *counts))
+
+    def read(self) -> Usage:
+        """Return the totals so far."""
+        with _folding:
+            self._fold()
+            by_model = {model: _usage(total) for model, total in self._by_model.items()}
+            return _usage(self._all, by_model, {tag: _usage(total) for tag, total in self._by_tag.items()})
+
+
+def forked() -> None:
+    """Give the child of a fork a lock of its own; another thread of the parent may have held this one."""
+    global _folding
+    _folding = threading.RLock()
