@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pltrace._bind import bind
 from pltrace._errors import ConfigError, PltraceError, PromptLayerError, StoreError
+from pltrace._instrument import instrument, uninstrument
 from pltrace._propagation import inject
 from pltrace._runtime import configure, flush, shutdown
 from pltrace._scope import current_span
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from pltrace._exporter import ExportResult, SpanExporter, StoredSpan
     from pltrace._handler import PromptLayerCallbackHandler
     from pltrace._request import Request
+    from pltrace._threads import instrument_threads, uninstrument_threads
 
 __all__ = [
     "ConfigError",
@@ -33,8 +35,12 @@ __all__ = [
     "current_span",
     "flush",
     "inject",
+    "instrument",
+    "instrument_threads",
     "shutdown",
     "traced",
+    "uninstrument",
+    "uninstrument_threads",
 ]
 
 #: Loaded on first use: importing pltrace must cost nothing that isn't needed yet.
@@ -44,6 +50,8 @@ _LATER = {
     "Request": "pltrace._request",
     "SpanExporter": "pltrace._exporter",
     "StoredSpan": "pltrace._exporter",
+    "instrument_threads": "pltrace._threads",
+    "uninstrument_threads": "pltrace._threads",
 }
 
 

@@ -178,7 +178,12 @@ def _connect(path: str) -> sqlite3.Connection:
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
-    """Set up the connection, and the file if it is new."""
+    """Set up the connection, and the file if it is new; one that isn't ours to write is left as it is."""
+    try:
+        _check_ours(connection, path)
+    except BaseException:
+        connection.close()
+        raise
     for pragma in (
         "PRAGMA auto_vacuum = INCREMENTAL",  # Has an effect in a new file only: pruning gives space back.
         "PRAGMA journal_mode = WAL",
@@ -190,12 +195,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
     connection.execute("BEGIN IMMEDIATE")
     try:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version > SCHEMA_VERSION:
-            raise StoreError(
-                f"Can't use the store {str(path)!r}: its schema version is {version} and this pltrace knows "
-                f"{SCHEMA_VERSION}; upgrade pltrace, or set another path with PLTRACE_STORE"
-            )
-        if version == 0:
+        if version == 0:  # Looked at again: another process may have been faster.
             for statement in SCHEMA.split(";\n"):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -206,6 +206,27 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _check_ours(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise `StoreError` if the file is of a newer version, or another program's."""
+    connection.execute("BEGIN")  # One look: another process may be making the file.
+    try:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    finally:
+        connection.execute("ROLLBACK")
+    if application != APPLICATION_ID and (application or version or tables):
+        raise StoreError(
+            f"Can't use the store {str(path)!r}: it is a database of another program; set another path with "
+            "PLTRACE_STORE"
+        )
+    if version > SCHEMA_VERSION:
+        raise StoreError(
+            f"Can't use the store {str(path)!r}: its schema version is {version} and this pltrace knows "
+            f"{SCHEMA_VERSION}; upgrade pltrace, or set another path with PLTRACE_STORE"
+        )
 
 
 def _create_private(path: Path) -> None:

@@ -15,7 +15,7 @@ from pltrace._exporter import ExportResult, Operation, StoredSpan
 from pltrace._http import Answer, JsonClient, NoAnswerError, NotSentError
 from pltrace._wrapping import when_imported
 
-__all__ = ["PromptLayerExporter"]
+__all__ = ["PromptLayerExporter", "log_request"]
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.37.0"
 #: Limits of `log_request` in PromptLayer's published description.
@@ -157,7 +157,7 @@ class PromptLayerExporter:
             "resource": self._resource,
         }
         if record["kind"] == "llm":
-            span["log_request"] = _log_request(record)
+            span["log_request"] = log_request(record)
         return span
 
 
@@ -224,7 +224,7 @@ def _llm_attributes(record: Mapping[str, Any]) -> dict[str, Any]:
     return attributes
 
 
-def _log_request(record: Mapping[str, Any]) -> dict[str, Any]:
+def log_request(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the `log_request` of an LLM call, within the limits of PromptLayer's description."""
     status = {"ok": "SUCCESS", "partial": "WARNING"}.get(record["status"], "ERROR")
     log: dict[str, Any] = {

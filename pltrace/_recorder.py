@@ -172,8 +172,8 @@ class SpanRecorder:
             if self._queue or self._inflight:
                 empty_rounds = 0
                 time.sleep(GROUP_COMMIT_S)
-                self.drain()
-                continue
+                if self.drain() or not self._inline:
+                    continue
             if self._inline:
                 return  # Those who record write.
             empty_rounds += 1

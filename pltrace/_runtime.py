@@ -31,6 +31,7 @@ LONGEST_FLUSH_S = 30.0
 _active: Tracing | None = None
 _deciding = threading.RLock()
 _hooked = False
+_when_on: list[Callable[[], None]] = []
 
 
 def is_on(package: str = "") -> bool:
@@ -129,19 +130,17 @@ def configure(
     with _deciding:
         if _active is not None and _active.config == config:
             return
-        _switch_off(timeout=2.0)
+        _switch_off(2.0, patient=False)
         forget_warnings()
         if config.enabled:
             _switch_on(config)
 
 
 def _switch_on(config: Config) -> None:
-    global _active, _hooked
+    global _hooked
     from pltrace._tracing import Tracing
 
-    tracing = Tracing(config)
-    _active = tracing
-    _scope.set_outermost(tracing.outermost)
+    use(Tracing(config))
     if not _hooked:
         _hooked = True
         _hook_exit()
@@ -151,19 +150,32 @@ def _switch_on(config: Config) -> None:
                 after_in_parent=_after_fork_in_parent,
                 after_in_child=_after_fork_in_child,
             )
-    _langchain.switch(True)
-    gate[:] = ["on"]
+    for call in _when_on:
+        call()
 
 
-def _switch_off(timeout: float | None) -> bool:
-    global _active
-    tracing, _active = _active, None
-    gate.clear()
-    _scope.set_outermost(None)
-    _langchain.switch(False)
+def _switch_off(timeout: float, *, patient: bool) -> bool:
+    tracing = use(None)
     if tracing is None:
         return True
-    return tracing.shutdown(LONGEST_FLUSH_S if timeout is None else timeout, patient=timeout is not None)
+    return tracing.shutdown(timeout, patient=patient)
+
+
+def use(tracing: Tracing | None) -> Tracing | None:
+    """Record with `tracing` from now on, or with nothing; return what was recorded with before."""
+    global _active
+    before, _active = _active, tracing
+    _scope.set_outermost(None if tracing is None else tracing.outermost)
+    _langchain.switch(tracing is not None)
+    gate[:] = [] if tracing is None else ["on"]
+    return before
+
+
+def when_on(call: Callable[[], None]) -> None:
+    """Have `call` called whenever tracing is switched on; now too, if it is on."""
+    _when_on.append(call)
+    if _active is not None:
+        call()
 
 
 def flush(timeout: float | None = None) -> bool:
@@ -191,7 +203,7 @@ def shutdown(timeout: float | None = None) -> bool:
         Whether all was stored and delivered; what wasn't is sent by the next process.
     """
     with _deciding:
-        return _switch_off(timeout)
+        return _switch_off(LONGEST_FLUSH_S if timeout is None else timeout, patient=timeout is not None)
 
 
 def _hook_exit() -> None:

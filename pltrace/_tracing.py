@@ -27,15 +27,16 @@ class Tracing:
 
     Args:
         config: The settings.
+        recorder: What spans are recorded with.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, recorder: type[SpanRecorder] = SpanRecorder) -> None:
         self.config = config
         self.exporters = _exporters(config)
         self.store = self._open_store()
         self.callbacks = CallbackRunner()
         encoder = Encoder(config.redact, config.redact_also)
-        self.recorder = SpanRecorder(self.store, encoder, self.callbacks, self._wrote, config.sample)
+        self.recorder = recorder(self.store, encoder, self.callbacks, self._wrote, config.sample)
         self.outermost = Scope(
             self.recorder,
             config.tags,

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import wrapt
 
-__all__ = ["ObjectProxy", "Wrapped", "is_async_generator", "is_coroutine", "is_generator", "rewrap", "when_imported"]
+__all__ = [
+    "ObjectProxy",
+    "Wrapped",
+    "is_async_generator",
+    "is_coroutine",
+    "is_generator",
+    "patched",
+    "rewrap",
+    "when_imported",
+]
 
 #: `wrapper(wrapped, instance, args, kwargs)`, as wrapt calls it.
 Wrapper = Callable[[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]], Any]
@@ -103,6 +112,13 @@ def _is(test: Callable[[Any], bool], function: Any) -> bool:
     while isinstance(function, functools.partial):
         function = function.func
     return test(function) or (not inspect.isroutine(function) and test(getattr(type(function), "__call__", None)))  # noqa: B004
+
+
+def patched(owner: Any, name: str, wrapper: Wrapper) -> Callable[[], None]:
+    """Put a wrapper around an attribute of `owner`; return what takes it off again."""
+    original = getattr(owner, name)
+    setattr(owner, name, FunctionWrapper(original, wrapper))
+    return lambda: setattr(owner, name, original)
 
 
 def when_imported(name: str, call: Callable[[ModuleType], None]) -> None:

@@ -66,7 +66,7 @@ def test_every_python_snippet_runs(
     assert ("production", "chatopenai") in tags
     assert "4000123412341234" not in str(promptlayer.request_logs)
     assert "ada@example.com" not in str(promptlayer.spans)
-    assert {operation["operation"] for operation in promptlayer.operations} >= {"score", "metadata", "prompt"}
+    assert {operation["op"] for operation in promptlayer.operations} >= {"score", "metadata", "prompt"}
     assert '"name": "joke"' in Path("spans.jsonl").read_text()
     assert "HELLO.Hello." in capsys.readouterr().out.replace(" ", "")
 

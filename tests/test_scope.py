@@ -25,7 +25,7 @@ def model(llm: ScriptedOpenAI) -> ChatOpenAI:
     return chat(llm)
 
 
-async def bare_function(model: ChatOpenAI) -> None:
+async def _bare_function(model: ChatOpenAI) -> None:
     @traced
     def answer() -> None:
         model.invoke("Hi")
@@ -33,7 +33,7 @@ async def bare_function(model: ChatOpenAI) -> None:
     answer()
 
 
-async def function_with_arguments(model: ChatOpenAI) -> None:
+async def _function_with_arguments(model: ChatOpenAI) -> None:
     @traced("answer", tags=["t"])
     def anything() -> None:
         model.invoke("Hi")
@@ -41,7 +41,7 @@ async def function_with_arguments(model: ChatOpenAI) -> None:
     anything()
 
 
-async def bare_coroutine(model: ChatOpenAI) -> None:
+async def _bare_coroutine(model: ChatOpenAI) -> None:
     @traced
     async def answer() -> None:
         await model.ainvoke("Hi")
@@ -49,7 +49,7 @@ async def bare_coroutine(model: ChatOpenAI) -> None:
     await answer()
 
 
-async def coroutine_with_arguments(model: ChatOpenAI) -> None:
+async def _coroutine_with_arguments(model: ChatOpenAI) -> None:
     @traced("answer", user="u")
     async def anything() -> None:
         await model.ainvoke("Hi")
@@ -57,7 +57,7 @@ async def coroutine_with_arguments(model: ChatOpenAI) -> None:
     await anything()
 
 
-class Methods:
+class _Methods:
     @traced
     def plain(self, model: ChatOpenAI) -> None:
         model.invoke("Hi")
@@ -69,7 +69,7 @@ class Methods:
     @traced
     @classmethod
     def of_class(cls, model: ChatOpenAI) -> None:
-        assert cls is Methods
+        assert cls is _Methods
         model.invoke("Hi")
 
     @staticmethod
@@ -78,34 +78,34 @@ class Methods:
         model.invoke("Hi")
 
 
-async def method(model: ChatOpenAI) -> None:
-    Methods().plain(model)
+async def _method(model: ChatOpenAI) -> None:
+    _Methods().plain(model)
 
 
-async def async_method(model: ChatOpenAI) -> None:
-    await Methods().async_(model)
+async def _async_method(model: ChatOpenAI) -> None:
+    await _Methods().async_(model)
 
 
-async def class_method(model: ChatOpenAI) -> None:
-    Methods.of_class(model)
+async def _class_method(model: ChatOpenAI) -> None:
+    _Methods.of_class(model)
 
 
-async def static_method(model: ChatOpenAI) -> None:
-    Methods.static(model)
+async def _static_method(model: ChatOpenAI) -> None:
+    _Methods.static(model)
 
 
-async def block(model: ChatOpenAI) -> None:
+async def _block(model: ChatOpenAI) -> None:
     with traced() as span:
         model.invoke("Hi")
     assert span.kind == "block"
 
 
-async def named_block(model: ChatOpenAI) -> None:
+async def _named_block(model: ChatOpenAI) -> None:
     with traced("answer"):
         model.invoke("Hi")
 
 
-async def async_block(model: ChatOpenAI) -> None:
+async def _async_block(model: ChatOpenAI) -> None:
     async with traced("answer") as span:
         assert current_span() is span
         await model.ainvoke("Hi")
@@ -114,17 +114,17 @@ async def async_block(model: ChatOpenAI) -> None:
 @pytest.mark.parametrize(
     ("form", "root"),
     [
-        (bare_function, "bare_function.<locals>.answer function"),
-        (function_with_arguments, "answer function"),
-        (bare_coroutine, "bare_coroutine.<locals>.answer function"),
-        (coroutine_with_arguments, "answer function"),
-        (method, "Methods.plain function"),
-        (async_method, "answer function"),
-        (class_method, "Methods.of_class function"),
-        (static_method, "Methods.static function"),
-        (block, "traced block"),
-        (named_block, "answer block"),
-        (async_block, "answer block"),
+        (_bare_function, "_bare_function.<locals>.answer function"),
+        (_function_with_arguments, "answer function"),
+        (_bare_coroutine, "_bare_coroutine.<locals>.answer function"),
+        (_coroutine_with_arguments, "answer function"),
+        (_method, "_Methods.plain function"),
+        (_async_method, "answer function"),
+        (_class_method, "_Methods.of_class function"),
+        (_static_method, "_Methods.static function"),
+        (_block, "traced block"),
+        (_named_block, "answer block"),
+        (_async_block, "answer block"),
     ],
 )
 async def test_each_form(

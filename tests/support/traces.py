@@ -11,15 +11,17 @@ from langchain_openai import ChatOpenAI, OpenAI
 import pltrace
 from pltrace._queries import matching_traces, trace_records
 
+_DEFAULTS = {"api_key": "none", "model": "tiny", "max_retries": 0}
+
 
 def chat(server: Any, **settings: Any) -> ChatOpenAI:
     """Makes a chat model that speaks to a double, without retries of its own."""
-    return ChatOpenAI(**{"base_url": _address(server), "api_key": "none", "model": "tiny", "max_retries": 0, **settings})
+    return ChatOpenAI(**{**_DEFAULTS, "base_url": _address(server), **settings})
 
 
 def completion(server: Any, **settings: Any) -> OpenAI:
     """Makes a completion model that speaks to a double, without retries of its own."""
-    return OpenAI(**{"base_url": _address(server), "api_key": "none", "model": "tiny", "max_retries": 0, **settings})
+    return OpenAI(**{**_DEFAULTS, "base_url": _address(server), **settings})
 
 
 def _address(server: Any) -> str:

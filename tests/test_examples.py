@@ -1,0 +1,186 @@
+"""Each file of `examples/` runs as a user would run it, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
+
+from tests.support.llm_server import LlamaServer
+from tests.support.promptlayer_server import PromptLayerServer
+from tests.support.scripted_llm import Reply, ScriptedOpenAI
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples"
+#: Any use of the network would end here.
+NOWHERE = "http://127.0.0.1:9"
+
+
+def run(home: Path, *arguments: str | Path, **environment: str) -> str:
+    """Run a Python program with an empty home; give what it printed, after it ended well and complained of nothing."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "PYTHON"))}
+    quiet = {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "HOME": str(home)}
+    ended = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        env={**kept, **quiet, **environment},
+        cwd=home,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=90,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "pltrace" not in ended.stderr, ended.stderr
+    return ended.stdout
+
+
+def outline(shown: str) -> list[str]:
+    """Give what `pltrace show` printed without what differs from run to run."""
+    lines = shown[shown.index("trace ") :].splitlines()[1:]
+    return [re.sub(r"  [\d.]+ (?:s|ms|µs)|request \d+", "", line).rstrip() for line in lines if "[" in line]
+
+
+QUICKSTART = [
+    "quickstart  [block]",
+    "├─ answer  [function]",
+    "│  ├─ RunnableSequence  [chain]",
+    "│  │  ├─ ChatPromptTemplate  [prompt]",
+    "│  │  └─ GenericFakeChatModel  [llm]  GenericFakeChatModel  41 → 12 tokens    #demo  #support",
+    "│  ├─ order_status  [tool]",
+    "│  └─ RunnableSequence  [chain]",
+    "│     ├─ ChatPromptTemplate  [prompt]",
+    "│     └─ GenericFakeChatModel  [llm]  GenericFakeChatModel  66 → 17 tokens    #demo  #support",
+    "└─ shorten  [block]",
+    "   └─ RunnableSequence  [chain]",
+    "      ├─ ChatPromptTemplate  [prompt]",
+    "      ├─ GenericFakeChatModel  [llm]  GenericFakeChatModel  30 → 5 tokens    #demo  #sms",
+    "      └─ StrOutputParser  [parser]",
+]
+
+
+def test_every_example_has_its_test() -> None:
+    """No example is left untried."""
+    assert {path.name for path in EXAMPLES.iterdir() if path.suffix} == {"chat_openai.py", "quickstart.py"}
+
+
+def test_quickstart_needs_nothing_and_shows_its_trace(tmp_path: Path) -> None:
+    """With no key, no network and an empty home, the quickstart ends with the tree of what it did."""
+    out = run(tmp_path, EXAMPLES / "quickstart.py", HTTP_PROXY=NOWHERE, HTTPS_PROXY=NOWHERE)
+
+    assert "Shipped; arrives tomorrow.\n3 LLM calls, 171 tokens\n" in out
+    assert outline(out) == QUICKSTART
+
+
+def test_quickstart_leaves_a_trace_for_the_command_line(tmp_path: Path) -> None:
+    """After it, `pltrace ls` and `pltrace show` find the trace, with a score asked for each request."""
+    run(tmp_path, EXAMPLES / "quickstart.py")
+
+    listed = run(tmp_path, "-m", "pltrace", "ls")
+    spans = json.loads(run(tmp_path, "-m", "pltrace", "show", "latest", "--json"))["spans"]
+
+    assert listed.count("quickstart") == 1
+    calls = [span for span in spans if span["kind"] == "llm"]
+    assert [call["request_tags"] for call in calls] == [["demo", "support"], ["demo", "support"], ["demo", "sms"]]
+    for call in calls:
+        (score,) = call["operations"]
+        assert (score["kind"], json.loads(score["arguments"])) == ("score", {"score": 100, "score_name": "answered"})
+
+
+def test_quickstart_delivers_when_there_is_a_key(tmp_path: Path, promptlayer: PromptLayerServer) -> None:
+    """The same program with a key delivers its LLM calls, their tags, user and scores."""
+    out = run(
+        tmp_path,
+        EXAMPLES / "quickstart.py",
+        PROMPTLAYER_API_KEY=promptlayer.api_key,
+        PROMPTLAYER_BASE_URL=promptlayer.url,
+    )
+
+    assert outline(out) == QUICKSTART
+    logs = promptlayer.request_logs
+    assert [log["tags"] for log in logs] == [["demo", "support"], ["demo", "support"], ["demo", "sms"]]
+    assert {(log["metadata"]["user_id"], log["metadata"]["channel"]) for log in logs} == {("ada", "chat")}
+    assert len(promptlayer.spans) == len(QUICKSTART)
+    scored = {operation["request_id"] for operation in promptlayer.operations if operation["op"] == "score"}
+    assert scored == {log["id"] for log in logs}
+    assert all(str(log["id"]) in out for log in logs)
+
+
+def test_chat_openai_delivers_in_both_ways(tmp_path: Path, promptlayer: PromptLayerServer, llm: ScriptedOpenAI) -> None:
+    """The dead example works again: as it was but for one import, and with a block; both are logged, once each."""
+    out = run(
+        tmp_path,
+        EXAMPLES / "chat_openai.py",
+        OPENAI_API_KEY="none",
+        OPENAI_BASE_URL=llm.base_url,
+        PROMPTLAYER_API_KEY=promptlayer.api_key,
+        PROMPTLAYER_BASE_URL=promptlayer.url,
+    )
+
+    assert len(llm.bodies) == 2
+    assert llm.bodies[0]["messages"] == llm.bodies[1]["messages"]
+    first, second = promptlayer.request_logs
+    assert first["tags"] == second["tags"] == ["chatopenai"]
+    assert first["input"] == second["input"]
+    assert [message["content"][0]["text"] for message in first["input"]["messages"]] == [
+        "What comes after 1,2,3 ?",
+        "Tell me another joke?",
+    ]
+    assert promptlayer.tree() == [("ChatOpenAI", []), ("joke", [("ChatOpenAI", [])])]
+    assert f"request {second['id']}, " in out
+    assert out.endswith("delivered\n")
+
+
+def test_chat_openai_works_with_a_real_model(tmp_path: Path, promptlayer: PromptLayerServer, llama: LlamaServer) -> None:
+    """It runs against another server that speaks OpenAI's protocol, here llama.cpp's own."""
+    out = run(
+        tmp_path,
+        EXAMPLES / "chat_openai.py",
+        OPENAI_API_KEY="none",
+        OPENAI_BASE_URL=llama.url,
+        PROMPTLAYER_API_KEY=promptlayer.api_key,
+        PROMPTLAYER_BASE_URL=promptlayer.url,
+    )
+
+    assert out.endswith("delivered\n")
+    assert [log["status"] for log in promptlayer.request_logs] == ["SUCCESS", "SUCCESS"]
+    assert all(log["output_tokens"] > 0 for log in promptlayer.request_logs)
+
+
+def test_loading_promptlayer_in_the_background_disturbs_no_call(
+    tmp_path: Path, promptlayer: PromptLayerServer
+) -> None:
+    """A program that scores its first calls goes on calling the model while promptlayer's client is being loaded."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        dedent("""
+        import sys, time
+        from langchain_openai import ChatOpenAI
+        import pltrace
+
+        model = ChatOpenAI(max_retries=0)
+        with pltrace.traced("busy", on_request=lambda request: request.score(50)) as span:
+            calls = 0
+            while "promptlayer.promptlayer" not in sys.modules or calls < 100:
+                model.invoke("Hi")
+                calls += 1
+        assert pltrace.flush(30)
+        print("done")
+        """)
+    )
+    with ScriptedOpenAI(Reply("Hello.")) as server:
+        out = run(
+            tmp_path,
+            program,
+            OPENAI_API_KEY="none",
+            OPENAI_BASE_URL=server.base_url,
+            PROMPTLAYER_API_KEY=promptlayer.api_key,
+            PROMPTLAYER_BASE_URL=promptlayer.url,
+        )
+
+    assert out == "done\n"

@@ -1,0 +1,197 @@
+"""The modules of the package stand in layers: each imports only from layers below its own."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "pltrace"
+
+#: Module → layer. A module imports only from lower layers, imports inside functions included. A new module gets the
+#: lowest layer that is above all it imports.
+RANKS = {
+    "_blueprint": 0,
+    "_errors": 0,
+    "_exporter": 0,
+    "_health": 0,
+    "_http": 0,
+    "_provider_errors": 0,
+    "_redaction": 0,
+    "_snapshot": 0,
+    "_tree": 0,
+    "_usage": 0,
+    "_wrapping": 0,
+    "_checks": 1,
+    "_database": 1,
+    "_driving": 1,
+    "_encoding": 1,
+    "_pace": 1,
+    "_promptlayer": 1,
+    "_config": 2,
+    "_span": 2,
+    "_store": 2,
+    "_delivery": 3,
+    "_queries": 3,
+    "_record": 3,
+    "_scope": 3,
+    "_cli": 4,
+    "_propagation": 4,
+    "_request": 4,
+    "_runs": 4,
+    "_callbacks": 5,
+    "_handler": 5,
+    "_recorder": 5,
+    "_langchain": 6,
+    "_tracing": 6,
+    "_runtime": 7,
+    "_traced": 8,
+    "testing": 8,
+    "_bind": 9,
+    "_instrument": 9,
+    "_pytest_plugin": 9,
+    "__init__": 10,
+    "__main__": 10,
+}
+
+#: Who may import what only one place should know; every other module goes through that one.
+IMPORTERS = {
+    "argparse": {"_cli"},
+    "atexit": {"_runtime"},
+    "http.client": {"_http"},
+    "langchain_core": {"_handler"},
+    "promptlayer": {"_promptlayer"},
+    "sqlite3": {"_database", "_queries"},
+    "wrapt": {"_wrapping"},
+}
+
+DEPENDENCIES = {"langchain_core", "promptlayer", "wrapt"}
+
+
+class Import(NamedTuple):
+    """One import statement's module: `pltrace._span`, or another package's; `root` stands for the package itself."""
+
+    importer: str
+    name: str
+    line: int
+    only_typing: bool
+
+
+def module_name(path: Path) -> str:
+    """Give a file's module, without the package's own name."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+def is_typing_test(node: ast.AST) -> bool:
+    """Say whether it is `if TYPE_CHECKING:`."""
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def imports_in(importer: str, source: str) -> Iterator[Import]:
+    """Give all imports of a module, wherever in it they stand."""
+
+    def visit(node: ast.AST, only_typing: bool) -> Iterator[Import]:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(importer, alias.name, node.lineno, only_typing)
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            for alias in node.names:
+                below = f"{base}.{alias.name}"
+                yield Import(importer, below if is_module(below) else base, node.lineno, only_typing)
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, only_typing or (is_typing_test(node) and child in getattr(node, "body", ())))
+
+    yield from visit(ast.parse(source), False)
+
+
+def is_module(name: str) -> bool:
+    """Say whether it is a module of the package, or `http.client`, which `from http import client` would hide."""
+    file = PACKAGE.parent / Path(*name.split("."))
+    return name == "http.client" or (
+        name.startswith("pltrace.") and (file.with_suffix(".py").is_file() or file.is_dir())
+    )
+
+
+MODULES = {module_name(path): path for path in PACKAGE.rglob("*.py")}
+IMPORTS = [
+    found for name, path in MODULES.items() for found in imports_in(name, path.read_text(encoding="utf-8"))
+]
+AT_RUN_TIME = [found for found in IMPORTS if not found.only_typing]
+
+
+def inside(found: Import) -> str | None:
+    """Give the module of ours that is imported, or None if it is another package's."""
+    return found.name.removeprefix("pltrace.") if found.name.startswith("pltrace.") else None
+
+
+def told(found: Import) -> str:
+    """Give the place and the name of an import."""
+    return f"pltrace/{found.importer.replace('.', '/')}.py:{found.line} imports {found.name}"
+
+
+def test_every_module_has_its_layer() -> None:
+    """The table above lists the modules that there are, no more and no less."""
+    assert set(RANKS) == set(MODULES)
+
+
+def test_a_module_imports_only_from_lower_layers() -> None:
+    """No import points up or sideways, so there is no cycle, also none through an import inside a function."""
+    wrong = [
+        f"{told(found)}: layer {RANKS[found.importer]} imports layer {RANKS[target]}"
+        for found in AT_RUN_TIME
+        if (target := inside(found)) is not None and RANKS[target] >= RANKS[found.importer]
+    ]
+
+    assert wrong == []
+
+
+def test_no_module_imports_the_package_itself() -> None:
+    """What `__init__` gives to users is for users; our modules name each other."""
+    assert [told(found) for found in IMPORTS if found.name == "pltrace"] == []
+
+
+def test_imports_are_absolute() -> None:
+    """Each import names its module in full."""
+    assert [told(found) for found in IMPORTS if found.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("package", sorted(IMPORTERS))
+def test_few_modules_know_a_package(package: str) -> None:
+    """What depends on a package is in one place, which the rest of the code goes through."""
+    importers = {
+        found.importer for found in AT_RUN_TIME if found.name == package or found.name.startswith(f"{package}.")
+    }
+
+    assert importers == IMPORTERS[package]
+
+
+def test_only_the_standard_library_and_three_packages_are_imported() -> None:
+    """Nothing else has to be installed."""
+    allowed = {*sys.stdlib_module_names, *DEPENDENCIES, "pltrace"}
+
+    assert [
+        told(found) for found in AT_RUN_TIME if found.name.partition(".")[0] not in allowed and "otlp" not in found.importer
+    ] == []
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import pltrace", [("pltrace", False)]),
+        ("from pltrace import _span, traced", [("pltrace._span", False), ("pltrace", False)]),
+        ("from pltrace._span import Span", [("pltrace._span", False)]),
+        ("def f():\n    from pltrace import _span", [("pltrace._span", False)]),
+        ("if TYPE_CHECKING:\n    from pltrace import _span\nelse:\n    import wrapt", [("pltrace._span", True), ("wrapt", False)]),
+        ("from http import client", [("http.client", False)]),
+        ("from . import _span", [(".", False)]),
+    ],
+)  # fmt: skip
+def test_the_reader_of_imports_sees_all_forms(source: str, expected: list[tuple[str, bool]]) -> None:
+    """The tests above rest on this: no way of writing an import escapes them."""
+    assert [(found.name, found.only_typing) for found in imports_in("x", source)] == expected
