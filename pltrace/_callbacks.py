@@ -12,7 +12,7 @@ from typing import Any
 
 from pltrace._health import counts, failed, logger
 from pltrace._request import Request
-from pltrace._scope import Callback
+from pltrace._scope import Callback, attach
 
 __all__ = ["CallbackRunner"]
 
@@ -45,6 +45,7 @@ class CallbackRunner:
                 self._thread = None
 
     def _run(self) -> None:
+        attach(None)  # A thread can begin in the scope of who started it, and what callbacks do is not part of it.
         while True:
             with self._changed:
                 while not self._queue:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pltrace._exporter import ExportResult, SpanExporter, StoredSpan, TracksRequests
 from pltrace._health import counts, failed, logger, warn_sometimes
 from pltrace._pace import Pace
+from pltrace._silence import be_silent
 from pltrace._store import Store
 
 __all__ = ["DeliveryWorker", "OperationWorker"]
@@ -58,6 +59,7 @@ class Worker:
             self._thread = thread
 
     def _run(self) -> None:
+        be_silent()
         while self.pace.wait():
             try:
                 self._round()

@@ -4,67 +4,77 @@ from __future__ import annotations
 
 import inspect
 import io
+import sys
 import types
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from typing import Any, Protocol
 
 from pltrace._wrapping import ObjectProxy
 
-__all__ = ["Steps", "async_generator", "consumed", "coroutine", "generator"]
+__all__ = ["Steps", "async_generator", "awaitable_generator", "consumed", "coroutine", "generator"]
 
 
 class Steps(Protocol):
-    """What is around the steps of something that is consumed."""
+    """What is around the steps of something that is consumed; several may be taken at once, by several threads."""
 
-    def resume(self) -> None:
-        """Make the scope current; called before each step, for the first of which the span starts."""
+    def resume(self) -> Any:
+        """Make the scope current; called before each step, for the first of which the span starts.
 
-    def suspend(self) -> None:
-        """Give the consumer its own scope back; called after each step."""
+        Returns:
+            The consumer's own scope.
+        """
+
+    def suspend(self, outside: Any) -> None:
+        """Give the consumer its own scope back; called after each step with what `resume` returned."""
 
     def end(self, error: BaseException | None = None, value: Any = None) -> None:
         """End the span; called once."""
 
 
-def generator(steps: Steps, source: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-    """Drive a generator: what is sent, thrown and returned passes through."""
+class CancelledError(BaseException):
+    """Stands for asyncio's, which isn't imported here: a coroutine was closed, or collected, before its end."""
+
+
+def _generator(steps: Steps, source: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    """Pass on what is sent, thrown and returned; of what passes nothing is kept, nor is an exception's context changed.
+
+    `close` passes as what it is, a `GeneratorExit` that is thrown: so a generator may answer it in any way it likes.
+    """
     sent: Any = None
     thrown: BaseException | None = None
     while True:
-        steps.resume()
+        outside = steps.resume()
         try:
             # Thrown outside of the except block below, or the user's exception would get it as its context.
             item = source.send(sent) if thrown is None else source.throw(thrown)
         except StopIteration as stop:
-            steps.suspend()
+            steps.suspend(outside)
             steps.end(value=stop.value)
             return stop.value
         except BaseException as error:
-            steps.suspend()
+            thrown = None  # It would be part of a cycle.
+            steps.suspend(outside)
             steps.end(error)
             raise
-        steps.suspend()
-        thrown = None
+        steps.suspend(outside)
+        outside = thrown = sent = None
         try:
-            sent = yield item
-        except GeneratorExit as exit_:
-            _close(steps, source.close, exit_)
-            raise
+            sent = yield (item, item := None)[0]
         except BaseException as error:
             thrown = error
 
 
-def _close(steps: Steps, close: Callable[[], Any], exit_: GeneratorExit) -> None:
-    """Close what is driven, inside the scope; what its cleaning-up raises goes on to the consumer."""
-    steps.resume()
-    try:
-        close()
-    except BaseException as error:
-        steps.suspend()
-        steps.end(error)
-        raise
-    steps.suspend()
-    steps.end(exit_)
+def generator(steps: Steps, source: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    """Drive a generator."""
+    return _named(_generator(steps, source), source)
+
+
+_coroutine_generator: Any = types.coroutine(types.FunctionType(_generator.__code__, globals()))
+
+
+def awaitable_generator(steps: Steps, source: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    """Drive a generator that can be awaited: one made with `types.coroutine`."""
+    return _named(_coroutine_generator(steps, source), source)
 
 
 @types.coroutine
@@ -75,48 +85,75 @@ def _inside(steps: Steps, source: Any) -> Generator[Any, Any, Any]:
     sent: Any = None
     thrown: BaseException | None = None
     while True:
-        steps.resume()
+        outside = steps.resume()
         try:
-            if thrown is not None:
-                if not hasattr(iterator, "throw"):
-                    raise thrown
+            if thrown is None:
+                item = iterator.send(sent) if has_send else next(iterator)
+            elif hasattr(iterator, "throw"):
                 item = iterator.throw(thrown)
             else:
-                item = iterator.send(sent) if has_send else next(iterator)
+                raise thrown
         except StopIteration as stop:
             return stop.value
         finally:
-            steps.suspend()
-        thrown = None
+            thrown = None
+            steps.suspend(outside)
+        outside = sent = None
         try:
-            sent = yield item
-        except GeneratorExit:
-            if hasattr(iterator, "close"):
-                steps.resume()
-                try:
-                    iterator.close()
-                finally:
-                    steps.suspend()
-            raise
+            sent = yield (item, item := None)[0]
         except BaseException as error:
             thrown = error
 
 
-async def coroutine(steps: Steps, source: Awaitable[Any]) -> Any:
-    """Drive a coroutine, or anything else that can be awaited, and end the span with it."""
+def _awaited(steps: Steps, source: Awaitable[Any]) -> Generator[Any, Any, Any]:
+    """Await something inside the scope, and end the span with it."""
     try:
-        value = await _inside(steps, source)
+        value = yield from _inside(steps, source)
     except BaseException as error:
-        steps.end(error)
+        steps.end(_ending(error))
         raise
     steps.end(value=value)
     return value
 
 
-async def async_generator(steps: Steps, source: AsyncGenerator[Any, Any]) -> AsyncGenerator[Any, Any]:
-    """Drive an async generator: what is sent and thrown passes through."""
+class _Unawaited:
+    """Closes a coroutine that nobody awaits: Python warns of its driver already, under the same name."""
+
+    __slots__ = ("source",)
+
+    def __init__(self, source: Any) -> None:
+        self.source = source
+
+    def __del__(self) -> None:
+        if self.source is not None:
+            self.source.close()
+
+
+async def _coroutine(steps: Steps, unawaited: _Unawaited) -> Any:
+    source, unawaited.source = unawaited.source, None
+    try:
+        value = await _inside(steps, source)
+    except BaseException as error:
+        steps.end(_ending(error))
+        raise
+    steps.end(value=value)
+    return value
+
+
+def coroutine(steps: Steps, source: Any) -> Any:
+    """Drive a coroutine."""
+    return _named(_coroutine(steps, _Unawaited(source)), source)
+
+
+def _ending(error: BaseException) -> BaseException:
+    """Return how a coroutine ended; leaving a generator early is its proper end, but not a coroutine's."""
+    return CancelledError("closed before it ended") if isinstance(error, GeneratorExit) else error
+
+
+async def _async_generator(steps: Steps, source: AsyncGenerator[Any, Any]) -> AsyncGenerator[Any, Any]:
     sent: Any = None
     thrown: BaseException | None = None
+    _keep_from_loop(source)
     while True:
         try:
             item = await _inside(steps, source.asend(sent) if thrown is None else source.athrow(thrown))
@@ -124,143 +161,93 @@ async def async_generator(steps: Steps, source: AsyncGenerator[Any, Any]) -> Asy
             steps.end()
             return
         except BaseException as error:
+            thrown = None
             steps.end(error)
             raise
-        thrown = None
+        thrown = sent = None
         try:
-            sent = yield item
-        except GeneratorExit as exit_:
-            try:
-                await _inside(steps, source.aclose())
-            except BaseException as error:
-                steps.end(error)
-                raise
-            steps.end(exit_)
-            raise
+            sent = yield (item, item := None)[0]
         except BaseException as error:
             thrown = error
 
 
-class DrivenIterator(ObjectProxy):
-    """An iterator whose steps run inside the scope, and which is in all else the one it stands for."""
+def async_generator(steps: Steps, source: AsyncGenerator[Any, Any]) -> AsyncGenerator[Any, Any]:
+    """Drive an async generator: what is sent and thrown passes through, `aclose` as for a generator."""
+    return _named(_async_generator(steps, source), source)
+
+
+def _keep_from_loop(source: AsyncGenerator[Any, Any]) -> None:
+    """Keep the event loop from closing, when it shuts down, what its driver closes: both at once is an error."""
+    hooks = sys.get_asyncgen_hooks()
+    sys.set_asyncgen_hooks(None, None)
+    try:
+        # Python calls the hooks when the first step of an async generator is made, which needn't be taken.
+        source.asend(None).close()
+    finally:
+        sys.set_asyncgen_hooks(*hooks)
+
+
+class Driven(ObjectProxy):
+    """A result whose steps run inside the scope, and which is in all else the one it stands for.
+
+    Subclasses have those of the methods below that its type has: what looks for `close` finds it only if it is there.
+    """
 
     def __init__(self, source: Any, steps: Steps) -> None:
         super().__init__(source)
         self._self_steps: Steps | None = steps
 
-    def __iter__(self) -> DrivenIterator:
-        return self
-
-    def __next__(self) -> Any:
-        return self._self_step(self.__wrapped__.__next__)
-
-    def _self_step(self, step: Callable[..., Any], *args: Any) -> Any:
-        steps = self._self_steps
+    def _self_step(self, name: str, *arguments: Any) -> Any:
+        steps, step = self._self_steps, getattr(self.__wrapped__, name)
         if steps is None:
-            return step(*args)
-        steps.resume()
+            return step(*arguments)
+        outside = steps.resume()
         try:
-            item = step(*args)
+            result = step(*arguments)
         except BaseException as error:
-            steps.suspend()
-            self._self_end(None if isinstance(error, StopIteration) else error)
+            steps.suspend(outside)
+            if isinstance(error, StopIteration):
+                self._self_end(value=error.value)
+            else:
+                self._self_end(error)
             raise
-        steps.suspend()
-        return item
+        steps.suspend(outside)
+        return self if result is self.__wrapped__ else result
 
-    def _self_end(self, error: BaseException | None = None) -> None:
-        steps, self._self_steps = self._self_steps, None
-        if steps is not None:
-            steps.end(error)
-
-    def close(self) -> Any:
-        """Close what it stands for, if that can be closed, and end the span."""
-        try:
-            return self.__wrapped__.close()
-        finally:
-            self._self_end()
-
-    def __del__(self) -> None:
-        self._self_end(GeneratorExit())
-
-
-class DrivenAsyncIterator(ObjectProxy):
-    """The same for an async iterator."""
-
-    def __init__(self, source: Any, steps: Steps) -> None:
-        super().__init__(source)
-        self._self_steps: Steps | None = steps
-
-    def __aiter__(self) -> DrivenAsyncIterator:
-        return self
-
-    async def __anext__(self) -> Any:
-        steps = self._self_steps
+    async def _self_async_step(self, name: str, *arguments: Any) -> Any:
+        steps, step = self._self_steps, getattr(self.__wrapped__, name)
         if steps is None:
-            return await self.__wrapped__.__anext__()
+            return await step(*arguments)
         try:
-            return await _inside(steps, self.__wrapped__.__anext__())
+            result = await _inside(steps, step(*arguments))
         except BaseException as error:
             self._self_end(None if isinstance(error, StopAsyncIteration) else error)
             raise
+        return self if result is self.__wrapped__ else result
 
-    def _self_end(self, error: BaseException | None = None) -> None:
+    def _self_end(self, error: BaseException | None = None, value: Any = None) -> None:
         steps, self._self_steps = self._self_steps, None
         if steps is not None:
-            steps.end(error)
-
-    async def aclose(self) -> Any:
-        """Close what it stands for, and end the span."""
-        try:
-            return await self.__wrapped__.aclose()
-        finally:
-            self._self_end()
+            steps.end(error, value)
 
     def __del__(self) -> None:
         self._self_end(GeneratorExit())
 
+    def __copy__(self) -> Any:
+        return self.__wrapped__.__class__.__copy__(self.__wrapped__) if _has_copy(self) else _reduced(self, "copy")
 
-class DrivenAwaitable(ObjectProxy):
-    """An awaitable that is awaited inside the scope."""
+    def __deepcopy__(self, memo: Any) -> Any:
+        return _reduced(self, "deepcopy", memo)
 
-    def __init__(self, source: Any, steps: Steps) -> None:
-        super().__init__(source)
-        self._self_steps = steps
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        return coroutine(self._self_steps, self.__wrapped__).__await__()
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.__wrapped__.__reduce_ex__(protocol)
 
 
-#: Results that are nothing to consume: by far the most, told by one look-up.
-_PLAIN = frozenset({type(None), str, int, float, bool, bytes, list, dict, tuple, set, frozenset})
+def _has_copy(driven: Driven) -> bool:
+    return hasattr(type(driven.__wrapped__), "__copy__")
 
 
-def consumed(result: Any) -> Callable[[Steps], Any] | None:
-    """Return how to drive what a plain function returned while it is consumed; None if it is a finished value."""
-    kind = type(result)
-    # Files are read later by design, and futures and tasks run by themselves. The mark is how asyncio knows its own.
-    if kind in _PLAIN or isinstance(result, io.IOBase) or hasattr(kind, "_asyncio_future_blocking"):
-        return None
-    if kind is types.GeneratorType:
-        return lambda steps: named(generator(steps, result), result)
-    if kind is types.CoroutineType:
-        return lambda steps: named(coroutine(steps, result), result)
-    if kind is types.AsyncGeneratorType:
-        return lambda steps: named(async_generator(steps, result), result)
-    for marker, driven in _MARKERS:
-        if hasattr(kind, marker):
-            return lambda steps: driven(result, steps)
-    return None
+def _reduced(driven: Driven, how: str, *arguments: Any) -> Any:
+    import copy
 
-
-_MARKERS: tuple[tuple[str, type[Any]], ...] = (
-    ("__await__", DrivenAwaitable),
-    ("__anext__", DrivenAsyncIterator),
-    ("__next__", DrivenIterator),
-)
-
-
-def named(driver: Any, source: Any) -> Any:
-    """Give a driver the name of what it drives, for tracebacks and `repr`."""
-    driver.__name__, driver.__qualname__ = source.__name__, source.__qualname__
-    return driver
+    return getattr(copy, how)(driven.__wrapped__, *arguments)

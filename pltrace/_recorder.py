@@ -14,6 +14,7 @@ from pltrace._encoding import Encoder
 from pltrace._health import counts, failed, warn_sometimes
 from pltrace._record import record_of
 from pltrace._request import Registry, Request, Waiting
+from pltrace._silence import be_silent, silence
 from pltrace._span import Span
 from pltrace._store import Asked, Store, Written
 
@@ -167,6 +168,7 @@ class SpanRecorder:
     # The writer's thread.
 
     def _write_forever(self) -> None:
+        be_silent()
         empty_rounds = 0
         while True:
             if self._queue or self._inflight:
@@ -198,9 +200,10 @@ class SpanRecorder:
         if not self._writing.acquire(timeout=-1 if timeout is None else timeout):
             return False
         try:
-            while self._queue or self._inflight:
-                if not self._commit():
-                    return False
+            with silence():
+                while self._queue or self._inflight:
+                    if not self._commit():
+                        return False
             return True
         except Exception:
             failed("writing spans to the store")

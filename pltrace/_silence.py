@@ -1,0 +1,60 @@
+"""The scope of our own work: what runs in it is not traced, even if it calls functions that are."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from pltrace._scope import Scope, attach, current
+from pltrace._span import Span
+
+if TYPE_CHECKING:
+    from pltrace._request import Request
+
+__all__ = ["be_silent", "silence"]
+
+
+class _DeafRecorder:
+    """Takes everything and keeps nothing."""
+
+    new_bits = staticmethod(random.getrandbits)
+    now_ns = staticmethod(time.time_ns)
+
+    def sampled(self, share: float | None = None) -> bool:
+        return False
+
+    def record(self, span: Span) -> None:
+        pass
+
+    def operate(
+        self, kind: str, trace_bits: int, span_bits: int, arguments: Mapping[str, Any], *, subtree: bool
+    ) -> None:
+        pass
+
+    def readable(self, span: Span) -> Mapping[str, Any]:
+        return {"input": None, "output": None}
+
+    def requests_of(self, span: Span, request_bits: list[int]) -> list[Request]:
+        return []
+
+
+_SILENT = Scope(_DeafRecorder(), (), {}, (), None, None, 0, False, None, None, None)
+
+
+def be_silent() -> None:
+    """Keep the running thread, one of ours, from tracing itself for all its life."""
+    attach(_SILENT)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Keep a block of our own work, on whatever thread, from tracing itself."""
+    outside = current()
+    attach(_SILENT)
+    try:
+        yield
+    finally:
+        attach(outside)
