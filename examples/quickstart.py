@@ -57,8 +57,9 @@ def answer(question: str) -> str:
         messages.append(reply)
         if not reply.tool_calls:
             return str(reply.content)
-        for call in reply.tool_calls:
-            messages.append(ToolMessage(order_status.invoke(call["args"]), tool_call_id=call["id"]))
+        messages += [
+            ToolMessage(order_status.invoke(call["args"]), tool_call_id=call["id"]) for call in reply.tool_calls
+        ]
 
 
 def main() -> None:

@@ -7,21 +7,16 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any, TypeVar
 
-from pltrace import _driving, _runs, _runtime
+from pltrace import _runs, _runtime
+from pltrace._driving import consumed
 from pltrace._propagation import checked_carrier, inject
 from pltrace._scope import Scope, attach, current
 from pltrace._traced import Traced
-from pltrace._wrapping import FunctionWrapper, ObjectProxy, Wrapped
+from pltrace._wrapping import FunctionWrapper, ObjectProxy, RunnableProxy, Wrapped, is_runnable
 
 __all__ = ["bind"]
 
 T = TypeVar("T")
-
-#: The methods of a LangChain Runnable that run it.
-_RUNNABLE_METHODS = frozenset({
-    "invoke", "ainvoke", "batch", "abatch", "batch_as_completed", "abatch_as_completed", "stream", "astream",
-    "astream_log", "astream_events", "transform", "atransform",
-})  # fmt: skip
 
 
 def bind(fn: T) -> T:
@@ -44,35 +39,34 @@ def bind(fn: T) -> T:
 
 
 def _bound(fn: Any, scope: Scope) -> Any:
-    drive = _driving.consumed(fn)
+    drive = consumed(fn)
     if drive is not None:
-        return drive(ScopeSteps(scope))
+        return drive(ScopeSteps(scope), fn)
     if callable(getattr(fn, "submit", None)) and callable(getattr(fn, "shutdown", None)):
         return BoundExecutor(fn, scope)
-    if hasattr(type(fn), "ainvoke"):
-        return BoundRunnable(fn, scope)
+    if is_runnable(fn):
+        return _bound_runnable(fn, inject(), scope)
     return BoundFunction(fn, scope, inject()) if callable(fn) else None
 
 
 class ScopeSteps:
     """Puts a scope around the steps of something that is consumed; it has no span to end."""
 
-    __slots__ = ("_inside", "_outside")
+    __slots__ = ("_inside",)
 
     def __init__(self, scope: Scope) -> None:
         self._inside: Scope | None = scope
-        self._outside: Scope | None = None
 
-    def resume(self) -> None:
+    def resume(self) -> Scope | None:
         """Make current what the last step left."""
-        self._outside = current()
+        outside = current()
         attach(self._inside and self._inside.resumed_in(_runs.around()))
+        return outside
 
-    def suspend(self) -> None:
+    def suspend(self, outside: Scope | None) -> None:
         """Give the consumer its own scope back."""
         self._inside = current()
-        attach(self._outside)
-        self._outside = None
+        attach(outside)
 
     def end(self, error: BaseException | None = None, value: Any = None) -> None:
         """Do nothing: the scope is somebody else's."""
@@ -100,8 +94,8 @@ class BoundFunction(FunctionWrapper):
             result = wrapped(*args, **kwargs)
         finally:
             attach(outside)
-        drive = _driving.consumed(result)
-        return result if drive is None else drive(ScopeSteps(scope))
+        drive = consumed(result)
+        return result if drive is None else drive(ScopeSteps(scope), result)
 
     def __get__(self, instance: Any, owner: type | None = None) -> BoundFunction:
         """Return itself: what was bound to a scope is not bound to an object too."""
@@ -153,13 +147,6 @@ class BoundExecutor(ObjectProxy):
         return self
 
 
-class BoundRunnable(ObjectProxy):
-    """A LangChain Runnable that runs inside a scope."""
-
-    def __init__(self, runnable: Any, scope: Scope) -> None:
-        super().__init__(runnable)
-        self._self_scope = scope
-
-    def __getattribute__(self, name: str) -> Any:
-        value = super().__getattribute__(name)
-        return BoundFunction(value, self._self_scope, {}) if name in _RUNNABLE_METHODS else value
+def _bound_runnable(runnable: Any, carrier: Mapping[str, str], scope: Scope | None = None) -> RunnableProxy:
+    """Return a LangChain Runnable that runs inside a scope; pickled, it takes the scope along as a carrier."""
+    return RunnableProxy(runnable, lambda method: BoundFunction(method, scope, carrier), (_bound_runnable, carrier))

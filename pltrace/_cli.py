@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+import time
+import traceback
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
 from pltrace import _config, _queries
+from pltrace import _doctor as _doctor_module
 from pltrace._errors import PltraceError, StoreError
 from pltrace._tree import duration, tree
 
@@ -27,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        return int(options.run(options) or 0)
     except PltraceError as error:
         print(f"pltrace: {error}", file=sys.stderr)
         return 1
@@ -35,7 +39,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # `pltrace ls | head`: who reads has had enough. Python would complain once more when it closes the stream.
         sys.stderr.close()
         return 0
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,8 +46,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="pltrace", description="Shows the traces in the local store.", allow_abbrev=False
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--store", help="the store's file; else PLTRACE_STORE, else ~/.pltrace/traces.db")
+    stored = argparse.ArgumentParser(add_help=False)
+    stored.add_argument("--store", help="the store's file; else PLTRACE_STORE, else ~/.pltrace/traces.db")
+    shared = argparse.ArgumentParser(add_help=False, parents=[stored])
     shared.add_argument("--json", action="store_true", help="print JSON, for programs")
 
     ls = commands.add_parser("ls", parents=[shared], help="list the latest traces")
@@ -54,6 +58,19 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", parents=[shared], help="show one trace as a tree")
     show.add_argument("trace", metavar="TRACE", help="a trace id, its first characters, or `latest`")
     show.set_defaults(run=_show)
+
+    run = commands.add_parser("run", help="run a program with tracing on, and show what happened")
+    run.add_argument("-m", dest="module", action="store_true", help="PROGRAM is a module")
+    run.add_argument("program", metavar="PROGRAM", help="a Python script")
+    run.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="the program's own arguments")
+    run.set_defaults(run=_run)
+
+    sync = commands.add_parser("sync", parents=[stored], help="deliver now what waits in the store")
+    sync.add_argument("--timeout", type=float, default=60.0, metavar="S", help="at most so many seconds (default: 60)")
+    sync.set_defaults(run=_sync)
+
+    doctor = commands.add_parser("doctor", parents=[shared], help="say what is configured, waiting or wrong")
+    doctor.set_defaults(run=_doctor)
     return parser
 
 
@@ -105,6 +122,71 @@ def _show(options: argparse.Namespace) -> None:
     else:
         print(f"trace {found[0]}")
         print(tree(records))
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Run a program inside one block, with scopes carried into its threads, and print the tree."""
+    import runpy
+
+    from pltrace import _runtime, _threads
+    from pltrace._traced import traced
+
+    _runtime.configure(enabled=True)
+    _threads.instrument_threads()
+    sys.argv = [options.program, *options.arguments]
+    code = 0
+    with traced(options.program) as span:
+        try:
+            if options.module:
+                sys.path.insert(0, os.getcwd())
+                runpy.run_module(options.program, run_name="__main__", alter_sys=True)
+            else:
+                sys.path.insert(0, os.path.dirname(os.path.abspath(options.program)))
+                runpy.run_path(options.program, run_name="__main__")
+        except SystemExit as exit_:
+            code = _exit_code(exit_)
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+    if not _runtime.flush(timeout=10.0):
+        print("pltrace: not all was delivered; `pltrace doctor` says why", file=sys.stderr)
+    tracing = _runtime.active()
+    if tracing is not None:
+        print(tree(tracing.store.trace(span.trace_id)), file=sys.stderr)
+    return code
+
+
+def _exit_code(exit_: SystemExit) -> int:
+    """Return what Python would exit with."""
+    if exit_.code is None or isinstance(exit_.code, int):
+        return exit_.code or 0
+    print(exit_.code, file=sys.stderr)
+    return 1
+
+
+def _sync(options: argparse.Namespace) -> int:
+    """Deliver what waits, telling how far it is."""
+    from pltrace import _runtime
+
+    path = _path(options)
+    if _config.load().api_key is None:
+        raise StoreError("There is nowhere to deliver to: set PROMPTLAYER_API_KEY")
+    _runtime.configure(enabled=True, store=path)
+    deadline = time.monotonic() + options.timeout
+    while True:
+        done = _runtime.flush(timeout=min(1.0, max(deadline - time.monotonic(), 0.0)))
+        waiting = sum(_queries.store_state(path)["pending"].values())
+        print(f"{waiting} spans wait", flush=True)
+        if done and not waiting:
+            return 0
+        if time.monotonic() >= deadline:
+            print("pltrace: not all was delivered in time; `pltrace doctor` says why", file=sys.stderr)
+            return 1
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    found = _doctor_module.diagnosis(_config.load(store=options.store))
+    print(json.dumps(found, indent=2) if options.json else _doctor_module.printed(found))
 
 
 def _path(options: argparse.Namespace) -> Path:

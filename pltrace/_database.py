@@ -69,7 +69,7 @@ CREATE TABLE owners (                      -- the processes that have something 
     pid             INTEGER NOT NULL,
     seen_at_ns      INTEGER NOT NULL       -- its lease: past it, others take over
 );
-CREATE TABLE counters (                    -- how many spans never got here, by reason
+CREATE TABLE counters (                    -- what happened to runs and spans, for `doctor`
     reason          TEXT PRIMARY KEY,
     count           INTEGER NOT NULL
 );
@@ -78,6 +78,7 @@ CREATE TABLE counters (                    -- how many spans never got here, by 
 #: its own waiting is not fair among processes.
 _BUSY_TIMEOUT_MS = 250
 _MOST_BUSY_S = 30.0
+_MOST_BUSY_AT_OPENING_S = 5.0
 #: Connections inherited through a fork: closing one in the child would drop the parent's file locks.
 _inherited: list[sqlite3.Connection] = []
 
@@ -107,13 +108,13 @@ class Database:
         try:
             _create_private(self.path)
             try:
-                return _prepare(_connect(str(self.path)), self.path)
+                return _prepared(self.path)
             except sqlite3.DatabaseError as error:
                 if isinstance(error, sqlite3.OperationalError):
                     raise
                 _move_aside(self.path, error)
                 _create_private(self.path)
-                return _prepare(_connect(str(self.path)), self.path)
+                return _prepared(self.path)
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"Can't use the store {str(self.path)!r}: {error}") from error
 
@@ -177,13 +178,24 @@ def _connect(path: str) -> sqlite3.Connection:
     return connection
 
 
-def _prepare(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
+def _prepared(path: Path) -> sqlite3.Connection:
+    """Return a connection that is set up, waiting for other processes that make the file at the same time."""
+    give_up_at = time.monotonic() + _MOST_BUSY_AT_OPENING_S
+    while True:
+        connection = _connect(str(path))
+        try:
+            _prepare(connection, path)
+            return connection
+        except BaseException as error:
+            connection.close()
+            if "database is locked" not in str(error) or time.monotonic() > give_up_at:
+                raise
+        time.sleep(random.uniform(0.001, 0.02))
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     """Set up the connection, and the file if it is new; one that isn't ours to write is left as it is."""
-    try:
-        _check_ours(connection, path)
-    except BaseException:
-        connection.close()
-        raise
+    _check_ours(connection, path)
     for pragma in (
         "PRAGMA auto_vacuum = INCREMENTAL",  # Has an effect in a new file only: pruning gives space back.
         "PRAGMA journal_mode = WAL",
@@ -203,9 +215,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
         connection.execute("COMMIT")
     except BaseException:
         connection.execute("ROLLBACK")
-        connection.close()
         raise
-    return connection
 
 
 def _check_ours(connection: sqlite3.Connection, path: Path) -> None:

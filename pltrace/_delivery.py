@@ -43,6 +43,7 @@ class Worker:
         """Start afresh, as in the child of a fork."""
         self.pace = Pace(self._name, self._linger_s, _LOOK_ROUND_EVERY_S)
         self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
 
     def work(self) -> None:
         """Take note of new work."""
@@ -50,13 +51,17 @@ class Worker:
         self._start()
 
     def _start(self) -> None:
-        if self._thread is None or not self._thread.is_alive():
-            thread = threading.Thread(target=self._run, name=f"pltrace-{self._name}", daemon=True)
-            try:
+        if not self._starting.acquire(blocking=False):
+            return  # Another caller does; two threads would send all twice.
+        try:
+            if self._thread is None or not self._thread.is_alive():
+                thread = threading.Thread(target=self._run, name=f"pltrace-{self._name}", daemon=True)
                 thread.start()
-            except RuntimeError:
-                return  # The interpreter is shutting down; the next process delivers.
-            self._thread = thread
+                self._thread = thread
+        except RuntimeError:
+            pass  # The interpreter is shutting down; the next process delivers.
+        finally:
+            self._starting.release()
 
     def _run(self) -> None:
         be_silent()

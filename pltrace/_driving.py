@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import io
 import sys
 import types
+import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from typing import Any, Protocol
 
@@ -64,7 +66,7 @@ def _generator(steps: Steps, source: Generator[Any, Any, Any]) -> Generator[Any,
             thrown = error
 
 
-def generator(steps: Steps, source: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+def generator(steps: Steps, source: Generator[Any, Any, Any]) -> Any:
     """Drive a generator."""
     return _named(_generator(steps, source), source)
 
@@ -72,7 +74,7 @@ def generator(steps: Steps, source: Generator[Any, Any, Any]) -> Generator[Any, 
 _coroutine_generator: Any = types.coroutine(types.FunctionType(_generator.__code__, globals()))
 
 
-def awaitable_generator(steps: Steps, source: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+def awaitable_generator(steps: Steps, source: Generator[Any, Any, Any]) -> Any:
     """Drive a generator that can be awaited: one made with `types.coroutine`."""
     return _named(_coroutine_generator(steps, source), source)
 
@@ -153,10 +155,10 @@ def _ending(error: BaseException) -> BaseException:
 async def _async_generator(steps: Steps, source: AsyncGenerator[Any, Any]) -> AsyncGenerator[Any, Any]:
     sent: Any = None
     thrown: BaseException | None = None
-    _keep_from_loop(source)
+    asend: Callable[[Any], Any] = _first_step_of(source)
     while True:
         try:
-            item = await _inside(steps, source.asend(sent) if thrown is None else source.athrow(thrown))
+            item = await _inside(steps, asend(sent) if thrown is None else source.athrow(thrown))
         except StopAsyncIteration:
             steps.end()
             return
@@ -164,27 +166,34 @@ async def _async_generator(steps: Steps, source: AsyncGenerator[Any, Any]) -> As
             thrown = None
             steps.end(error)
             raise
-        thrown = sent = None
+        asend, thrown, sent = source.asend, None, None
         try:
             sent = yield (item, item := None)[0]
         except BaseException as error:
             thrown = error
 
 
-def async_generator(steps: Steps, source: AsyncGenerator[Any, Any]) -> AsyncGenerator[Any, Any]:
-    """Drive an async generator: what is sent and thrown passes through, `aclose` as for a generator."""
+def async_generator(steps: Steps, source: AsyncGenerator[Any, Any]) -> Any:
+    """Drive an async generator: what is sent and thrown passes through, `aclose` as `close` does for a generator."""
     return _named(_async_generator(steps, source), source)
 
 
-def _keep_from_loop(source: AsyncGenerator[Any, Any]) -> None:
-    """Keep the event loop from closing, when it shuts down, what its driver closes: both at once is an error."""
-    hooks = sys.get_asyncgen_hooks()
-    sys.set_asyncgen_hooks(None, None)
-    try:
-        # Python calls the hooks when the first step of an async generator is made, which needn't be taken.
-        source.asend(None).close()
-    finally:
-        sys.set_asyncgen_hooks(*hooks)
+def _first_step_of(source: AsyncGenerator[Any, Any]) -> Callable[[Any], Any]:
+    """Return what makes the first step of an async generator without the event loop's knowing of it.
+
+    When a loop shuts down it closes all async generators it knows, at once; closing both a driver and, beside it, what
+    it drives is an error.
+    """
+
+    def asend(sent: Any) -> Any:
+        hooks = sys.get_asyncgen_hooks()
+        sys.set_asyncgen_hooks(None, None)
+        try:
+            return source.asend(sent)
+        finally:
+            sys.set_asyncgen_hooks(*hooks)
+
+    return asend
 
 
 class Driven(ObjectProxy):
@@ -234,20 +243,97 @@ class Driven(ObjectProxy):
         self._self_end(GeneratorExit())
 
     def __copy__(self) -> Any:
-        return self.__wrapped__.__class__.__copy__(self.__wrapped__) if _has_copy(self) else _reduced(self, "copy")
+        return copy.copy(self.__wrapped__)
 
     def __deepcopy__(self, memo: Any) -> Any:
-        return _reduced(self, "deepcopy", memo)
+        return copy.deepcopy(self.__wrapped__, memo)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.__wrapped__.__reduce_ex__(protocol)
 
 
-def _has_copy(driven: Driven) -> bool:
-    return hasattr(type(driven.__wrapped__), "__copy__")
+def _stepping(name: str) -> Any:
+    return lambda self, *arguments: self._self_step(name, *arguments)
 
 
-def _reduced(driven: Driven, how: str, *arguments: Any) -> Any:
-    import copy
+def _async_stepping(name: str) -> Any:
+    return lambda self, *arguments: self._self_async_step(name, *arguments)
 
-    return getattr(copy, how)(driven.__wrapped__, *arguments)
+
+def _ending_with(step: Any) -> Any:
+    """Return a method that takes a step, and ends the span."""
+
+    def last(self: Driven, *arguments: Any) -> Any:
+        try:
+            return step(self, *arguments)
+        finally:
+            self._self_end()
+
+    return last
+
+
+def _async_ending_with(step: Any) -> Any:
+    async def last(self: Driven, *arguments: Any) -> Any:
+        try:
+            return await step(self, *arguments)
+        finally:
+            self._self_end()
+
+    return last
+
+
+def _await(self: Driven) -> Any:
+    steps, self._self_steps = self._self_steps, None
+    return self.__wrapped__.__await__() if steps is None else _awaited(steps, self.__wrapped__)
+
+
+_METHODS: dict[str, Any] = {
+    **{name: _stepping(name) for name in ("__iter__", "__next__", "send", "throw", "__aiter__", "__enter__")},
+    **{name: _ending_with(_stepping(name)) for name in ("close", "__exit__")},
+    **{name: _async_stepping(name) for name in ("__anext__", "asend", "athrow", "__aenter__")},
+    **{name: _async_ending_with(_async_stepping(name)) for name in ("aclose", "__aexit__")},
+    "__await__": _await,
+}
+_classes: weakref.WeakKeyDictionary[type[Any], type[Driven]] = weakref.WeakKeyDictionary()
+
+
+def _driven(steps: Steps, source: Any) -> Driven:
+    kind = type(source)
+    driven = _classes.get(kind)
+    if driven is None:
+        methods = {name: method for name, method in _METHODS.items() if hasattr(kind, name)}
+        driven = _classes[kind] = type(Driven.__name__, (Driven,), methods)
+    return driven(source, steps)
+
+
+#: Results that are nothing to consume: by far the most, told by one look-up.
+_PLAIN = frozenset({type(None), str, int, float, bool, bytes, list, dict, tuple, set, frozenset})
+#: What all files are, without the detour of an abstract class, and without asking the object, which may be a proxy.
+_FILE: type[Any] = io.IOBase.__base__  # type: ignore[assignment]
+#: What marks a type whose objects are consumed step by step.
+_MARKERS = ("__next__", "__anext__", "__await__")
+
+
+def consumed(result: Any) -> Callable[[Steps, Any], Any] | None:
+    """Return what drives the result of a plain function while it is consumed; None if it is a finished value."""
+    kind = type(result)
+    # Files are read later by design, and futures and tasks run by themselves. The mark is how asyncio knows its own.
+    if kind in _PLAIN or issubclass(kind, _FILE) or hasattr(kind, "_asyncio_future_blocking"):
+        return None
+    if kind is types.GeneratorType:
+        return awaitable_generator if result.gi_code.co_flags & inspect.CO_ITERABLE_COROUTINE else generator
+    if kind is types.CoroutineType:
+        return coroutine
+    if kind is types.AsyncGeneratorType:
+        return async_generator
+    for marker in _MARKERS:
+        if hasattr(kind, marker):
+            # A mock has them all, and is compared by identity.
+            return None if kind.__module__ == "unittest.mock" else _driven
+    return None
+
+
+def _named(driver: Any, source: Any) -> Any:
+    """Give a driver the name of what it drives, for tracebacks and `repr`."""
+    driver.__name__, driver.__qualname__ = source.__name__, source.__qualname__
+    return driver

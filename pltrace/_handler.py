@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.callbacks.base import BaseCallbackHandler
 from langchain_core.callbacks.manager import AsyncCallbackManager
 
-from pltrace import _runs
+from pltrace import _runs, _runtime
 from pltrace._blueprint import tokens
 from pltrace._checks import INPUTS, OUTPUTS, checked_tags
+from pltrace._links import seen as rendered_here
 from pltrace._health import counts, failed, warn_once
 from pltrace._record import Answer
 from pltrace._request import Request
 from pltrace._runs import open_runs
-from pltrace._scope import Callback, Scope, outermost
+from pltrace._scope import Callback, Scope
 from pltrace._snapshot import snapshot
 from pltrace._span import Span, SpanKind
 
@@ -158,11 +159,12 @@ class SpanHandler(BaseCallbackHandler):
             span.run_fields = run
             if parent is not parent_run:
                 span.run_around = parent_run
-            if scope.capture & INPUTS:
+            if scope.capture & INPUTS or kind == "llm":  # A call is linked to its prompt by what it says.
                 span.raw_input = snapshot(raw_input)
             if kind not in _CHAINS:
                 _runs.remember_starter(span, key)
                 if kind == "llm":
+                    span.rendered = rendered_here()
                     for around in scope.lineage:
                         around.totals.request_bits.append(span.span_bits)
             if len(open_runs) >= _runs._MANY:
@@ -300,7 +302,12 @@ class PromptLayerCallbackHandler(SpanHandler):
 
     def _scope(self, parent_run: Span | None) -> Scope | None:
         """Return the scope to record under: a handler that is handed over needs no block around it."""
-        return super()._scope(parent_run) or outermost()
+        scope = super()._scope(parent_run)
+        if scope is None and _runtime.is_on():
+            scope = _runtime.base()
+            if not scope.recorder.sampled():
+                scope = scope.unsampled()
+        return scope
 
     def _added_to(self, scope: Scope) -> Scope:
         """Return `scope` with this handler's tags and callback, once."""

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import quote
 
+from pltrace._client import client_for
 from pltrace._exporter import ExportResult, Operation, StoredSpan
 from pltrace._http import Answer, JsonClient, NoAnswerError, NotSentError
 from pltrace._wrapping import when_imported
@@ -126,11 +127,8 @@ class PromptLayerExporter:
     def operate(self, operation: Operation) -> ExportResult:
         """Send a score, metadata, a prompt link or a group through the `promptlayer` client."""
         try:
-            if self._client is None:
-                from promptlayer import PromptLayer
-
-                self._client = PromptLayer(api_key=self._api_key, base_url=self._base_url)
-            _OPERATIONS[operation.kind](self._client.track, operation.request_id, operation.arguments)
+            client = client_for(self._api_key, self._base_url, self._client)
+            _OPERATIONS[operation.kind](client.track, operation.request_id, operation.arguments)
         except Exception as error:
             return _judged_error(error)
         return ExportResult("delivered")
@@ -221,6 +219,9 @@ def _llm_attributes(record: Mapping[str, Any]) -> dict[str, Any]:
             attributes[f"gen_ai.usage.{side}_tokens"] = record[f"{side}_tokens"]
     if record["first_token_at_ns"] is not None:
         attributes["pltrace.time_to_first_token_s"] = (record["first_token_at_ns"] - record["started_at_ns"]) / 1e9
+    for key in ("name", "version", "label"):
+        if record.get(f"prompt_{key}") is not None:
+            attributes[f"promptlayer.prompt.{key}"] = str(record[f"prompt_{key}"])
     return attributes
 
 
@@ -242,6 +243,10 @@ def log_request(record: Mapping[str, Any]) -> dict[str, Any]:
         "function_name": record["name"],
         "status": status,
     }
+    if record.get("prompt_name") is not None:
+        log["prompt_name"] = record["prompt_name"]
+        log["prompt_version_number"] = record["prompt_version"]
+        log["prompt_input_variables"] = record["prompt_input_variables"]
     if record["error_type"] is not None:
         log["error_type"] = record["error_type"]
     if record["error"] is not None:

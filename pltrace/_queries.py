@@ -12,7 +12,7 @@ from pltrace._database import SCHEMA_VERSION
 from pltrace._errors import StoreError
 from pltrace._store import record_from
 
-__all__ = ["TraceSummary", "latest_traces", "matching_traces", "trace_records"]
+__all__ = ["TraceSummary", "latest_traces", "matching_traces", "store_state", "trace_records"]
 
 
 class TraceSummary(NamedTuple):
@@ -107,3 +107,27 @@ def trace_records(path: Path, trace_id: str) -> list[dict[str, Any]]:
             ]
             records.append(record)
     return records
+
+
+def store_state(path: Path) -> dict[str, Any]:
+    """Return how much the store holds, what waits, what is in quarantine, and what was counted."""
+    with _reading(path) as connection:
+        spans, traces = connection.execute("SELECT count(*), count(DISTINCT trace_id) FROM spans").fetchone()
+        pending = connection.execute(
+            "SELECT exporter, count(*) FROM deliveries WHERE state = 0 GROUP BY exporter"
+        ).fetchall()
+        (operations,) = connection.execute("SELECT count(*) FROM operations WHERE state = 0").fetchone()
+        quarantine = connection.execute(
+            "SELECT span_id, name, exporter, error FROM deliveries JOIN spans USING (seq) WHERE state = 2"
+            " ORDER BY seq DESC LIMIT 20"
+        ).fetchall()
+        counted = connection.execute("SELECT reason, count FROM counters").fetchall()
+    return {
+        "spans": spans,
+        "traces": traces,
+        "bytes": sum(part.stat().st_size for part in path.parent.glob(f"{path.name}*") if part.is_file()),
+        "pending": {row[0]: row[1] for row in pending},
+        "operations_pending": operations,
+        "quarantine": [dict(row) for row in quarantine],
+        "counts": {row[0]: row[1] for row in counted},
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pltrace import _blueprint
+from pltrace import _blueprint, _links
 from pltrace._checks import INPUTS, OUTPUTS
 from pltrace._encoding import Encoder
 from pltrace._provider_errors import error_type_of
@@ -111,6 +111,20 @@ def _llm_fields(span: Span, encoder: Encoder) -> dict[str, Any]:
         "cached": cached,
         "request_tags": [tag for tag in span.tags if not tag.startswith(INTERNAL_TAGS)],
         "request_metadata": _request_metadata(span, metadata, encoder),
+        **_prompt_link(span, encoder),
+    }
+
+
+def _prompt_link(span: Span, encoder: Encoder) -> dict[str, Any]:
+    """Return which prompt of the registry the call was made from."""
+    link = _links.find(span)
+    if link is None:
+        return {}
+    return {
+        "prompt_name": link.name,
+        "prompt_version": link.version,
+        "prompt_label": link.label,
+        "prompt_input_variables": encoder.jsonable(link.variables) if span.scope.capture & INPUTS else {},
     }
 
 

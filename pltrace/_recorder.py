@@ -82,7 +82,7 @@ class SpanRecorder:
         self._wake.acquire()
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
-        self._dropped: Counter[str] = Counter()
+        self._counted = Counter(counts)  # What the store has of the process's counts, or isn't this recorder's.
         self._inline = False
 
     def sampled(self, share: float | None = None) -> bool:
@@ -216,19 +216,30 @@ class SpanRecorder:
         while self._queue and len(self._inflight) < _MOST_IN_COMMIT:
             self._inflight.append(self._queue.popleft())
         records, operations = self._encode(self._inflight)
-        dropped = dict(self._dropped)
+        new_counts = self._new_counts()
         try:
-            written = self.store.write(records, operations, dropped)
+            written = self.store.write(records, operations, new_counts)
         except Exception as error:
             self._cannot_write(error)
             return False
-        self._dropped.subtract(dropped)
-        self._dropped += Counter()  # Drops what is zero.
+        self._counted.update(new_counts)
         spans = [item for item in self._inflight if type(item) is Span]
         self._inflight = []
         counts["recorded"] += len(records)
         self._tell(spans, written)
         return True
+
+    def _new_counts(self) -> dict[str, int]:
+        return {reason: count - self._counted[reason] for reason, count in dict(counts).items()
+                if count > self._counted[reason]}  # fmt: skip
+
+    def write_counts(self) -> None:
+        """Put what was counted since the last commit into the store."""
+        new_counts = self._new_counts()
+        if new_counts:
+            with self._writing:
+                self.store.write([], [], new_counts)
+                self._counted.update(new_counts)
 
     def _encode(self, items: list[Span | _Ask]) -> tuple[list[dict[str, Any]], list[Asked]]:
         records: list[dict[str, Any]] = []
@@ -275,7 +286,6 @@ class SpanRecorder:
 
     def _drop(self, reason: str, count: int) -> None:
         counts[f"dropped_{reason}"] += count
-        self._dropped[reason] += count
 
     # What others ask of it.
 
@@ -287,6 +297,10 @@ class SpanRecorder:
         """Return what the store holds of a span, waiting for the writer; None if it holds nothing."""
         self.drain(timeout=5.0)
         return self.store.record(f"{span_bits:016x}")
+
+    def request_of(self, span_bits: int) -> tuple[int | None, bool]:
+        """Return the id that a request got, or None, and whether one can still come."""
+        return self.store.request_of(f"{span_bits:016x}")
 
     def requests_of(self, span: Span, request_bits: list[int]) -> list[Request]:
         """Return handles of the requests of those span ids."""

@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 
 from pltrace._checks import checked_metadata, checked_name, checked_optional_name, checked_score
 from pltrace._errors import ConfigError, PltraceError
+from pltrace._health import failed
 from pltrace._scope import Callback
 from pltrace._span import SpanStatus
 
@@ -17,6 +18,8 @@ __all__ = ["Registry", "Request"]
 
 #: More callbacks than this never wait for an id; the oldest are given up and counted. About 0.5 KB each.
 MOST_WAITING = 100_000
+#: Who waits for an id looks into the store so often, besides being told.
+LOOK_AGAIN_S = 1.0
 
 
 class Records(Protocol):
@@ -30,25 +33,37 @@ class Records(Protocol):
     def stored(self, span_bits: int) -> Mapping[str, Any] | None:
         """Return what the store holds of a span, waiting for the writer; None if it holds nothing."""
 
+    def request_of(self, span_bits: int) -> tuple[int | None, bool]:
+        """Return the id that a request got, or None, and whether one can still come."""
+
 
 class Request:
     """One LLM request; usable before it has an id: what is asked of it is kept and sent once the id is known.
 
     Attributes:
-        id: PromptLayer's integer id, with no PromptLayer the local store's; None until it is known.
         span_id: The id of the request's span, 16 hexadecimal digits.
         trace_id: The id of its trace, 32 hexadecimal digits.
     """
 
-    __slots__ = ("__weakref__", "_registry", "_span_bits", "_stored", "_trace_bits", "closed", "id")
+    __slots__ = ("__weakref__", "_id", "_looked_up", "_registry", "_span_bits", "_stored", "_trace_bits", "closed")
 
     def __init__(self, registry: Registry, trace_bits: int, span_bits: int, *, closed: bool = False) -> None:
         self._registry = registry
         self._trace_bits = trace_bits
         self._span_bits = span_bits
         self._stored: Mapping[str, Any] | None = None
-        self.id: int | None = None
+        self._id: int | None = None
+        self._looked_up = closed
         self.closed = closed
+
+    @property
+    def id(self) -> int | None:
+        """PromptLayer's integer id, with no PromptLayer the local store's; None until it is known."""
+        if self._id is None and not self._looked_up:
+            # An earlier handle of the same request may have been told, and been dropped since; this one will be.
+            self._looked_up = True
+            self._registry.look_up(self)
+        return self._id
 
     @property
     def span_id(self) -> str:
@@ -123,9 +138,10 @@ class Request:
         return value
 
     def __int__(self) -> int:
-        if self.id is None:
+        number = self.id
+        if number is None:
             raise PltraceError(f"The request of span {self.span_id} has no id yet; wait() returns it when it has one")
-        return self.id
+        return number
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait for the id.
@@ -267,7 +283,7 @@ class Registry:
                 request = self._handles[span_bits] = Request(self, waiting[0], span_bits)
             if request is None:
                 return
-            request.id = request_id
+            request._id = request_id
             self._changed.notify_all()
         if waiting is not None:
             self._callbacks.submit(waiting[1], request)
@@ -287,18 +303,27 @@ class Registry:
             self._shut = True
             self._changed.notify_all()
 
+    def look_up(self, request: Request) -> None:
+        """Read from the store what became of a request, for a handle that wasn't there to be told."""
+        try:
+            number, can_come = self.records.request_of(request._span_bits)
+        except Exception:
+            failed("looking up the id of a request")
+            return
+        with self._changed:
+            if number is not None:
+                request._id = number
+            request.closed = request.closed or not can_come
+
     def wait(self, request: Request, timeout: float | None) -> int | None:
         """Wait until `request` has its id, none can come, or `timeout` seconds are over."""
         deadline = None if timeout is None else monotonic() + timeout
-        if request.id is None and not request.closed:
-            # Another handle of the same request may have been told long ago, and been dropped since.
-            stored = self.records.stored(request._span_bits)
-            if stored is not None and stored.get("request_id") is not None:
-                request.id = stored["request_id"]
-        with self._changed:
-            while request.id is None and not request.closed and not self._shut:
-                remaining = None if deadline is None else deadline - monotonic()
-                if remaining is not None and remaining <= 0:
-                    return None
-                self._changed.wait(remaining)
-            return request.id
+        while request.id is None and not request.closed and not self._shut:
+            with self._changed:
+                if request._id is None and not request.closed and not self._shut:
+                    remaining = LOOK_AGAIN_S if deadline is None else min(LOOK_AGAIN_S, deadline - monotonic())
+                    if remaining <= 0:
+                        return None
+                    if not self._changed.wait(remaining):
+                        request._looked_up = False  # Another process may have delivered it.
+        return request.id

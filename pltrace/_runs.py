@@ -12,7 +12,7 @@ from pltrace._health import counts
 from pltrace._scope import Scope, current
 from pltrace._span import Span
 
-__all__ = ["around", "finish", "open_runs", "remember_starter", "running_loop", "settle", "sweep"]
+__all__ = ["around", "finish", "in_task", "open_runs", "remember_starter", "running_loop", "settle", "sweep"]
 
 #: Open runs by the integer of their run id: hashing the UUID itself costs twice as much.
 open_runs: dict[int, Span] = {}
@@ -80,6 +80,11 @@ def _current_task() -> Any:
     """Return the running task; without asyncio, and without importing it, None."""
     loop = running_loop()
     return None if loop is None else sys.modules["asyncio"].current_task(loop)
+
+
+def in_task() -> bool:
+    """Return whether the running code is in an asyncio task."""
+    return _current_task() is not None
 
 
 def _is_gone(starter: Any, here: Any) -> bool:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pltrace import _langchain, _runs, _scope, _usage
+from pltrace import _client, _langchain, _links, _runs, _scope, _usage
 from pltrace._errors import ConfigError, StoreError
 from pltrace._health import failed, forget_warnings, logger, warn_once
 from pltrace._scope import Scope
@@ -241,6 +241,8 @@ def _after_fork_in_child() -> None:
     _deciding = threading.RLock()
     _usage.forked()
     _runs.forked()
+    _links.forked()
+    _client.forked()
     Scope.roots.clear()
     if _active is not None:
         try:

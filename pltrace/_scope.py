@@ -108,6 +108,12 @@ class Scope:
         """Return the same scope with other tags and callbacks, for one run."""
         return self._copy(tags, callbacks, self.entered_in)
 
+    def unsampled(self) -> Scope:
+        """Return the same scope for a trace that is not recorded."""
+        copy = self._copy(self.tags, self.callbacks, self.entered_in)
+        copy.sampled = False
+        return copy
+
     def _copy(self, tags: tuple[str, ...], callbacks: tuple[Callback, ...], entered_in: Span | None) -> Scope:
         copy = Scope(
             self.recorder, tags, self.metadata, callbacks, self.user, self.session, self.capture, self.sampled,

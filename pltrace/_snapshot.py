@@ -19,14 +19,17 @@ def snapshot(value: Any) -> Any:
     of the cost of a deep copy.
     """
     kind = type(value)
-    if kind is dict:
-        if len(value) > _MOST_ITEMS:
+    try:
+        if kind is dict:
+            if len(value) > _MOST_ITEMS:
+                return _shallow(value)
+            return {key: _shallow(item) if type(item) in _CONTAINERS else item for key, item in value.items()}
+        if kind is list or kind is tuple:
+            return [_shallow(item) if type(item) in _CONTAINERS else item for item in value[:_MOST_ITEMS]]
+        if kind is set:
             return _shallow(value)
-        return {key: _shallow(item) if type(item) in _CONTAINERS else item for key, item in value.items()}
-    if kind is list or kind is tuple:
-        return [_shallow(item) if type(item) in _CONTAINERS else item for item in value[:_MOST_ITEMS]]
-    if kind is set:
-        return _shallow(value)
+    except RuntimeError:  # Another thread is changing it right now.
+        pass
     return value
 
 
@@ -56,9 +59,17 @@ class Arguments(NamedTuple):
         except (TypeError, ValueError):  # A builtin without a signature, or a call that fails anyway.
             return {**{str(position): value for position, value in enumerate(self.args)}, **self.kwargs}
         named: dict[str, Any] = {}
-        for name, value in bound.arguments.items():
+        for position, (name, value) in enumerate(bound.arguments.items()):
+            if position == 0 and name in ("self", "cls") and _is_method(self.function):
+                continue
             if bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
                 named.update(value)
             else:
                 named[name] = value
         return named
+
+
+def _is_method(function: Any) -> bool:
+    """Return whether a function was defined in the body of a class."""
+    defined_in, _, _ = str(getattr(function, "__qualname__", "")).rpartition(".")
+    return bool(defined_in) and not defined_in.endswith("<locals>")

@@ -60,6 +60,8 @@ class Span:
     first_token_at_ns: int = 0
     #: The task or thread that started the run, as a weak reference.
     starter: Any = None
+    #: What the context that started an LLM call knows of prompts from the registry; `_links` reads it.
+    rendered: tuple[Any, ...] = ()
     added_tags: tuple[str, ...] = ()
     added_metadata: Mapping[str, Any] = _NOTHING
 

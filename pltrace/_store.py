@@ -79,14 +79,14 @@ class Store:
         self,
         records: Sequence[dict[str, Any]],
         operations: Sequence[Asked],
-        dropped: Mapping[str, int] | None = None,
+        counts: Mapping[str, int] | None = None,
     ) -> list[Written]:
         """Commit ended spans and operations together.
 
         Args:
             records: As made by `record_of`; one that is known already replaces it.
             operations: In the order they were asked.
-            dropped: Spans that never got here, by reason; added to what is known.
+            counts: What happened since the last commit, by reason; added to what is known.
 
         Returns:
             The LLM calls that got a local id.
@@ -121,7 +121,7 @@ class Store:
             self._spread_known(connection, records)
             for asked in operations:
                 self._ask(connection, asked)
-            for reason, count in (dropped or {}).items():
+            for reason, count in (counts or {}).items():
                 connection.execute(
                     "INSERT INTO counters VALUES (?, ?)"
                     " ON CONFLICT (reason) DO UPDATE SET count = count + excluded.count",
@@ -352,6 +352,24 @@ class Store:
         with self.database.reading() as connection:
             row = connection.execute("SELECT * FROM spans WHERE span_id = ?", (span_id,)).fetchone()
         return None if row is None else record_from(row)
+
+    def request_of(self, span_id: str) -> tuple[int | None, bool]:
+        """Return the id that an LLM call's request got, or None, and whether one can still come."""
+        with self.database.reading() as connection:
+            row = connection.execute(
+                "SELECT request_id, EXISTS (SELECT 1 FROM deliveries WHERE seq = spans.seq AND state = 0)"
+                " FROM spans WHERE span_id = ?",
+                (span_id,),
+            ).fetchone()
+        return (None, True) if row is None else (row[0], bool(row[1]))
+
+    def trace(self, trace_id: str) -> list[dict[str, Any]]:
+        """Return the records of a trace in the order they started."""
+        with self.database.reading() as connection:
+            rows = connection.execute(
+                "SELECT * FROM spans WHERE trace_id = ? ORDER BY started_at_ns, seq", (trace_id,)
+            ).fetchall()
+        return [record_from(row) for row in rows]
 
     def prune(self, oldest_ns: int, most_bytes: int) -> int:
         """Delete what is delivered, or was only ever local, older than `oldest_ns` and beyond `most_bytes`."""

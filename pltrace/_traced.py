@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ParamSpec, TypeVar, overload
 
-from pltrace import _driving, _runs, _runtime
+from pltrace import _runs, _runtime
 from pltrace._checks import (
     INPUTS,
     OUTPUTS,
@@ -15,13 +16,14 @@ from pltrace._checks import (
     checked_sample,
     checked_tags,
 )
+from pltrace._driving import async_generator, awaitable_generator, consumed, coroutine, generator
 from pltrace._errors import ConfigError
 from pltrace._health import failed
 from pltrace._propagation import checked_carrier
 from pltrace._scope import Callback, Scope, attach, current, detach, entry_of
 from pltrace._snapshot import Arguments, snapshot
 from pltrace._span import INERT_SPAN, Span, SpanKind
-from pltrace._wrapping import Wrapped, is_async_generator, is_coroutine, is_generator, rewrap
+from pltrace._wrapping import RunnableProxy, Wrapped, code_flags, is_coroutine, is_runnable, rewrap
 
 __all__ = ["Traced", "traced"]
 
@@ -60,7 +62,8 @@ class Traced:
         self._capture = capture
         self._sample = sample
         self._parent = parent
-        # Blocks that are open, latest last: for one that is left in another context than it was entered in.
+        # Blocks that are open, latest last: for one that is left in another context than it was entered in. Told by
+        # their spans: a scope is copied where it goes on inside another run.
         self._open: dict[int, Scope] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -78,7 +81,7 @@ class Traced:
             return INERT_SPAN
         try:
             scope = self._enter(self._name or "traced", "block", self)
-            self._open[id(scope)] = scope
+            self._open[id(scope.span)] = scope
         except Exception:
             failed("entering a traced block")
             return INERT_SPAN
@@ -94,7 +97,7 @@ class Traced:
                 scope = next(reversed(self._open.values()), None)
                 if scope is None:
                     return
-            self._open.pop(id(scope), None)
+            self._open.pop(id(scope.span), None)
             detach(scope)
             _end(scope, error)
         except Exception:
@@ -128,16 +131,27 @@ class Traced:
         inner = rewrap(function, self)
         if inner is not None:
             return inner
+        if is_runnable(function):
+            return self._traced_runnable(function)
         if not callable(function):
             raise ConfigError(f"traced: expected a callable, got {function!r}")
-        return Wrapped(function, self._wrapper_for(function), _runtime.gate, self)
+        wrapper = self._wrapper_for(function, _name_of(function), _package_of(function))
+        return Wrapped(function, wrapper, _runtime.gate, self)
 
-    def _wrapper_for(self, function: Any) -> Any:
+    def _traced_runnable(self, runnable: Any) -> RunnableProxy:
+        name, package = str(runnable.get_name()), _package_of(runnable)
+
+        def wrap(method: Any) -> Wrapped:
+            return Wrapped(method, self._wrapper_for(method, name, package), _runtime.gate, self)
+
+        return RunnableProxy(runnable, wrap, (_traced_again, self))
+
+    def _wrapper_for(self, function: Any, name: str, package: str) -> Any:
         """Return what is called in place of `function`: chosen once, by what calling it makes."""
-        name = self._name or _name_of(function)
-        package = _package_of(function)
-        for is_kind, drive in _DRIVERS:
-            if is_kind(function):
+        name = self._name or name
+        flags = code_flags(function)
+        for flag, drive in _DRIVERS:
+            if flags & flag:
                 return self._driven(name, package, drive)
         return self._plain(name, package)
 
@@ -146,8 +160,7 @@ class Traced:
             source = wrapped(*args, **kwargs)
             if not _runtime.is_on(package):
                 return source
-            arguments = Arguments(wrapped, snapshot(args), snapshot(kwargs))
-            return _driving.named(drive(Call(self, name, package, arguments), source), source)
+            return drive(Call(self, name, package, Arguments(wrapped, snapshot(args), snapshot(kwargs))), source)
 
         return call
 
@@ -155,23 +168,27 @@ class Traced:
         def call(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
             if not _runtime.is_on(package):
                 return wrapped(*args, **kwargs)
+            scope = None
             try:
                 scope = self._enter(name, "function", None, package)
-                if scope.capture & INPUTS:
-                    scope.span.raw_input = Arguments(wrapped, snapshot(args), snapshot(kwargs))
+            except RecursionError:
+                pass  # There is no room for us, nor is there for the call.
             except Exception:
                 failed("entering a traced call")
+            if scope is None:  # Here, or the user's exceptions would get ours as their context.
                 return wrapped(*args, **kwargs)
             try:
+                if scope.capture & INPUTS:
+                    scope.span.raw_input = Arguments(wrapped, snapshot(args), snapshot(kwargs))
                 result = wrapped(*args, **kwargs)
+                drive = consumed(result)
             except BaseException as error:
-                _leave(scope)
+                _leave(scope, error)
                 _end(scope, error)
                 raise
-            drive = _driving.consumed(result)
             if drive is not None:
                 attach(scope.outer)  # Left, but not closed: it is resumed while the result is consumed.
-                return drive(Call(self, name, scope=scope))
+                return drive(Call(self, name, scope=scope), result)
             _leave(scope)
             _end(scope, None, result)
             return result
@@ -246,7 +263,7 @@ class Call:
         scope: The scope, if it is open already.
     """
 
-    __slots__ = ("_arguments", "_declaration", "_ended", "_inside", "_name", "_outside", "_package", "_scope")
+    __slots__ = ("_arguments", "_declaration", "_ended", "_inside", "_name", "_package", "_scope")
 
     def __init__(
         self,
@@ -262,12 +279,11 @@ class Call:
         self._arguments = arguments
         self._scope = scope
         self._inside = scope  # What is current inside, blocks that were opened there included.
-        self._outside: Scope | None = None
         self._ended = False
 
-    def resume(self) -> None:
+    def resume(self) -> Scope | None:
         """Make current what the last step left; for the first one, open the scope."""
-        self._outside = current()
+        outside = current()
         try:
             if self._scope is None:
                 self._open()
@@ -275,18 +291,20 @@ class Call:
                 attach(self._inside and self._inside.resumed_in(_runs.around()))
         except Exception:
             failed("resuming a traced call")
+        return outside
 
     def _open(self) -> None:
+        if not _runtime.is_on(self._package):
+            return  # No longer.
         scope = self._scope = self._declaration._enter(self._name, "function", None, self._package)
         if scope.capture & INPUTS:
             scope.span.raw_input = self._arguments
         self._arguments = None
 
-    def suspend(self) -> None:
+    def suspend(self, outside: Scope | None) -> None:
         """Keep what is current for the next step, and give the consumer its own scope back."""
         self._inside = current()
-        attach(self._outside)
-        self._outside = None
+        attach(outside)
 
     def end(self, error: BaseException | None = None, value: Any = None) -> None:
         """End the span."""
@@ -301,21 +319,45 @@ class Call:
         except Exception:
             failed("ending a traced call")
 
+    def __del__(self) -> None:
+        """End the span of what was never begun, or couldn't be closed, and is collected."""
+        self.end(GeneratorExit())
 
-_DRIVERS: tuple[tuple[Callable[[Any], bool], Callable[[Any, Any], Any]], ...] = (
-    (is_coroutine, _driving.coroutine),
-    (is_generator, _driving.generator),
-    (is_async_generator, _driving.async_generator),
+
+_DRIVERS: tuple[tuple[int, Callable[[Any, Any], Any]], ...] = (
+    (inspect.CO_COROUTINE, coroutine),
+    (inspect.CO_ITERABLE_COROUTINE, awaitable_generator),
+    (inspect.CO_GENERATOR, generator),
+    (inspect.CO_ASYNC_GENERATOR, async_generator),
 )
 
 
-def _leave(scope: Scope) -> None:
+def _traced_again(runnable: Any, declaration: Traced) -> Any:
+    return declaration(runnable)
+
+
+def _leave(scope: Scope, error: BaseException | None = None) -> None:
     """Make what was around a call current again; nearly always the call's own scope is on top."""
     if current() is scope:
         scope.closed = True
         attach(scope.outer)
     else:
-        detach(scope)
+        _leave_all(scope, error)
+
+
+def _leave_all(scope: Scope, error: BaseException | None) -> None:
+    """Leave a call, and calls in it that couldn't: interrupted in our own code, or out of stack."""
+    left = []
+    inner = current()
+    while inner is not None and inner is not scope:
+        if inner.entry is None and not inner.closed:
+            left.append(inner)
+        inner = inner.outer
+    if inner is scope:
+        for inner in left:
+            inner.closed = True
+            _end(inner, error)
+    detach(scope)
 
 
 def _end(scope: Scope, error: BaseException | None, value: Any = None) -> None:
@@ -423,7 +465,7 @@ def traced(
         ConfigError: An argument has a wrong type or value.
     """
     if name is not None and not isinstance(name, str):
-        if callable(name) or isinstance(name, (classmethod, staticmethod)):
+        if callable(name) or isinstance(name, (classmethod, staticmethod)) or is_runnable(name):
             return _DEFAULT(name)
         raise ConfigError(f"name={name!r}: expected a string, got {type(name).__name__}")
     if on_request is not None and not callable(on_request):

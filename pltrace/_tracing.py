@@ -51,13 +51,21 @@ class Tracing:
             None,
         )
         self._deliveries = [
-            DeliveryWorker(self.store, exporter, self._resolved, self._gave_up) for exporter in self.exporters
+            # The exporter that gives ids alone decides that none will come.
+            DeliveryWorker(
+                self.store,
+                exporter,
+                self._resolved,
+                self._gave_up if isinstance(exporter, TracksRequests) else _nobody_waits,
+            )
+            for exporter in self.exporters
         ]
         self._operations = [
             OperationWorker(self.store, exporter, exporter.name)
             for exporter in self.exporters
             if isinstance(exporter, TracksRequests)
         ]
+        self._exit_left_s = EXIT_S
         self._prune_at = monotonic()
         for worker in self._deliveries:
             worker.work()  # An earlier process may have left something.
@@ -149,15 +157,19 @@ class Tracing:
         self.recorder.shutting_down()
         self.recorder.drain(timeout=EXIT_S)
         if not any(worker.pace.failures for worker in self._deliveries):
-            self._flush(monotonic() + EXIT_S, patient=False)
+            began = monotonic()
+            self._flush(began + self._exit_left_s, patient=False)
+            # It is called twice: before other threads are waited for, and after.
+            self._exit_left_s -= monotonic() - began
         self._leave()
 
     def _leave(self) -> None:
-        if self.exporters:
-            try:
+        try:
+            self.recorder.write_counts()
+            if self.exporters:
                 self.store.leave()
-            except Exception:
-                failed("leaving the store")
+        except Exception:
+            failed("leaving the store")
 
     def forked(self) -> None:
         """Start afresh in the child of a fork."""
@@ -169,6 +181,10 @@ class Tracing:
             # Ours drops its connection, which the parent goes on using; it is no duty of users' own exporters.
             if isinstance(exporter, TracksRequests):
                 exporter.forked()
+
+
+def _nobody_waits(span_id: str) -> None:
+    """Tell nobody that an exporter without ids set a span aside."""
 
 
 def _shut(exporter: SpanExporter) -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
+import sys
 from collections.abc import Callable
-from types import FunctionType, MethodType, ModuleType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import wrapt
 
 __all__ = [
     "ObjectProxy",
+    "RunnableProxy",
     "Wrapped",
-    "is_async_generator",
+    "code_flags",
     "is_coroutine",
-    "is_generator",
+    "is_runnable",
     "patched",
     "rewrap",
     "when_imported",
@@ -64,19 +67,103 @@ class Wrapped(FunctionWrapper):
         if kind == "none":
             return self
         bound = self.__wrapped__.__get__(instance, owner)
-        return self if bound is self.__wrapped__ else Wrapped(bound, *self._self_wrapper_of, self._self_declaration)
+        if bound is self.__wrapped__:
+            return self
+        if type(bound) is MethodType and bound.__func__ is self.__wrapped__:
+            return MethodType(self, bound.__self__)
+        return Wrapped(bound, *self._self_wrapper_of, self._self_declaration)
 
-    def __reduce_ex__(self, protocol: Any) -> str:
-        """Pickle by name, as functions are."""
-        return str(self.__wrapped__.__qualname__)
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set it on the function, as everything else also what `functools.wraps` sets: not what is called here."""
+        if name == "__wrapped__":
+            setattr(self.__wrapped__, name, value)
+        else:
+            super().__setattr__(name, value)
 
-    def __copy__(self) -> Wrapped:
-        """Return itself, as copying a function does."""
-        return self
+    def __reduce_ex__(self, protocol: Any) -> str | tuple[Any, ...]:
+        """Pickle by name, as functions are; without one, what is wrapped and what it was decorated with."""
+        name = str(getattr(self.__wrapped__, "__qualname__", ""))
+        found: Any = sys.modules.get(getattr(self.__wrapped__, "__module__", None) or "")
+        for part in name.split("."):
+            found = getattr(found, part, None)
+        return name if found is self else (self._self_declaration, (self.__wrapped__,))
 
-    def __deepcopy__(self, memo: Any) -> Wrapped:
-        """Return itself, as copying a function does."""
-        return self
+    def __copy__(self) -> Any:
+        """Return itself, as copying a function does; or with a copy of the object that it wraps."""
+        return self._self_with(copy.copy(self.__wrapped__))
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        """Return itself, as copying a function does; or with a copy of the object that it wraps."""
+        return self._self_with(copy.deepcopy(self.__wrapped__, memo))
+
+    def _self_with(self, wrapped: Any) -> Any:
+        return self if wrapped is self.__wrapped__ else self._self_declaration(wrapped)
+
+
+#: The methods of a LangChain Runnable that run it.
+_RUNNABLE_METHODS = frozenset({
+    "invoke", "ainvoke", "batch", "abatch", "batch_as_completed", "abatch_as_completed", "stream", "astream",
+    "astream_log", "astream_events", "transform", "atransform",
+})  # fmt: skip
+
+
+class RunnableProxy(ObjectProxy):
+    """A LangChain Runnable, in all else what it was, whose methods that run it are wrapped.
+
+    Args:
+        runnable: The Runnable.
+        wrap: Wraps a method.
+        again: A function that makes such a proxy, and its arguments after the Runnable; it is pickled and copied so.
+    """
+
+    def __init__(self, runnable: Any, wrap: Callable[[Any], Any], again: tuple[Any, ...]) -> None:
+        super().__init__(_as_one(runnable))
+        self._self_wrap = wrap
+        self._self_again = again
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        return self._self_wrap(value) if name in _RUNNABLE_METHODS else value
+
+    def __or__(self, other: Any) -> Any:
+        """Put itself, not what it stands for, into a chain."""
+        kind: Any = type(self.__wrapped__)
+        return kind.__or__(self, other)
+
+    def __ror__(self, other: Any) -> Any:
+        """Put itself, not what it stands for, into a chain."""
+        kind: Any = type(self.__wrapped__)
+        return kind.__ror__(self, other)
+
+    def _self_with(self, runnable: Any) -> Any:
+        make, *arguments = self._self_again
+        return make(runnable, *arguments)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Pickle the Runnable and what it was wrapped with."""
+        make, *arguments = self._self_again
+        return make, (self.__wrapped__, *arguments)
+
+    def __copy__(self) -> Any:
+        """Return such a proxy of a copy."""
+        return self._self_with(copy.copy(self.__wrapped__))
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        """Return such a proxy of a copy."""
+        return self._self_with(copy.deepcopy(self.__wrapped__, memo))
+
+
+def is_runnable(value: Any) -> bool:
+    """Return whether it is a LangChain Runnable."""
+    return hasattr(type(value), "ainvoke") and hasattr(type(value), "abatch")
+
+
+def _as_one(runnable: Any) -> Any:
+    """Return a Runnable that LangChain doesn't take apart when it becomes part of a chain, as it does sequences."""
+    base: Any = sys.modules.get("langchain_core.runnables.base")
+    if base is None or not isinstance(runnable, base.RunnableSequence):
+        return runnable
+    return base.RunnableBinding(bound=runnable)
 
 
 def _binding_of(wrapped: Any) -> str:
@@ -93,25 +180,25 @@ def rewrap(function: Any, decorate: Callable[[Any], Any]) -> Any:
     return None
 
 
-def is_generator(function: Any) -> bool:
-    """Return whether calling it makes a generator."""
-    return _is(inspect.isgeneratorfunction, function)
-
-
 def is_coroutine(function: Any) -> bool:
-    """Return whether calling it makes a coroutine."""
-    return _is(inspect.iscoroutinefunction, function)
-
-
-def is_async_generator(function: Any) -> bool:
-    """Return whether calling it makes an async generator."""
-    return _is(inspect.isasyncgenfunction, function)
-
-
-def _is(test: Callable[[Any], bool], function: Any) -> bool:
+    """Return whether it says that calling it makes something to await."""
     while isinstance(function, functools.partial):
         function = function.func
+    test = inspect.iscoroutinefunction
     return test(function) or (not inspect.isroutine(function) and test(getattr(type(function), "__call__", None)))  # noqa: B004
+
+
+def code_flags(function: Any) -> int:
+    """Return the flags of the code that a call runs: what kind of thing it makes; 0 if it isn't Python code.
+
+    A function can also be marked as a coroutine function; what it then makes shows only when it is called.
+    """
+    while isinstance(function, functools.partial):
+        function = function.func
+    if not inspect.isroutine(function):
+        function = getattr(type(function), "__call__", None)  # noqa: B004
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    return code.co_flags if isinstance(code, CodeType) else 0
 
 
 def patched(owner: Any, name: str, wrapper: Wrapper) -> Callable[[], None]:

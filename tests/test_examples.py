@@ -136,7 +136,9 @@ def test_chat_openai_delivers_in_both_ways(tmp_path: Path, promptlayer: PromptLa
     assert out.endswith("delivered\n")
 
 
-def test_chat_openai_works_with_a_real_model(tmp_path: Path, promptlayer: PromptLayerServer, llama: LlamaServer) -> None:
+def test_chat_openai_works_with_a_real_model(
+    tmp_path: Path, promptlayer: PromptLayerServer, llama: LlamaServer
+) -> None:
     """It runs against another server that speaks OpenAI's protocol, here llama.cpp's own."""
     out = run(
         tmp_path,
@@ -152,9 +154,7 @@ def test_chat_openai_works_with_a_real_model(tmp_path: Path, promptlayer: Prompt
     assert all(log["output_tokens"] > 0 for log in promptlayer.request_logs)
 
 
-def test_loading_promptlayer_in_the_background_disturbs_no_call(
-    tmp_path: Path, promptlayer: PromptLayerServer
-) -> None:
+def test_loading_promptlayer_in_the_background_disturbs_no_call(tmp_path: Path, promptlayer: PromptLayerServer) -> None:
     """A program that scores its first calls goes on calling the model while promptlayer's client is being loaded."""
     program = tmp_path / "program.py"
     program.write_text(

@@ -28,29 +28,37 @@ PUBLIC = [
     "current_span",
     "flush",
     "inject",
+    "instrument",
+    "instrument_threads",
     "shutdown",
     "traced",
+    "uninstrument",
+    "uninstrument_threads",
 ]
 
 #: The parameters of the public functions, as they are called.
 SIGNATURES = {
     "bind": ["fn"],
-    "configure": ["*api_key", "*base_url", "*client", "*store", "*exporters", "*service", "*tags", "*metadata", "*capture",
-                  "*redact", "*sample", "*enabled", "*libraries"],
+    "configure": ["*api_key", "*base_url", "*client", "*store", "*exporters", "*service", "*tags", "*metadata",
+                  "*capture", "*redact", "*sample", "*enabled", "*libraries"],
     "current_span": [],
     "flush": ["timeout"],
     "inject": ["carrier"],
+    "instrument": ["/target", "**traced_arguments"],
+    "instrument_threads": [],
     "shutdown": ["timeout"],
     "traced": ["/name", "*tags", "*metadata", "*on_request", "*user", "*session", "*capture", "*sample", "*parent"],
+    "uninstrument": ["/target"],
+    "uninstrument_threads": [],
 }  # fmt: skip
 
 #: The public attributes of the public classes that people get from us.
 MEMBERS = {
-    "Span": ["ended_at_ns", "error", "id", "input", "kind", "metadata", "name", "output", "parent_id", "requests", "score",
-             "started_at_ns", "status", "tags", "trace_id", "update", "usage"],
+    "Span": ["ended_at_ns", "error", "id", "input", "kind", "metadata", "name", "output", "parent_id", "requests",
+             "score", "started_at_ns", "status", "tags", "trace_id", "update", "usage"],
     "Request": ["add_metadata", "add_to_group", "error", "id", "input", "input_tokens", "latency_s", "link_prompt",
-                "metadata", "model", "output", "output_tokens", "provider", "score", "span_id", "status", "tags", "trace_id",
-                "wait"],
+                "metadata", "model", "output", "output_tokens", "provider", "score", "span_id", "status", "tags",
+                "trace_id", "wait"],
     "SpanExporter": ["export", "name", "shutdown"],
 }  # fmt: skip
 
@@ -100,7 +108,8 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 @pytest.mark.parametrize("name", sorted(SIGNATURES))
 def test_the_public_functions_take_these_arguments(name: str) -> None:
     """Each public function has the published parameters: `*` marks those by keyword alone, `/` by position alone."""
-    marks = {inspect.Parameter.KEYWORD_ONLY: "*", inspect.Parameter.POSITIONAL_ONLY: "/"}
+    kinds = inspect.Parameter
+    marks = {kinds.KEYWORD_ONLY: "*", kinds.POSITIONAL_ONLY: "/", kinds.VAR_KEYWORD: "**"}
     parameters = inspect.signature(getattr(pltrace, name)).parameters.values()
 
     assert [marks.get(parameter.kind, "") + parameter.name for parameter in parameters] == SIGNATURES[name]
@@ -134,7 +143,9 @@ def test_the_installed_package_says_what_it_is() -> None:
         installed = metadata.distribution("pltrace")
     except metadata.PackageNotFoundError:
         pytest.skip("pltrace is not installed here; the tests run from a checkout on the path")
-    needed = {requirement.partition(">")[0] for requirement in installed.requires or () if "extra ==" not in requirement}
+    needed = {
+        requirement.partition(">")[0] for requirement in installed.requires or () if "extra ==" not in requirement
+    }
 
     assert installed.version == "0.1.0"
     assert {name.partition("<")[0] for name in needed} == {"langchain-core", "promptlayer", "wrapt"}
@@ -147,7 +158,7 @@ def test_importing_loads_nothing_heavy() -> None:
         "import sys, pltrace\n"
         "pltrace.traced(lambda: None)()\n"
         "print([name for name in ('langchain_core', 'promptlayer', 'opentelemetry', 'sqlite3', 'http.client', 'argparse',"
-        " 'asyncio', 'httpx') if name in sys.modules])"
+        " 'httpx', 'pltrace.testing') if name in sys.modules])"
     )
 
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)

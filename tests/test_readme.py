@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+import pltrace
+from pltrace._cli import _parser
 from pltrace._config import load
 from pltrace._queries import latest_traces, matching_traces, trace_records
+from tests.support.programs import run
 from tests.support.promptlayer_server import PromptLayerServer
 from tests.support.scripted_llm import ScriptedOpenAI
 
@@ -36,26 +39,30 @@ def commands() -> list[str]:
     return [line for line in lines if line]
 
 
-def test_every_python_snippet_runs(
-    promptlayer: PromptLayerServer,
-    llm: ScriptedOpenAI,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_every_python_snippet_runs(promptlayer: PromptLayerServer, llm: ScriptedOpenAI, tmp_path: Path) -> None:
     """The snippets run one after the other, as the README says, and what they trace arrives at PromptLayer."""
     promptlayer.add_prompt("joke", "Tell me a joke about {topic}")
-    monkeypatch.chdir(tmp_path)
-    for name, value in {
-        "OPENAI_API_KEY": "none", "OPENAI_BASE_URL": llm.base_url, "PROMPTLAYER_API_KEY": promptlayer.api_key,
-        "PROMPTLAYER_BASE_URL": promptlayer.url, "PLTRACE_STORE": str(tmp_path / "traces.db"),
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    names: dict[str, object] = {"__name__": "readme"}
+    # In a process of its own: under pytest, a key in the environment alone delivers nothing. Line numbers in a
+    # traceback are the README's.
+    program = (
+        f"import os; os.chdir({str(tmp_path)!r})\n"
+        "snippets = " + repr(blocks("python")) + "\n"
+        "for lines_before, snippet in snippets:\n"
+        "    exec(compile('\\n' * lines_before + snippet, " + repr(str(ROOT / "README.md")) + ", 'exec'))\n"
+    )
 
-    for lines_before, snippet in blocks("python"):
-        exec(compile("\n" * lines_before + snippet, str(ROOT / "README.md"), "exec"), names)
+    ended = run(
+        program,
+        tmp_path,
+        OPENAI_API_KEY="none",
+        OPENAI_BASE_URL=llm.base_url,
+        PROMPTLAYER_API_KEY=promptlayer.api_key,
+        PROMPTLAYER_BASE_URL=promptlayer.url,
+        PLTRACE_STORE=tmp_path / "traces.db",
+    )
 
+    assert ended.code == 0, ended.err
+    assert "pltrace" not in ended.err, ended.err
     recorded = {trace.name for trace in latest_traces(tmp_path / "traces.db", 100)}
     assert {"joke", "morning", "nightly", "checked", "breakfast", "words", "stream", "Comedian.usual", "chat", "order",
             "in threads", "web"} <= recorded  # fmt: skip
@@ -67,8 +74,8 @@ def test_every_python_snippet_runs(
     assert "4000123412341234" not in str(promptlayer.request_logs)
     assert "ada@example.com" not in str(promptlayer.spans)
     assert {operation["op"] for operation in promptlayer.operations} >= {"score", "metadata", "prompt"}
-    assert '"name": "joke"' in Path("spans.jsonl").read_text()
-    assert "HELLO.Hello." in capsys.readouterr().out.replace(" ", "")
+    assert '"name": "joke"' in (tmp_path / "spans.jsonl").read_text()
+    assert "HELLO. Hello." in ended.out
 
 
 def test_a_snippet_with_a_private_block_keeps_nothing(
@@ -82,8 +89,6 @@ def test_a_snippet_with_a_private_block_keeps_nothing(
     exec(blocks("python")[0][1].replace("pltrace.configure()", ""), names)
 
     exec(snippet.replace("sample=0.1", "sample=1.0"), names)
-
-    import pltrace
 
     assert pltrace.flush(10)
     (trace_id,) = matching_traces(local, "")
@@ -112,10 +117,10 @@ def test_the_commands_name_what_is_there() -> None:
     for path in re.findall(r"(?<![\w/.])(?:examples/\S+\.py|\.ci/\w+)", README):
         assert (ROOT / path).is_file(), path
     assert PROJECT["scripts"] == {"pltrace": "pltrace._cli:main"}
-    from pltrace._cli import _parser
-
     usage = _parser().format_help()
-    for command in re.findall(r"pltrace (ls|show|\w+)\b(?= |$)", "\n".join(c for c in commands() if c[:8] == "pltrace ")):
+    for command in re.findall(
+        r"pltrace (ls|show|\w+)\b(?= |$)", "\n".join(c for c in commands() if c[:8] == "pltrace ")
+    ):
         assert command in usage
 
 
@@ -139,8 +144,6 @@ def test_the_defaults_are_as_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 def test_every_public_name_has_its_line() -> None:
     """Each public function and class is mentioned."""
-    import pltrace
-
     errors = {name for name in pltrace.__all__ if name.endswith("Error") and name != "ConfigError"}
 
     assert [name for name in pltrace.__all__ if name not in README and name not in errors] == []

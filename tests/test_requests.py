@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from langchain_core.runnables import RunnableLambda
 
 import pltrace
-from pltrace import ConfigError, PltraceError, traced
+from pltrace import ConfigError, ExportResult, PltraceError, StoredSpan, traced
 from tests.support.http_double import Fault
 from tests.support.promptlayer_server import PromptLayerServer
 from tests.support.scripted_llm import ApiError, Reply, ScriptedOpenAI
@@ -129,9 +129,7 @@ def test_no_id_comes_after_the_shutdown(
     assert request.wait() is None
 
 
-def test_no_id_comes_for_what_is_refused(
-    deliver: Deliver, promptlayer: PromptLayerServer, llm: ScriptedOpenAI
-) -> None:
+def test_no_id_comes_for_what_is_refused(deliver: Deliver, promptlayer: PromptLayerServer, llm: ScriptedOpenAI) -> None:
     """A `wait` ends with None when PromptLayer refuses the call for what is in it; the others get their ids."""
     deliver()
     promptlayer.poison("ChatOpenAI".__eq__)
@@ -141,6 +139,37 @@ def test_no_id_comes_for_what_is_refused(
     refused, fine = root.requests
     assert fine.wait(10) == promptlayer.request_logs[0]["id"]
     assert refused.wait() is None
+    del refused
+    assert root.requests[0].wait() is None, "a handle that wasn't there to be told"
+
+
+def test_what_another_exporter_refuses_still_gets_its_id(
+    deliver: Deliver, promptlayer: PromptLayerServer, llm: ScriptedOpenAI, held: Callable[[], None]
+) -> None:
+    """A further exporter that refuses a call has no say about its id, nor about who waits for it."""
+    refused = threading.Event()
+
+    class Picky:
+        name = "picky"
+
+        def export(self, batch: Sequence[StoredSpan]) -> ExportResult:
+            refused.set()
+            return ExportResult("delivered", refused={span.record["span_id"]: "no" for span in batch})
+
+        def shutdown(self) -> None:
+            pass
+
+    deliver(exporters=[Picky()])
+    seen: list[int] = []
+    with traced("root", on_request=lambda request: seen.append(int(request))) as root:
+        chat(llm).invoke("Hi")
+    (request,) = root.requests
+    assert refused.wait(10)
+    assert request.wait(0.1) is None
+    held()
+    assert request.wait(10) == promptlayer.request_logs[0]["id"]
+    assert pltrace.flush(10)
+    assert seen == [request.id]
 
 
 # What is asked of a request.
@@ -246,9 +275,7 @@ def test_a_spans_score_reaches_every_request_under_it(
     assert pltrace.flush(10)
     ids = [int(request) for request in scored.requests]
     expected = [
-        (number, "score", name, value)
-        for number in ids
-        for name, value in ((None, 80), ("style", 30), ("late", 5))
+        (number, "score", name, value) for number in ids for name, value in ((None, 80), ("style", 30), ("late", 5))
     ]
     assert len(ids) == 4
     assert sorted(operations(promptlayer), key=str) == sorted(expected, key=str)
@@ -430,7 +457,8 @@ def test_what_on_request_raises(local: Path, llm: ScriptedOpenAI, caplog: pytest
     assert seen == [1, 2]
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 6
-    assert all(sum(name in message for message in messages) == 2 for name in ("leaving", "async_broken", "t>.broken"))
+    for name in (".leaving", ".async_broken", ".broken"):
+        assert sum(f"{name} at" in message for message in messages) == 2
 
 
 async def test_what_an_async_on_request_raises_on_its_loop(

@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from langchain_openai import ChatOpenAI, OpenAI
 
 import pltrace
 from pltrace._queries import matching_traces, trace_records
 
+_timeouts: WeakKeyDictionary[asyncio.AbstractEventLoop, float] = WeakKeyDictionary()
+_counter = itertools.count(1)
 _DEFAULTS = {"api_key": "none", "model": "tiny", "max_retries": 0}
 
 
 def chat(server: Any, **settings: Any) -> ChatOpenAI:
     """Makes a chat model that speaks to a double, without retries of its own."""
-    return ChatOpenAI(**{**_DEFAULTS, "base_url": _address(server), **settings})
+    return ChatOpenAI(**{**_DEFAULTS, "base_url": _address(server), "timeout": _timeout(), **settings})
 
 
 def completion(server: Any, **settings: Any) -> OpenAI:
     """Makes a completion model that speaks to a double, without retries of its own."""
-    return OpenAI(**{**_DEFAULTS, "base_url": _address(server), **settings})
+    return OpenAI(**{**_DEFAULTS, "base_url": _address(server), "timeout": _timeout(), **settings})
+
+
+def _timeout() -> float:
+    """Gives each event loop a timeout of its own.
+
+    langchain-openai shares one async client among all models of one address and timeout, also across event loops,
+    and the client of a loop that has ended fails in the next.
+    """
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return 60.0
+    return _timeouts.setdefault(loop, 60.0 + next(_counter))
 
 
 def _address(server: Any) -> str:

@@ -1,0 +1,16 @@
+"""Turns LangChain messages, generations and tool definitions into PromptLayer's Prompt Blueprint."""
+
+from pltrace._blueprint._base import JsonEncoder
+from pltrace._blueprint._prompts import chat_answer, chat_prompt, completion_answer, completion_prompt, text_answer
+from pltrace._blueprint._usage import Usage, tokens
+
+__all__ = [
+    "JsonEncoder",
+    "Usage",
+    "chat_answer",
+    "chat_prompt",
+    "completion_answer",
+    "completion_prompt",
+    "text_answer",
+    "tokens",
+]

@@ -1,0 +1,160 @@
+"""Converts one message: its role, its names, its content, and what providers put beside the content."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from pltrace._blueprint._base import (
+    Block,
+    JsonEncoder,
+    MisfitError,
+    dict_of,
+    first_of,
+    items_of,
+    json_block,
+    maybe_str,
+    str_of,
+    text_blocks,
+)
+from pltrace._blueprint._calls import call_of
+from pltrace._blueprint._content import Draft, error_note
+from pltrace._blueprint._text import thinking
+
+_ROLES = {
+    "human": "user",
+    "user": "user",
+    "HumanMessageChunk": "user",
+    "ai": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "AIMessageChunk": "assistant",
+    "system": "system",
+    "SystemMessageChunk": "system",
+    "developer": "developer",
+    "tool": "tool",
+    "ToolMessageChunk": "tool",
+    "function": "function",
+    "FunctionMessageChunk": "function",
+}
+_MESSAGE_KEYS = {"content", "tool_calls", "function_call"}
+
+
+def messages_of(message: object, encoder: JsonEncoder, forced_role: str | None = None) -> list[Block]:
+    """The blueprint messages for one of LangChain's, mostly one."""
+    try:
+        return _converted(message, encoder, forced_role)
+    except Exception:
+        return [{"role": forced_role or "user", "content": [json_block(message, encoder)]}]
+
+
+def _converted(message: Any, encoder: JsonEncoder, forced_role: str | None) -> list[Block]:
+    kind: Any = getattr(message, "type", None)
+    if kind is None:
+        message = _as_chat_message(message)
+    role, label = forced_role or _ROLES.get(kind), None
+    if role is None:
+        role, label = _free_role(message)
+    extras = dict_of(getattr(message, "additional_kwargs", None))
+    if role == "system" and extras.get("__openai_role__") == "developer":
+        role = "developer"
+    content = message.content
+    results: list[Block] = []
+    if role == "assistant":
+        made = _answer(message, content, extras, encoder)
+    elif type(content) is str:
+        made = {"role": role, "content": text_blocks(content)}
+    else:
+        draft = Draft(role, encoder)
+        draft.add_all(content)
+        made = {"role": role, "content": draft.blocks}
+        results = draft.results
+    _add_names(made, message, label)
+    # A user message that only carried tool results is those tool messages, and nothing more.
+    return [*results, made] if made["content"] or not results else results
+
+
+def _as_chat_message(message: Any) -> SimpleNamespace:
+    """A view of a string, a (role, content) pair or a dict with the attributes of a ChatMessage."""
+    if isinstance(message, str):
+        message = {"role": "user", "content": message}
+    elif isinstance(message, (tuple, list)) and len(message) == 2:
+        message = {"role": str_of(message[0]), "content": message[1]}
+    elif not isinstance(message, dict) or not message.keys() & _MESSAGE_KEYS:
+        raise MisfitError
+    message = {**message, **dict_of(message.get("additional_kwargs"))}
+    return SimpleNamespace(
+        role=first_of(message, "role", "type"),
+        content=message.get("content"),
+        additional_kwargs=message,
+        name=message.get("name"),
+        tool_call_id=message.get("tool_call_id"),
+        status=message.get("status"),
+        invalid_tool_calls=message.get("invalid_tool_calls"),
+    )
+
+
+def _free_role(message: Any) -> tuple[str, str | None]:
+    """The role a ChatMessage says it has; one the blueprint doesn't know is a user named so."""
+    said = str_of(message.role)
+    role = _ROLES.get(said)
+    return (role, None) if role else ("user", said)
+
+
+def _add_names(made: Block, message: object, label: str | None) -> None:
+    """Add whom a message is from or about, and that a tool failed."""
+    name = maybe_str(getattr(message, "name", None))
+    if label:
+        name = f"{label} ({name})" if name else label
+    role = made["role"]
+    if name or role == "function":
+        made["name"] = name or ""
+    if role == "tool":
+        call_id = getattr(message, "tool_call_id", None)
+        made["tool_call_id"] = "" if call_id is None else str_of(call_id)
+        if getattr(message, "status", None) == "error":
+            made["content"].append(error_note())
+
+
+def _answer(message: object, content: object, extras: Block, encoder: JsonEncoder) -> Block:
+    """An assistant message, with what providers put beside the content."""
+    calls = getattr(message, "tool_calls", None)
+    invalid = getattr(message, "invalid_tool_calls", None)
+    if type(content) is str and not (calls or invalid or extras):
+        return {"role": "assistant", "content": text_blocks(content)}
+    draft = Draft("assistant", encoder)
+    for call in [*items_of(calls), *items_of(invalid)] or items_of(extras.get("tool_calls")):
+        draft.add_call(call)
+    draft.told = draft.calls[:]
+    draft.add_all(content)
+    # What only the extras know is put where it happened: reasoning and server tools first, refusals last.
+    told, draft.blocks = draft.blocks, []
+    for key in ("reasoning_content", "reasoning"):
+        known = {block.get("thinking") for block in told + draft.blocks}
+        draft.blocks += [made for made in _reasoning(extras.get(key), key, encoder) if made["thinking"] not in known]
+    for output in items_of(extras.get("tool_outputs")):
+        draft.add(output)
+    draft.blocks += told
+    for key in ("refusal", "audio"):
+        if extras.get(key) and not any(block.get("text") == extras[key] for block in told):
+            draft.add({"type": key, key: extras[key]})
+    made: Block = {"role": "assistant", "content": draft.blocks}
+    if draft.calls:
+        made["tool_calls"] = draft.calls
+    function_call = extras.get("function_call")
+    if isinstance(function_call, dict):
+        function = call_of(function_call, 0, encoder)["function"]
+        # Google's classes repeat a tool call here; told once is enough.
+        if function["name"] not in {call["function"]["name"] for call in draft.calls}:
+            made["function_call"] = function
+    return made
+
+
+def _reasoning(value: object, key: str, encoder: JsonEncoder) -> list[Block]:
+    """The thinking blocks for reasoning that stands beside the content, as a string or as a block."""
+    if not value:
+        return []
+    try:
+        return thinking(value if key == "reasoning" and isinstance(value, dict) else {key: value}, encoder)
+    except Exception:
+        return [{"type": "thinking", "thinking": encoder.dumps(value)}]

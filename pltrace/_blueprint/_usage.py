@@ -1,0 +1,70 @@
+"""Finds the token counts of an LLM call in what providers and LangChain report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from pltrace._blueprint._base import items_of, member_of
+
+_PATHS: dict[str, tuple[str, ...]] = {
+    "input_tokens": ("input_tokens", "prompt_tokens"),
+    "output_tokens": ("output_tokens", "completion_tokens"),
+    "cached_input_tokens": (
+        "input_token_details.cache_read",
+        "prompt_tokens_details.cached_tokens",
+        "input_tokens_details.cached_tokens",
+        "cache_read_input_tokens",
+    ),
+    "reasoning_tokens": (
+        "output_token_details.reasoning",
+        "completion_tokens_details.reasoning_tokens",
+        "output_tokens_details.reasoning_tokens",
+    ),
+}
+
+
+class Usage(NamedTuple):
+    """Token counts of one LLM call; None is what nobody reported."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_input_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+
+def tokens(generations: Sequence[object], llm_output: object) -> Usage:
+    """Find the token counts of one LLM call.
+
+    Args:
+        generations: The generations of the call; providers repeat the call's total on each candidate.
+        llm_output: `LLMResult.llm_output`, asked when no message knows.
+
+    Returns:
+        The counts, None for each that nobody reported.
+    """
+    for generation in items_of(generations):
+        usage = _usage(member_of(member_of(generation, "message"), "usage_metadata"))
+        if usage is not None:
+            return usage
+    for key in ("token_usage", "usage"):
+        usage = _usage(member_of(llm_output, key))
+        if usage is not None:
+            return usage
+    return Usage()
+
+
+def _usage(reported: object) -> Usage | None:
+    """The counts in one report; None if it tells neither input nor output."""
+    usage = Usage(**{field: _count(reported, paths) for field, paths in _PATHS.items()})
+    return None if usage.input_tokens is None and usage.output_tokens is None else usage
+
+
+def _count(reported: object, paths: Iterable[str]) -> int | None:
+    for path in paths:
+        value: Any = reported
+        for key in path.split("."):
+            value = member_of(value, key)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0 and value % 1 == 0:
+            return int(value)
+    return None

@@ -1,0 +1,409 @@
+"""However a process ends or multiplies, what it recorded is kept, delivered once, and nobody is kept waiting."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.support.http_double import HANG
+from tests.support.programs import Ended, deliveries, ended, rows, run, start, stored
+from tests.support.promptlayer_server import PromptLayerServer
+
+RECORDS = """
+import multiprocessing, os, signal, sys, threading, time
+import pltrace
+from pltrace import traced
+
+@traced("call")
+def call(number):
+    return number
+
+def record(count=20, name="call"):
+    for number in range(count):
+        with traced(f"{name}-{number:04}"):
+            pass
+"""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """The file that programs record into."""
+    return tmp_path / "store" / "traces.db"
+
+
+@pytest.fixture
+def settings(promptlayer: PromptLayerServer, store: Path) -> dict[str, object]:
+    """Environment that switches tracing on in a program, with delivery to the test's PromptLayer."""
+    return {
+        "PROMPTLAYER_API_KEY": promptlayer.api_key,
+        "PROMPTLAYER_BASE_URL": promptlayer.url,
+        "PLTRACE_STORE": store,
+    }
+
+
+def arrived(server: PromptLayerServer) -> Counter[str]:
+    """Counts by name how often each span was taken."""
+    names = {span_id: span["name"] for span_id, span in server.spans.items()}
+    return Counter(names[span_id] for post in server.posts if post.handled for span_id in post.span_ids)
+
+
+def once(*prefixes: str, count: int = 20) -> Counter[str]:
+    """Gives the names that `record` makes, each once."""
+    return Counter(f"{prefix}-{number:04}" for prefix in prefixes for number in range(count))
+
+
+# Ways to end.
+
+_ENDS = {
+    "return": ("", 0, ""),
+    "sys.exit": ("sys.exit(3)", 3, ""),
+    "exception": ("raise ValueError('the program failed')", 1, "the program failed"),
+    "interrupt": ("os.kill(os.getpid(), signal.SIGINT); time.sleep(30)", -signal.SIGINT, "KeyboardInterrupt"),
+    "SIGTERM handled": (
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)",
+        7,
+        "",
+    ),
+    "thread goes on": ("threading.Thread(target=lambda: (time.sleep(0.3), record(name='late'))).start()", 0, ""),
+    "executor goes on": (
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "ThreadPoolExecutor(1).submit(lambda: (time.sleep(0.3), record(name='late')))",
+        0,
+        "",
+    ),
+    "atexit": ("import atexit; atexit.register(record, name='late')", 0, ""),
+    "daemon goes on": (
+        "threading.Thread(target=lambda: [record(1, 'daemon') for _ in iter(int, 1)], daemon=True).start()",
+        0,
+        "",
+    ),
+    "asyncio": ("import asyncio\nasync def main(): record(name='late')\nasyncio.run(main())", 0, ""),
+}
+
+
+@pytest.mark.parametrize("end", _ENDS)
+def test_ends(
+    tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], store: Path, end: str
+) -> None:
+    """At any ordinary end all that was recorded is delivered; exit code and stderr are what they are without us."""
+    source, code, message = _ENDS[end]
+    program = run(RECORDS + "record()\n" + source, tmp_path, **settings)
+    assert (program.code, program.out) == (code, "")
+    assert message in program.err
+    assert "pltrace" not in program.err.replace("/pltrace-", "")
+    assert message or not program.err
+    late = "late" in source
+    taken = arrived(promptlayer)
+    for name in [name for name in taken if name.startswith("daemon")]:
+        del taken[name]
+    if not late:
+        assert taken == once("call")
+        return
+    # What comes after the main thread's end is at least on disk; delivery had its time before.
+    assert set(stored(store)) == set(once("call", "late"))
+    assert taken == once("call") or taken == once("call", "late")
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        ("os.kill(os.getpid(), signal.SIGTERM)", -signal.SIGTERM),
+        ("os._exit(5)", 5),
+        ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL),
+        ("os.abort()", -signal.SIGABRT),
+    ],
+)
+def test_ends_at_once(
+    tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], store: Path, end: str, code: int
+) -> None:
+    """An end that lets nothing run any more costs nothing that is older than a moment."""
+    program = run(RECORDS + f"record(200)\ntime.sleep(0.1)\n{end}", tmp_path, **settings)
+    assert program.code == code
+    assert Counter(stored(store)) == once("call", count=200)
+    after = run("import pltrace\npltrace.configure()\nassert pltrace.flush(20)", tmp_path, **settings)
+    assert (after.code, after.err) == (0, "")
+    assert arrived(promptlayer) == once("call", count=200)
+
+
+def test_ends_without_a_pause(tmp_path: Path, store: Path) -> None:
+    """A program that records a thousand spans and returns at once loses none of them, with or without PromptLayer."""
+    program = run(RECORDS + "pltrace.configure(store=sys.argv[1])\nrecord(1000)", tmp_path, store)
+    assert (program.code, program.out, program.err) == (0, "", "")
+    assert Counter(stored(store)) == once("call", count=1000)
+
+
+# How long the end takes.
+
+
+def test_promptlayer_hangs(
+    tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], store: Path
+) -> None:
+    """A PromptLayer that doesn't answer holds the exit for two seconds, not longer, and nothing is lost."""
+    promptlayer.fault = HANG
+    program = run(RECORDS + "record()", tmp_path, **settings)
+    assert (program.code, program.out, program.err) == (0, "", "")
+    assert program.seconds < 6.0
+    assert set(deliveries(store).values()) == {"pending"}
+
+
+def test_promptlayer_refuses(
+    tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], store: Path
+) -> None:
+    """A PromptLayer that can't be reached doesn't hold the exit at all, and nothing is lost."""
+    promptlayer.stop()
+    source = RECORDS + "record()\nbegan = time.monotonic()\nimport atexit\n"
+    # Registered before pltrace's, so called after it.
+    first = "import atexit, time\natexit.register(lambda: print(time.monotonic() - began))\n"
+    program = run(first + source, tmp_path, **settings)
+    assert program.code == 0
+    assert float(program.out) < 1.0
+    assert set(deliveries(store).values()) == {"pending"}
+    # One warning, on stderr because the program has set up no logging.
+    assert program.err.count("\n") <= 1
+    assert "Traceback" not in program.err
+
+
+@pytest.mark.slow
+def test_promptlayer_is_slow(tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object]) -> None:
+    """With a big backlog and a slow PromptLayer the exit takes two seconds; later processes send the rest."""
+    from tests.support.http_double import slow
+
+    promptlayer.fault = slow(0.5)
+    program = run(RECORDS + "record(2000)", tmp_path, **settings)
+    assert program.code == 0
+    assert program.seconds < 6.0
+    promptlayer.fault = None
+    assert len(promptlayer.spans) < 2000
+    assert run("import pltrace\npltrace.configure()\nassert pltrace.flush(30)", tmp_path, **settings).code == 0
+    assert arrived(promptlayer) == once("call", count=2000)
+
+
+# Children.
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_multiprocessing(
+    tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], store: Path, method: str
+) -> None:
+    """What multiprocessing's children record is delivered, however they are started."""
+    program = run(
+        RECORDS
+        + """
+if __name__ == "__main__":
+    context = multiprocessing.get_context(sys.argv[1])
+    record(name="before")
+    children = [context.Process(target=record, args=(20, f"child{number}")) for number in range(2)]
+    for child in children:
+        child.start()
+    record(name="meanwhile")
+    for child in children:
+        child.join()
+    print([child.exitcode for child in children])
+""",
+        tmp_path,
+        method,
+        **settings,
+    )
+    assert (program.code, program.out, program.err) == (0, "[0, 0]\n", "")
+    assert arrived(promptlayer) == once("before", "meanwhile", "child0", "child1")
+    assert set(deliveries(store).values()) == {"delivered"}
+
+
+def test_pool(tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], store: Path) -> None:
+    """What a pool's workers record is kept, also when the pool is terminated."""
+    program = run(
+        RECORDS
+        + """
+if __name__ == "__main__":
+    with multiprocessing.Pool(2) as pool:
+        assert pool.map(call, range(30)) == list(range(30))
+        time.sleep(0.1)
+    assert pltrace.flush(10)
+""",
+        tmp_path,
+        **settings,
+    )
+    assert (program.code, program.out, program.err) == (0, "", "")
+    assert stored(store) == ["call"] * 30
+    after = run("import pltrace\npltrace.configure()\nassert pltrace.flush(20)", tmp_path, **settings)
+    assert after.code == 0
+    assert arrived(promptlayer) == Counter({"call": 30})
+
+
+@pytest.mark.parametrize("end", ["sys.exit(4)", "time.sleep(0.1); os._exit(4)"])
+def test_fork(
+    tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], store: Path, end: str
+) -> None:
+    """A forked child delivers its own spans and none of its parent's, and so does the parent."""
+    program = run(
+        RECORDS
+        + f"""
+record(name="before")
+with traced("around"):
+    child = os.fork()
+    if child == 0:
+        record(name="child")
+        {end}
+record(name="parent")
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+assert pltrace.flush(10)
+""",
+        tmp_path,
+        **settings,
+    )
+    assert (program.code, program.out, program.err) == (0, "4\n", "")
+    assert arrived(promptlayer) == once("before", "child", "parent") + Counter(["around"])
+    kept = rows(store, "SELECT name, trace_id FROM spans WHERE name = 'around' OR name LIKE 'child%'")
+    assert len({row["trace_id"] for row in kept}) == 1
+
+
+def test_fork_before_the_first_use(tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object]) -> None:
+    """A server that decorates, forks its workers, and is traced only in them, loses nothing."""
+    program = run(
+        RECORDS
+        + """
+children = []
+for number in range(3):
+    child = os.fork()
+    if child == 0:
+        record(name=f"worker{number}")
+        sys.exit(0)
+    children.append(child)
+print([os.waitpid(child, 0)[1] for child in children])
+""",
+        tmp_path,
+        **settings,
+    )
+    assert (program.code, program.out, program.err) == (0, "[0, 0, 0]\n", "")
+    assert arrived(promptlayer) == once("worker0", "worker1", "worker2")
+
+
+FORKS_WHILE_RECORDING = (
+    RECORDS
+    + """
+forks, stop = int(sys.argv[1]), threading.Event()
+
+def keep_recording(name):
+    number = 0
+    while not stop.is_set():
+        with traced(f"{name}-{number:06}"):
+            number += 1
+        time.sleep(0.002)
+    print(name, number)
+
+pltrace.configure()
+threads = [threading.Thread(target=keep_recording, args=(f"thread{number}",)) for number in range(3)]
+for thread in threads:
+    thread.start()
+hung = 0
+for number in range(forks):
+    child = os.fork()
+    if child == 0:
+        record(2, f"child{number:03}")
+        pltrace.flush(30)
+        os._exit(0)
+    deadline = time.monotonic() + 40
+    while os.waitpid(child, os.WNOHANG)[0] == 0:
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            hung += 1
+            break
+        time.sleep(0.001)
+stop.set()
+for thread in threads:
+    thread.join()
+assert pltrace.flush(60)
+print("hung", hung)
+"""
+)
+
+
+@pytest.mark.parametrize("forks", [10, pytest.param(200, marks=pytest.mark.slow)])
+def test_fork_while_recording(
+    tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], store: Path, forks: int
+) -> None:
+    """Forks in the middle of recording and sending hang no child, lose nothing, and send nothing twice."""
+    program = run(FORKS_WHILE_RECORDING, tmp_path, forks, timeout=110.0, **settings)
+    assert (program.code, program.err) == (0, "")
+    told = dict(line.split() for line in program.out.splitlines())
+    assert told.pop("hung") == "0"
+    expected = Counter(f"{name}-{number:06}" for name, count in told.items() for number in range(int(count)))
+    expected += Counter(f"child{child:03}-{number:04}" for child in range(forks) for number in range(2))
+    assert Counter(stored(store)) == expected
+    assert arrived(promptlayer) == expected
+    assert set(deliveries(store).values()) == {"delivered"}
+
+
+def test_subprocess_module(tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object]) -> None:
+    """Programs started from a traced one, with code run between fork and exec, start as ever."""
+    program = run(
+        RECORDS
+        + """
+import subprocess
+record()
+print(subprocess.run(["echo", "hello"], preexec_fn=os.getpid, capture_output=True, text=True).stdout.strip())
+""",
+        tmp_path,
+        **settings,
+    )
+    assert (program.code, program.out, program.err) == (0, "hello\n", "")
+    assert arrived(promptlayer) == once("call")
+
+
+def test_prefork_server(tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object]) -> None:
+    """Workers of a preforking server, stopped by SIGTERM as such servers do it, lose nothing."""
+    process = start(
+        RECORDS
+        + """
+record(name="master")
+children = []
+for number in range(2):
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        record(name=f"worker{number}")
+        print("ready", flush=True)
+        while True:
+            time.sleep(0.05)
+    children.append(child)
+def stop(*_):
+    for child in children:
+        os.kill(child, signal.SIGTERM)
+    print([os.waitpid(child, 0)[1] for child in children])
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+print("ready", flush=True)
+while True:
+    time.sleep(0.05)
+""",
+        tmp_path,
+        **settings,
+    )
+    program = _terminated(process, 3)
+    assert (program.code, program.out, program.err) == (0, "[0, 0]\n", "")
+    assert arrived(promptlayer) == once("master", "worker0", "worker1")
+
+
+def _terminated(process: subprocess.Popen[str], lines: int) -> Ended:
+    assert process.stdout is not None
+    for _ in range(lines):
+        assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    return ended(process)
+
+
+def test_only_the_first_process_is_python(tmp_path: Path, settings: dict[str, object], store: Path) -> None:
+    """A program that replaces itself by another keeps what it had recorded."""
+    program = run(
+        RECORDS + f"record()\npltrace.flush(0)\nos.execv({sys.executable!r}, ['python', '-c', 'print(1)'])",
+        tmp_path,
+        **settings,
+    )
+    assert (program.code, program.out, program.err) == (0, "1\n", "")
+    assert Counter(stored(store)) == once("call")

@@ -1,0 +1,302 @@
+"""Typed uses of the public API: checked by mypy in strict mode, never run.
+
+A line with `# type: ignore[code]` is a misuse that mypy has to find: where it doesn't, the comment is unused, which is
+an error too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import assert_type
+
+import pltrace
+from pltrace import (
+    ConfigError,
+    ExportResult,
+    PltraceError,
+    PromptLayerCallbackHandler,
+    Request,
+    Span,
+    SpanExporter,
+    StoredSpan,
+    bind,
+    traced,
+)
+
+# Functions of every kind keep their signature, in both forms of the decorator.
+
+
+@traced
+def bare(topic: str, *, times: int = 1) -> list[str]:
+    return [topic] * times
+
+
+@traced("named", tags=["a"], metadata={"k": 1}, user="u", session="s", capture="inputs", sample=0.5)
+def with_arguments(topic: str, *, times: int = 1) -> list[str]:
+    return [topic] * times
+
+
+assert_type(bare("x", times=2), list[str])
+assert_type(with_arguments("x"), list[str])
+bare(1)  # type: ignore[arg-type]
+bare("x", time=2)  # type: ignore[call-arg]
+with_arguments()  # type: ignore[call-arg]
+
+
+@traced
+async def coroutine(topic: str) -> int:
+    return len(topic)
+
+
+@traced()
+async def coroutine_with_arguments(topic: str) -> int:
+    return len(topic)
+
+
+@traced
+def generator(count: int) -> Generator[int, str, bool]:
+    sent = yield count
+    return bool(sent)
+
+
+@traced(tags=("t",))
+def iterator(count: int) -> Iterator[int]:
+    yield from range(count)
+
+
+@traced
+async def async_generator(count: int) -> AsyncGenerator[int, str]:
+    yield count
+
+
+@traced("stream")
+async def async_iterator(count: int) -> AsyncIterator[int]:
+    yield count
+
+
+async def awaits() -> None:
+    assert_type(await coroutine("x"), int)
+    assert_type(await coroutine_with_arguments("x"), int)
+    await coroutine(1)  # type: ignore[arg-type]
+    coroutine("x") + 1  # type: ignore[operator]
+    assert_type(async_generator(1), AsyncGenerator[int, str])
+    async for number in async_iterator(3):
+        assert_type(number, int)
+    async_iterator("3")  # type: ignore[arg-type]
+
+
+def consumes() -> None:
+    assert_type(generator(1), Generator[int, str, bool])
+    generator(1).send(2)  # type: ignore[arg-type]
+    for number in iterator(3):
+        assert_type(number, int)
+
+
+as_callable: Callable[[str], Awaitable[int]] = coroutine
+as_coroutine_function: Callable[[str], Coroutine[Any, Any, int]] = coroutine
+
+# Methods.
+
+
+class Assistant:
+    @traced
+    def method(self, question: str) -> str:
+        return question
+
+    @traced("async method")
+    async def async_method(self, question: str) -> str:
+        return question
+
+    @traced
+    @classmethod
+    def over_classmethod(cls, name: str) -> int:
+        return len(name)
+
+    @classmethod
+    @traced("under")
+    def under_classmethod(cls, name: str) -> int:
+        return len(name)
+
+    @traced("over")
+    @staticmethod
+    def over_staticmethod(name: str) -> int:
+        return len(name)
+
+    @staticmethod
+    @traced
+    def under_staticmethod(name: str) -> int:
+        return len(name)
+
+
+assistant = Assistant()
+assert_type(assistant.method("q"), str)
+assert_type(Assistant.over_classmethod("n"), int)
+assert_type(assistant.under_classmethod("n"), int)
+assert_type(Assistant.over_staticmethod("n"), int)
+assert_type(assistant.under_staticmethod("n"), int)
+assistant.method(1)  # type: ignore[arg-type]
+assistant.over_classmethod(1)  # type: ignore[arg-type]
+Assistant.under_classmethod(1)  # type: ignore[arg-type]
+assistant.over_staticmethod(1)  # type: ignore[arg-type]
+Assistant.under_staticmethod()  # type: ignore[call-arg]
+
+
+async def awaits_a_method() -> None:
+    assert_type(await assistant.async_method("q"), str)
+
+
+# Blocks give a span.
+
+declaration = traced("block", tags=["a"], metadata={"k": object()}, parent={"traceparent": "…"})
+
+with declaration as span:
+    assert_type(span, Span)
+    assert_type(span.id, str)
+    assert_type(span.trace_id, str)
+    assert_type(span.parent_id, str | None)
+    assert_type(span.tags, tuple[str, ...])
+    assert_type(span.metadata, dict[str, Any])
+    assert_type(span.requests, list[Request])
+    assert_type(span.usage.total_tokens, int)
+    assert_type(span.error, str | None)
+    assert_type(span.ended_at_ns, int)
+    span.update(name="n", tags=["t"], metadata={"k": 1}, input={"a": 1}, output=[1])
+    span.update(tags="t", metadate={})  # type: ignore[call-arg]
+    span.score(90)
+    span.score(90, "helpful")
+    span.score(0.9)  # type: ignore[arg-type]
+    kind_is_literal: str = span.kind
+    is_agent = span.kind == "agent"  # type: ignore[comparison-overlap]
+
+
+async def enters() -> None:
+    async with traced() as span:
+        assert_type(span, Span)
+
+
+assert_type(pltrace.current_span(), Span)
+assert_type(pltrace.inject(), dict[str, str])
+assert_type(pltrace.inject({"accept": "*/*"}), dict[str, str])
+pltrace.inject({"accept": 1})  # type: ignore[dict-item]
+
+traced("n", "m")  # type: ignore[call-overload]
+traced(name="n")  # type: ignore[call-overload]
+traced(tags=[1])  # type: ignore[list-item]
+traced(metadata={1: "x"})  # type: ignore[dict-item]
+traced(sample="0.5")  # type: ignore[call-overload]
+traced(on_request=lambda: None)  # type: ignore[arg-type, misc]
+traced(parent="00-…")  # type: ignore[call-overload]
+
+# Requests and their callbacks.
+
+
+def on_request(request: Request) -> None:
+    assert_type(int(request), int)
+    assert_type(request.id, int | None)
+    assert_type(request.wait(timeout=1.0), int | None)
+    assert_type(request.provider, str | None)
+    assert_type(request.model, str | None)
+    assert_type(request.tags, tuple[str, ...])
+    assert_type(request.metadata, dict[str, Any])
+    assert_type(request.input_tokens, int | None)
+    assert_type(request.output_tokens, int | None)
+    assert_type(request.latency_s, float | None)
+    request.score(100)
+    request.score(100, "name")
+    request.add_metadata({"k": object()})
+    request.link_prompt("p", version=1, label="prod", input_variables={"v": 1})
+    request.add_to_group(7)
+    request.score("100")  # type: ignore[arg-type]
+    request.add_metadata({1: "x"})  # type: ignore[dict-item]
+    request.link_prompt("p", 1)  # type: ignore[call-arg]
+    request.add_to_group("7")  # type: ignore[arg-type]
+
+
+async def on_request_async(request: Request) -> None:
+    request.score(1)
+
+
+traced(on_request=on_request)
+traced(on_request=on_request_async)
+traced(on_request=print)
+
+# Settings.
+
+
+def redact(key: str, value: Any) -> Any:
+    return value
+
+
+pltrace.configure()
+pltrace.configure(
+    api_key="k",
+    base_url="https://example.com",
+    client=object(),
+    store=Path("traces.db"),
+    service="s",
+    tags=("t",),
+    metadata={"k": 1},
+    capture="outputs",
+    redact=redact,
+    sample=1,
+    enabled=True,
+    libraries={"lib": {"enabled": False, "tags": ["t"], "capture": True}},
+)
+pltrace.configure(redact=["name", re.compile("x")], store="memory")
+pltrace.configure("k")  # type: ignore[call-arg]
+pltrace.configure(apikey="k")  # type: ignore[call-arg]
+pltrace.configure(enabled="yes")  # type: ignore[arg-type]
+pltrace.configure(store=1)  # type: ignore[arg-type]
+pltrace.configure(redact=lambda value: value)  # type: ignore[arg-type, misc]
+assert_type(pltrace.flush(), bool)
+assert_type(pltrace.flush(timeout=1.0), bool)
+assert_type(pltrace.shutdown(1), bool)
+pltrace.flush("1")  # type: ignore[arg-type]
+
+# Exporters are anything of this shape.
+
+
+class Exporter:
+    name = "mine"
+
+    def export(self, batch: Sequence[StoredSpan]) -> ExportResult:
+        assert_type(batch[0].record["name"], Any)
+        return ExportResult("delivered", request_ids={batch[0].record["span_id"]: 1})
+
+    def shutdown(self) -> None: ...
+
+
+class Nameless:
+    def export(self, batch: Sequence[StoredSpan]) -> ExportResult:
+        return ExportResult("done")  # type: ignore[arg-type]
+
+    def shutdown(self) -> None: ...
+
+
+exporter: SpanExporter = Exporter()
+pltrace.configure(exporters=[exporter, Exporter()])
+no_exporter: SpanExporter = Nameless()  # type: ignore[assignment]
+
+# bind keeps the type of what it is given.
+
+assert_type(bind(len)("x"), int)
+with bind(ThreadPoolExecutor()) as executor:
+    assert_type(executor.submit(bare, "x").result(), list[str])
+bind(bare)(1)  # type: ignore[arg-type]
+
+# The drop-in handler.
+
+PromptLayerCallbackHandler()
+PromptLayerCallbackHandler(pl_id_callback=print, pl_tags=["t"])
+PromptLayerCallbackHandler(pl_tag=["t"])  # type: ignore[call-arg]
+
+try:
+    pltrace.configure(sample=2.0)
+except ConfigError as error:
+    as_base: PltraceError = error
+    as_value_error: ValueError = error
