@@ -14,6 +14,7 @@ from pltrace._span import Span
 from pltrace._traced import traced
 
 if TYPE_CHECKING:
+    from pltrace import prompts, track
     from pltrace._exporter import ExportResult, SpanExporter, StoredSpan
     from pltrace._handler import PromptLayerCallbackHandler
     from pltrace._request import Request
@@ -37,8 +38,10 @@ __all__ = [
     "inject",
     "instrument",
     "instrument_threads",
+    "prompts",
     "shutdown",
     "traced",
+    "track",
     "uninstrument",
     "uninstrument_threads",
 ]
@@ -51,6 +54,8 @@ _LATER = {
     "SpanExporter": "pltrace._exporter",
     "StoredSpan": "pltrace._exporter",
     "instrument_threads": "pltrace._threads",
+    "prompts": "pltrace.prompts",
+    "track": "pltrace.track",
     "uninstrument_threads": "pltrace._threads",
 }
 
@@ -60,7 +65,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'pltrace' has no attribute {name!r}")
     from importlib import import_module
 
-    value = globals()[name] = getattr(import_module(_LATER[name]), name)
+    module = import_module(_LATER[name])
+    value = globals()[name] = module if _LATER[name] == f"pltrace.{name}" else getattr(module, name)
     return value
 
 

@@ -8,8 +8,9 @@ from typing import Any
 from pltrace._errors import ConfigError
 
 __all__ = [
-    "CAPTURE_ALL", "INPUTS", "OUTPUTS", "checked_capture", "checked_metadata", "checked_name",
-    "checked_optional_name", "checked_sample", "checked_score", "checked_tags",
+    "CAPTURE_ALL", "INPUTS", "OUTPUTS", "checked_capture", "checked_group", "checked_metadata", "checked_name",
+    "checked_optional_name", "checked_request_id", "checked_sample", "checked_score", "checked_tags",
+    "checked_version",
 ]  # fmt: skip
 
 #: What is kept of a span, as bits: an inner block can only clear them.
@@ -55,6 +56,32 @@ def checked_score(value: object) -> int:
     """Return `value` if it is a whole number from 0 to 100 (PromptLayer's rule); raise `ConfigError` otherwise."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 100:
         raise ConfigError(f"score={value!r}: expected a whole number from 0 to 100")
+    return value
+
+
+def checked_version(value: object) -> int | None:
+    """Return `value` if it is a prompt's version, from 1 on, or None; raise `ConfigError` otherwise."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"version={value!r}: expected a whole number from 1 on")
+    return value
+
+
+def checked_group(value: object) -> int:
+    """Return `value` if it is a group's id, a whole number; raise `ConfigError` otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"group_id={value!r}: expected a whole number")
+    return value
+
+
+def checked_request_id(value: object) -> int:
+    """Return `value` if it is a request's id, from 1 on; raise `ConfigError` otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(
+            f"request_id={value!r}: expected a whole number from 1 on; a Request has score(), add_metadata(), "
+            "link_prompt() and add_to_group() of its own"
+        )
     return value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -11,11 +12,12 @@ import traceback
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from pltrace import _config, _queries
 from pltrace import _doctor as _doctor_module
 from pltrace._errors import PltraceError, StoreError
-from pltrace._tree import duration, tree
+from pltrace._tree import duration, printable, tree
 
 __all__ = ["main"]
 
@@ -30,25 +32,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, or 1 after an error that was printed.
     """
     options = _parser().parse_args(arguments)
+    if options.run is not _run and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # For a terminal that can't show every character.
     try:
-        return int(options.run(options) or 0)
+        code = int(options.run(options) or 0)
+        sys.stdout.flush()
+        return code
     except PltraceError as error:
         print(f"pltrace: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:
-        # `pltrace ls | head`: who reads has had enough. Python would complain once more when it closes the stream.
-        sys.stderr.close()
+        # `pltrace ls | head`: who reads has had enough. Python would complain once more when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
+class _CommandParser(argparse.ArgumentParser):
+    """Takes options in full only: an abbreviation would change its meaning when an option is added."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pltrace", description="Shows the traces in the local store.", allow_abbrev=False
-    )
+    parser = _CommandParser(prog="pltrace", description="Shows the traces in the local store.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    stored = argparse.ArgumentParser(add_help=False)
+    stored = _CommandParser(add_help=False)
     stored.add_argument("--store", help="the store's file; else PLTRACE_STORE, else ~/.pltrace/traces.db")
-    shared = argparse.ArgumentParser(add_help=False, parents=[stored])
+    shared = _CommandParser(add_help=False, parents=[stored])
     shared.add_argument("--json", action="store_true", help="print JSON, for programs")
 
     ls = commands.add_parser("ls", parents=[shared], help="list the latest traces")
@@ -99,7 +110,7 @@ def _ls(options: argparse.Namespace) -> None:
             (
                 trace.trace_id[:12], started, duration(trace.ended_at_ns - trace.started_at_ns), trace.status or "open",
                 str(trace.spans), str(trace.requests), str(trace.input_tokens + trace.output_tokens), delivery,
-                trace.name,
+                printable(trace.name),
             )
         )  # fmt: skip
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
@@ -118,7 +129,7 @@ def _show(options: argparse.Namespace) -> None:
         raise StoreError(f"{len(found)} traces begin with {options.trace!r}; give more of the id")
     records = _queries.trace_records(path, found[0])
     if options.json:
-        print(json.dumps({"trace_id": found[0], "spans": records}, indent=2, ensure_ascii=False))
+        print(json.dumps({"trace_id": found[0], "spans": records}, indent=2))
     else:
         print(f"trace {found[0]}")
         print(tree(records))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -133,15 +133,17 @@ def load(
         base_url=_address(base_url, getattr(client, "base_url", None), environ.get("PROMPTLAYER_BASE_URL")),
         client=client,
         store=_place(store, environ.get("PLTRACE_STORE")),
-        exporters=_exporters(exporters),
-        service=checked_name("service", service or environ.get("PLTRACE_SERVICE") or _program()),
+        exporters=_exporters(exporters, built_in=key is not None),
+        service=checked_name(
+            "service", service if service is not None else environ.get("PLTRACE_SERVICE") or _program()
+        ),
         tags=tuple(dict.fromkeys((*_split(environ.get("PLTRACE_TAGS")), *checked_tags("tags", tags)))),
-        metadata=checked_metadata("metadata", metadata or {}),
+        metadata=checked_metadata("metadata", metadata if metadata is not None else {}),
         capture=_capture(capture, environ.get("PLTRACE_CAPTURE")),
         redact=redactor,
         redact_also=redact_also,
         sample=_sample(sample, environ.get("PLTRACE_SAMPLE")),
-        libraries=_libraries(libraries or {}),
+        libraries=_libraries(libraries if libraries is not None else {}),
     )
 
 
@@ -208,7 +210,7 @@ def _place(given: object, text: str | None) -> Path | Literal["memory", "off"]:
     return path.absolute()
 
 
-def _exporters(value: object) -> tuple[SpanExporter, ...]:
+def _exporters(value: object, *, built_in: bool) -> tuple[SpanExporter, ...]:
     if value is None:
         return ()
     if isinstance(value, str) or not isinstance(value, Iterable):
@@ -217,7 +219,10 @@ def _exporters(value: object) -> tuple[SpanExporter, ...]:
     for exporter in exporters:
         if not isinstance(exporter, SpanExporter):
             raise ConfigError(f"exporters={value!r}: {exporter!r} has no name, export and shutdown")
-    names = [exporter.name for exporter in exporters]
+        if isinstance(exporter, type):
+            raise ConfigError(f"exporters={value!r}: {exporter!r} is a class, and an instance of it is needed")
+    names = [checked_name("exporters: name", exporter.name) for exporter in exporters]
+    names += ["promptlayer"] if built_in else []
     if len(set(names)) < len(names):
         raise ConfigError(f"exporters={value!r}: two of them have the same name; the store keeps them apart by it")
     return exporters
@@ -228,7 +233,7 @@ def _redaction(value: object) -> tuple[Redaction | None, tuple[str | re.Pattern[
         return None, ()
     if callable(value):
         return value, ()
-    also = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (None,)
+    also = tuple(value) if isinstance(value, Iterable) and not isinstance(value, (str, Mapping)) else (None,)
     if not all(isinstance(item, (str, re.Pattern)) for item in also):
         raise ConfigError(
             f"redact={value!r}: expected a function of key and value, or a list of key names and compiled patterns"

@@ -36,6 +36,7 @@ CREATE TABLE spans (
     body            TEXT NOT NULL          -- the rest of the record, as a JSON object
 );
 CREATE INDEX spans_by_trace ON spans (trace_id);
+CREATE INDEX spans_by_request ON spans (request_id) WHERE request_id IS NOT NULL;
 CREATE TABLE deliveries (
     exporter        TEXT NOT NULL,
     seq             INTEGER NOT NULL,      -- the span
@@ -49,8 +50,9 @@ CREATE TABLE deliveries (
 CREATE INDEX deliveries_pending ON deliveries (exporter, owner, seq) WHERE state = 0;
 CREATE TABLE operations (                  -- what was asked of requests: scores, metadata, prompt links, groups
     id              INTEGER PRIMARY KEY,   -- order of asking
-    span_id         TEXT NOT NULL,         -- the request's span; the span above the requests, if subtree
+    span_id         TEXT NOT NULL,         -- the request's span; the span above the requests, if subtree; '' if unknown
     trace_id        TEXT NOT NULL,
+    request_id      INTEGER,               -- the request, where it was named by its id
     subtree         INTEGER NOT NULL,      -- 1: stands for one operation on each request under the span
     source          INTEGER,               -- the subtree operation that this one was made from
     kind            TEXT NOT NULL,         -- score, metadata, prompt or group

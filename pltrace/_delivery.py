@@ -123,6 +123,8 @@ class DeliveryWorker(Worker):
         gave_up: Callable[[str], None],
     ) -> None:
         self.exporter = exporter
+        #: Called when something was taken over from a process that ended; it may be operations alone.
+        self.adopted: Callable[[], object] = int
         self._store = store
         self._resolved = resolved
         self._gave_up = gave_up
@@ -135,12 +137,15 @@ class DeliveryWorker(Worker):
         self._refused_in_a_row = 0
 
     def _left(self, up_to: int) -> int:
-        return self._store.pending(self.exporter.name, up_to)
+        # The store says that a batch is delivered before those who wait for its ids are told.
+        being_told = sum(span.seq <= up_to for span in self._batch)
+        return self._store.pending(self.exporter.name, up_to) or being_told
 
     def _round(self) -> None:
         """Deliver batches until nothing is pending or something stands in the way."""
         self._store.stay()
-        self._store.adopt()
+        if self._store.adopt():
+            self.adopted()
         while not self.pace.pausing:
             batch = self._batch or self._store.claim(self.exporter.name, MOST_SPANS, MOST_BYTES)
             if not batch:
@@ -269,7 +274,6 @@ class OperationWorker(Worker):
                     self.pace.back_off(result)
                     return
                 error = result.reason if result.outcome == "rejected" else None
-                self._store.operated(operation.number, error)
                 if error is not None:
                     counts["operations_refused"] += 1
                     warn_sometimes(
@@ -279,6 +283,7 @@ class OperationWorker(Worker):
                         operation.request_id,
                         error,
                     )
+                self._store.operated(operation.number, error)
                 self.pace.succeeded()
 
 

@@ -97,6 +97,9 @@ def _inside(steps: Steps, source: Any) -> Generator[Any, Any, Any]:
                 raise thrown
         except StopIteration as stop:
             return stop.value
+        except BaseException:
+            source = iterator = None  # What throws an exception holds it: it would be part of a cycle.
+            raise
         finally:
             thrown = None
             steps.suspend(outside)

@@ -14,7 +14,7 @@ from langchain_core.prompts import (
     PromptTemplate,
     SystemMessagePromptTemplate,
 )
-from langchain_core.prompts.chat import BaseMessagePromptTemplate
+from langchain_core.prompts.chat import BaseMessagePromptTemplate  # type: ignore[attr-defined]
 from langchain_core.prompts.image import ImagePromptTemplate
 
 from pltrace._templates import RegistryChatPromptTemplate, RegistryPromptTemplate
@@ -40,7 +40,7 @@ class AnyMessagePromptTemplate(BaseMessagePromptTemplate):
 
     role: str
     parts: list[Any]
-    fields: dict[str, Any] = {}
+    fields: dict[str, Any]
 
     @property
     def input_variables(self) -> list[str]:
@@ -100,11 +100,11 @@ def template_from(answer: Mapping[str, Any], label: str | None) -> RegistryChatP
     }
     if blueprint["type"] == "completion":
         return _completion(blueprint, linked)
-    messages = [_message(message) for message in blueprint["messages"]]
+    messages: list[Any] = [_message(message) for message in blueprint["messages"]]
     functions = [{"type": "function", "function": function} for function in blueprint.get("functions") or ()]
     tools = [*(blueprint.get("tools") or ()), *functions]
     choice = blueprint.get("tool_choice") or blueprint.get("function_call")
-    return RegistryChatPromptTemplate(messages, tools=tools, tool_choice=choice, **linked)
+    return RegistryChatPromptTemplate(messages=messages, tools=tools, tool_choice=choice, **linked)
 
 
 def _completion(blueprint: Mapping[str, Any], linked: Mapping[str, Any]) -> RegistryPromptTemplate:

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.callbacks.base import BaseCallbackHandler
 from langchain_core.callbacks.manager import AsyncCallbackManager
 
-from pltrace import _runs, _runtime
+from pltrace import _runs
 from pltrace._blueprint import tokens
 from pltrace._checks import INPUTS, OUTPUTS, checked_tags
-from pltrace._links import seen as rendered_here
 from pltrace._health import counts, failed, warn_once
+from pltrace._links import seen as rendered_here
 from pltrace._record import Answer
 from pltrace._request import Request
 from pltrace._runs import open_runs
-from pltrace._scope import Callback, Scope
+from pltrace._scope import Callback, Scope, outermost
 from pltrace._snapshot import snapshot
 from pltrace._span import Span, SpanKind
 
@@ -303,9 +303,9 @@ class PromptLayerCallbackHandler(SpanHandler):
     def _scope(self, parent_run: Span | None) -> Scope | None:
         """Return the scope to record under: a handler that is handed over needs no block around it."""
         scope = super()._scope(parent_run)
-        if scope is None and _runtime.is_on():
-            scope = _runtime.base()
-            if not scope.recorder.sampled():
+        if scope is None:
+            scope = outermost()
+            if scope is not None and not scope.recorder.sampled():
                 scope = scope.unsampled()
         return scope
 

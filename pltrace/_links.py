@@ -8,7 +8,6 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from pltrace._health import failed
@@ -216,7 +215,7 @@ def _string_beginnings(trace_bits: int, text: str) -> Iterator[list[bytes]]:
     """Give the fingerprints of what `text` begins with, of the lengths that were rendered, the longest first."""
     with _lock:
         lengths = sorted({*_inside.lengths(trace_bits), *_outside.lengths(0)})
-    digest, done, found = _string_digest(), 0, []
+    digest, done, found = _digest_of(b"string"), 0, []
     for length in lengths:
         if length >= len(text):
             break
@@ -307,7 +306,7 @@ def _parts(block: Any) -> Iterator[str]:
 
 def _beginnings(said: Sequence[tuple[str, str]]) -> Iterator[bytes]:
     """Give the fingerprint of the first message, of the first two, and so on."""
-    digest = blake2b(b"messages", digest_size=16)
+    digest = _digest_of(b"messages")
     for role, text in said:
         encoded = _bytes(text)
         digest.update(b"%b %d " % (_bytes(role), len(encoded)))
@@ -315,12 +314,14 @@ def _beginnings(said: Sequence[tuple[str, str]]) -> Iterator[bytes]:
         yield digest.copy().digest()
 
 
-def _string_digest() -> Any:
-    return blake2b(b"string", digest_size=16)
+def _digest_of(kind: bytes) -> Any:
+    from hashlib import blake2b  # Loads OpenSSL, which importing pltrace needn't.
+
+    return blake2b(kind, digest_size=16)
 
 
 def _of_string(text: str) -> bytes:
-    digest = _string_digest()
+    digest = _digest_of(b"string")
     digest.update(_bytes(text))
     found: bytes = digest.digest()
     return found

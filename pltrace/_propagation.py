@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
-from urllib.parse import quote, unquote
 
 from pltrace._errors import ConfigError
 from pltrace._scope import Scope, current
@@ -64,6 +62,9 @@ def inject(carrier: dict[str, str] | None = None) -> dict[str, str]:
     scope = current()
     if scope is None:
         return carrier
+    import json  # Here and below: who only imports pltrace needs none of it.
+    from urllib.parse import quote
+
     carrier["traceparent"] = f"00-{scope.span.trace_id}-{scope.span.id}-{'01' if scope.sampled else '00'}"
     entries = {
         _TAGS: json.dumps(scope.tags) if scope.tags else "",
@@ -93,6 +94,8 @@ def checked_carrier(argument: str, carrier: object) -> Remote | None:
     match = _TRACEPARENT.fullmatch(str(text).strip())
     if match is None:
         raise ConfigError(f"{argument}: traceparent={text!r} is not of the form 00-<32 hex>-<16 hex>-<2 hex>")
+    from urllib.parse import unquote
+
     baggage = {_key(entry): unquote(entry.partition("=")[2].partition(";")[0].strip())
                for entry in str(found.get("baggage") or "").split(",") if "=" in entry}  # fmt: skip
     return Remote(
@@ -111,6 +114,8 @@ def _key(entry: str) -> str:
 
 def _json(text: str | None, kind: type[Any]) -> Any:
     """Return what other services may have cut short as far as it can be read."""
+    import json
+
     try:
         value = json.loads(text or "")
     except ValueError:

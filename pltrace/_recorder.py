@@ -41,6 +41,7 @@ class _Ask(NamedTuple):
     span_bits: int
     arguments: Mapping[str, Any]
     subtree: bool
+    request_id: int | None = None
 
 
 class SpanRecorder:
@@ -108,6 +109,10 @@ class SpanRecorder:
         """Take something that is asked of a request, or of all requests under a span."""
         self._put(_Ask(kind, trace_bits, span_bits, dict(arguments), subtree))
 
+    def track(self, kind: str, request_id: int, arguments: Mapping[str, Any]) -> None:
+        """Take something that is asked of a request by its id."""
+        self._put(_Ask(kind, 0, 0, dict(arguments), False, request_id))
+
     def _put(self, item: Span | _Ask) -> None:
         queue = self._queue
         queue.append(item)
@@ -136,6 +141,8 @@ class SpanRecorder:
                 thread = threading.Thread(target=self._write_forever, name="pltrace-writer", daemon=True)
                 thread.start()
                 self._thread = thread
+        except RecursionError:
+            pass  # Who records next, less deep, starts it.
         except RuntimeError:
             # The interpreter is shutting down and allows no new thread.
             self._inline = True
@@ -254,7 +261,7 @@ class SpanRecorder:
                     operations.append(
                         Asked(
                             item.kind, f"{item.trace_bits:032x}", f"{item.span_bits:016x}",
-                            self._encoder.dumps(item.arguments), item.subtree,
+                            self._encoder.dumps(item.arguments), item.subtree, item.request_id,
                         )
                     )  # fmt: skip
             except Exception:

@@ -8,8 +8,15 @@ from time import monotonic
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
-from pltrace._checks import checked_metadata, checked_name, checked_optional_name, checked_score
-from pltrace._errors import ConfigError, PltraceError
+from pltrace._checks import (
+    checked_group,
+    checked_metadata,
+    checked_name,
+    checked_optional_name,
+    checked_score,
+    checked_version,
+)
+from pltrace._errors import PltraceError
 from pltrace._health import failed
 from pltrace._scope import Callback
 from pltrace._span import SpanStatus
@@ -196,12 +203,10 @@ class Request:
         Raises:
             ConfigError: An argument has a wrong type.
         """
-        if version is not None and (isinstance(version, bool) or not isinstance(version, int) or version < 1):
-            raise ConfigError(f"version={version!r}: expected a whole number from 1 on")
         arguments = {
             "prompt_name": checked_name("name", name),
             "prompt_input_variables": checked_metadata("input_variables", input_variables or {}),
-            "version": version,
+            "version": checked_version(version),
             "label": checked_optional_name("label", label),
         }
         self._ask("prompt", arguments)
@@ -210,14 +215,12 @@ class Request:
         """Put the request into a group of PromptLayer's.
 
         Args:
-            group_id: What `client.group.create()` returned.
+            group_id: What `track.create_group()`, or promptlayer's `client.group.create()`, returned.
 
         Raises:
             ConfigError: `group_id` is not a whole number.
         """
-        if isinstance(group_id, bool) or not isinstance(group_id, int):
-            raise ConfigError(f"group_id={group_id!r}: expected a whole number")
-        self._ask("group", {"group_id": group_id})
+        self._ask("group", {"group_id": checked_group(group_id)})
 
     def _ask(self, kind: str, arguments: Mapping[str, Any]) -> None:
         self._registry.records.operate(kind, self._trace_bits, self._span_bits, arguments, subtree=False)

@@ -29,6 +29,7 @@ gate: list[str] = ["undecided"]
 LONGEST_FLUSH_S = 30.0
 
 _active: Tracing | None = None
+_configured: Config | None = None
 _deciding = threading.RLock()
 _hooked = False
 _when_on: list[Callable[[], None]] = []
@@ -61,6 +62,19 @@ def library(package: str) -> Library | None:
 def active() -> Tracing | None:
     """Return what tracing consists of while it is on."""
     return _active
+
+
+def settings() -> Config:
+    """Return what direct calls of PromptLayer go by: the last `configure`, else the environment, be tracing on or off.
+
+    Raises:
+        ConfigError: A variable of the environment is wrong.
+    """
+    if _configured is not None:
+        return _configured
+    from pltrace import _config
+
+    return _config.load()
 
 
 def _decide() -> bool:
@@ -127,7 +141,9 @@ def configure(
         tags=tags, metadata=metadata, capture=capture, redact=redact, sample=sample, enabled=enabled,
         libraries=libraries,
     )  # fmt: skip
+    global _configured
     with _deciding:
+        _configured = config
         if _active is not None and _active.config == config:
             return
         _switch_off(2.0, patient=False)

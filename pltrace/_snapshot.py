@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["Arguments", "snapshot"]
+__all__ = ["Arguments", "arguments_of", "snapshot"]
 
 #: What is copied of one container; more isn't kept anyway.
 _MOST_ITEMS = 10_000
@@ -43,6 +43,16 @@ def _shallow(value: Any) -> Any:
 
 
 _CONTAINERS = frozenset({dict, list, set})
+_NESTING = _CONTAINERS | {tuple}
+
+
+def arguments_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+    """Return snapshots of the arguments of a call; the tuple and the dict are the call's own."""
+    return Arguments(
+        function,
+        [snapshot(item) if type(item) in _NESTING else item for item in args],
+        {key: snapshot(item) if type(item) in _NESTING else item for key, item in kwargs.items()} if kwargs else kwargs,
+    )
 
 
 class Arguments(NamedTuple):

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pltrace._checks import checked_metadata, checked_name, checked_optional_name, checked_score, checked_tags
+from pltrace._checks import (
+    checked_group,
+    checked_metadata,
+    checked_name,
+    checked_optional_name,
+    checked_score,
+    checked_tags,
+)
 from pltrace._usage import Run, Totals, Usage
 
 if TYPE_CHECKING:
@@ -218,6 +225,18 @@ class Span:
         for around in self.scope.lineage:
             around.totals.add(tally)
 
+    def add_to_group(self, group_id: int) -> None:
+        """Put every LLM request made under this span into a group of PromptLayer's, those to come included.
+
+        Args:
+            group_id: What `track.create_group()` returned.
+
+        Raises:
+            ConfigError: `group_id` is not a whole number.
+        """
+        arguments = {"group_id": checked_group(group_id)}
+        self.scope.recorder.operate("group", self.trace_bits, self.span_bits, arguments, subtree=True)
+
     def set_error(self, error: BaseException) -> None:
         """Set status and error from an exception: a stream that is left is no error, a cancelled task is its own."""
         names = tuple(kind.__name__ for kind in type(error).__mro__)
@@ -277,6 +296,9 @@ class InertSpan(Span):
         """Do nothing."""
 
     def score(self, value: int, name: str | None = None) -> None:
+        """Do nothing."""
+
+    def add_to_group(self, group_id: int) -> None:
         """Do nothing."""
 
     def __repr__(self) -> str:

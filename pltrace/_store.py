@@ -20,6 +20,8 @@ ASKED, DONE, REFUSED, LOCAL = 0, 1, 2, 3
 
 #: An owner that hasn't been seen for so long has lost its lease, even if its process is still there (stopped, hung).
 LEASE_S = 60.0
+#: So many operations on requests of others are kept after they are done.
+_MOST_STRAY = 10_000
 
 _COLUMNS = (
     "span_id", "trace_id", "parent_id", "name", "kind", "status", "started_at_ns", "ended_at_ns",
@@ -35,6 +37,7 @@ class Asked(NamedTuple):
     span_id: str
     arguments: str
     subtree: bool
+    request_id: int | None = None  # Given instead of the span.
 
 
 class Written(NamedTuple):
@@ -153,10 +156,12 @@ class Store:
     def _ask(self, connection: Any, asked: Asked) -> None:
         """Store an operation; one on a subtree also as one operation on each request that is there already."""
         state = LOCAL if self._local_ids else ASKED
+        if asked.request_id is not None:
+            asked = self._of_request(connection, asked)
         cursor = connection.execute(
-            "INSERT INTO operations (span_id, trace_id, subtree, kind, arguments, state, owner)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (asked.span_id, asked.trace_id, asked.subtree, asked.kind, asked.arguments,
+            "INSERT INTO operations (span_id, trace_id, request_id, subtree, kind, arguments, state, owner)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (asked.span_id, asked.trace_id, asked.request_id, asked.subtree, asked.kind, asked.arguments,
              LOCAL if asked.subtree else state, self.owner),
         )  # fmt: skip
         if asked.subtree:
@@ -166,6 +171,14 @@ class Store:
             ).fetchall():
                 if asked.span_id in json.loads(row["body"])["lineage"]:
                     self._spread(connection, cursor.lastrowid, row["span_id"])
+
+    def _of_request(self, connection: Any, asked: Asked) -> Asked:
+        """Return what was asked by id with the request's span, if this store has it; else with none."""
+        row = connection.execute(
+            "SELECT span_id, trace_id FROM spans WHERE request_id = ? ORDER BY seq DESC LIMIT 1", (asked.request_id,)
+        ).fetchone()
+        span_id, trace_id = ("", "") if row is None else row
+        return asked._replace(span_id=span_id, trace_id=trace_id)
 
     def _spread_known(self, connection: Any, records: Sequence[Mapping[str, Any]]) -> None:
         """Make what was asked of whole subtrees hold for the LLM calls that this commit adds to them."""
@@ -269,9 +282,10 @@ class Store:
         """Return this process's oldest operations whose request has its id."""
         with self.database.reading() as connection:
             rows = connection.execute(
-                "SELECT operations.id, operations.kind, arguments, request_id"
-                " FROM operations JOIN spans USING (span_id)"
-                " WHERE operations.state = 0 AND owner = ? AND request_id IS NOT NULL ORDER BY operations.id LIMIT ?",
+                "SELECT operations.id, operations.kind, arguments,"
+                " coalesce(operations.request_id, spans.request_id) AS known_id"
+                " FROM operations LEFT JOIN spans USING (span_id)"
+                " WHERE operations.state = 0 AND owner = ? AND known_id IS NOT NULL ORDER BY operations.id LIMIT ?",
                 (self.owner, most),
             ).fetchall()
         return [Operation(row[0], row[1], row[3], json.loads(row[2])) for row in rows]
@@ -404,6 +418,11 @@ class Store:
         )
         connection.execute("DELETE FROM operations WHERE span_id IN (SELECT span_id FROM pruned)")
         connection.execute("DELETE FROM deliveries WHERE seq IN (SELECT seq FROM pruned)")
+        connection.execute(
+            "DELETE FROM operations WHERE span_id = '' AND state <> 0"
+            " AND id <= (SELECT max(id) FROM operations) - ?",
+            (_MOST_STRAY,),
+        )
         return int(connection.execute("DELETE FROM spans WHERE seq IN (SELECT seq FROM pruned)").rowcount)
 
     def close(self) -> None:

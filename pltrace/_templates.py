@@ -29,8 +29,8 @@ class _Linked(BasePromptTemplate[Any]):
     prompt_name: str
     prompt_version: int | None = None
     prompt_label: str | None = None
-    model_settings: dict[str, Any] = {}
-    prompt_metadata: dict[str, Any] = {}
+    model_settings: dict[str, Any]
+    prompt_metadata: dict[str, Any]
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> PromptValue:
         """Return what a model takes, with the variables filled in."""
@@ -85,7 +85,7 @@ class RegistryChatPromptTemplate(_Linked, ChatPromptTemplate):
         prompt_metadata: All the metadata that is stored with it.
     """
 
-    tools: list[dict[str, Any]] = []
+    tools: list[dict[str, Any]]
     tool_choice: Any = None
 
     @classmethod

@@ -8,7 +8,7 @@ from typing import Any
 
 from langchain_core.messages import BaseMessage
 from langchain_core.prompts import BasePromptTemplate, ChatPromptTemplate, MessagesPlaceholder, PromptTemplate
-from langchain_core.prompts.chat import (
+from langchain_core.prompts.chat import (  # type: ignore[attr-defined]
     AIMessagePromptTemplate,
     BaseChatPromptTemplate,
     BaseMessagePromptTemplate,
@@ -28,7 +28,7 @@ __all__ = ["blueprint_from"]
 Block = dict[str, Any]
 
 _ROLES = {"human": "user", "ai": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
-_KINDS = (
+_KINDS: tuple[tuple[Any, str], ...] = (
     (SystemMessagePromptTemplate, "system"),
     (HumanMessagePromptTemplate, "user"),
     (AIMessagePromptTemplate, "assistant"),
@@ -95,7 +95,7 @@ def _message(part: Any) -> Block:
         role, parts, fields = part.role, part.parts, part.fields
     elif isinstance(part, ChatMessagePromptTemplate):
         role, parts, fields = part.role, [part.prompt], {"additional_kwargs": part.additional_kwargs}
-    elif isinstance(part, tuple(kind for kind, _ in _KINDS)):
+    elif any(isinstance(part, kind) for kind, _ in _KINDS):
         role = next(role for kind, role in _KINDS if isinstance(part, kind))
         parts = part.prompt if isinstance(part.prompt, list) else [part.prompt]
         fields = {"additional_kwargs": part.additional_kwargs}

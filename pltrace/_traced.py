@@ -21,7 +21,7 @@ from pltrace._errors import ConfigError
 from pltrace._health import failed
 from pltrace._propagation import checked_carrier
 from pltrace._scope import Callback, Scope, attach, current, detach, entry_of
-from pltrace._snapshot import Arguments, snapshot
+from pltrace._snapshot import Arguments, arguments_of, snapshot
 from pltrace._span import INERT_SPAN, Span, SpanKind
 from pltrace._wrapping import RunnableProxy, Wrapped, code_flags, is_coroutine, is_runnable, rewrap
 
@@ -160,7 +160,7 @@ class Traced:
             source = wrapped(*args, **kwargs)
             if not _runtime.is_on(package):
                 return source
-            return drive(Call(self, name, package, Arguments(wrapped, snapshot(args), snapshot(kwargs))), source)
+            return drive(Call(self, name, package, arguments_of(wrapped, args, kwargs)), source)
 
         return call
 
@@ -179,7 +179,7 @@ class Traced:
                 return wrapped(*args, **kwargs)
             try:
                 if scope.capture & INPUTS:
-                    scope.span.raw_input = Arguments(wrapped, snapshot(args), snapshot(kwargs))
+                    scope.span.raw_input = arguments_of(wrapped, args, kwargs)
                 result = wrapped(*args, **kwargs)
                 drive = consumed(result)
             except BaseException as error:
@@ -314,10 +314,7 @@ class Call:
         self._ended = True
         self._inside = None
         scope.closed = True
-        try:
-            _end(scope, error, value)
-        except Exception:
-            failed("ending a traced call")
+        _end(scope, error, value)
 
     def __del__(self) -> None:
         """End the span of what was never begun, or couldn't be closed, and is collected."""
@@ -361,20 +358,25 @@ def _leave_all(scope: Scope, error: BaseException | None) -> None:
 
 
 def _end(scope: Scope, error: BaseException | None, value: Any = None) -> None:
-    """End a scope's span and record it."""
+    """End a scope's span and record it; never raises."""
     span = scope.span
-    if scope.open_runs:
-        _runs.settle(scope)
-    if error is not None:
-        span.set_error(error)
-    else:
-        span.status = "ok"
-        if value is not None and scope.capture & OUTPUTS and not span.output_is_set:
-            span.raw_output = snapshot(value)
-    span.ended_at_ns = scope.recorder.now_ns()
     if scope.outer is None:
         Scope.roots.discard(scope)
-    scope.recorder.record(span)
+    try:
+        if scope.open_runs:
+            _runs.settle(scope)
+        if error is not None:
+            span.set_error(error)
+        else:
+            span.status = "ok"
+            if value is not None and scope.capture & OUTPUTS and not span.output_is_set:
+                span.raw_output = snapshot(value)
+        span.ended_at_ns = scope.recorder.now_ns()
+        scope.recorder.record(span)
+    except RecursionError:
+        pass  # There is no room for us this deep.
+    except Exception:
+        failed("ending a traced block or call")
 
 
 def _descends(span: Any, run: Span) -> bool:

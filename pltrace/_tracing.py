@@ -68,6 +68,7 @@ class Tracing:
         self._exit_left_s = EXIT_S
         self._prune_at = monotonic()
         for worker in self._deliveries:
+            worker.adopted = self._work_on_operations
             worker.work()  # An earlier process may have left something.
 
     def _open_store(self) -> Store:
@@ -101,6 +102,9 @@ class Tracing:
 
     def _resolved(self, span_id: str, request_id: int) -> None:
         self.recorder.registry.resolve(int(span_id, 16), request_id)
+        self._work_on_operations()
+
+    def _work_on_operations(self) -> None:
         for worker in self._operations:
             worker.work()
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["duration", "text_of", "tree"]
+__all__ = ["duration", "printable", "text_of", "tree"]
 
 _LONGEST_TEXT = 72
 
@@ -57,12 +57,12 @@ def _line(record: Mapping[str, Any]) -> str:
         parts.append(record["status"] or "open")
     if record["error"]:
         parts.append(record["error"][:_LONGEST_TEXT])
-    return _printable("  ".join(parts))
+    return printable("  ".join(parts))
 
 
 def _texts(record: Mapping[str, Any]) -> list[str]:
     return [
-        f"{mark} {_printable(text)[:_LONGEST_TEXT]}"
+        f"{mark} {printable(text)[:_LONGEST_TEXT]}"
         for mark, text in (("<", text_of(record["input"])), (">", text_of(record["output"])))
         if text
     ]
@@ -92,7 +92,7 @@ def _blocks_text(blocks: Any) -> str:
     )
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Return `text` on one line and without control characters: a model's answer must not drive the terminal."""
     return "".join(character if character.isprintable() else " " for character in text)
 

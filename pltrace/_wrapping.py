@@ -107,6 +107,13 @@ _RUNNABLE_METHODS = frozenset({
 })  # fmt: skip
 
 
+#: Those that make another Runnable of it.
+_COMPOSING_METHODS = frozenset({
+    "assign", "bind", "map", "pick", "pipe", "with_alisteners", "with_config", "with_fallbacks", "with_listeners",
+    "with_retry", "with_types",
+})  # fmt: skip
+
+
 class RunnableProxy(ObjectProxy):
     """A LangChain Runnable, in all else what it was, whose methods that run it are wrapped.
 
@@ -122,6 +129,10 @@ class RunnableProxy(ObjectProxy):
         self._self_again = again
 
     def __getattribute__(self, name: str) -> Any:
+        if name in _COMPOSING_METHODS:
+            # Composed is the proxy, not what it stands for.
+            base: Any = sys.modules["langchain_core.runnables.base"]
+            return MethodType(getattr(base.Runnable, name), self)
         value = super().__getattribute__(name)
         return self._self_wrap(value) if name in _RUNNABLE_METHODS else value
 

@@ -30,8 +30,10 @@ PUBLIC = [
     "inject",
     "instrument",
     "instrument_threads",
+    "prompts",
     "shutdown",
     "traced",
+    "track",
     "uninstrument",
     "uninstrument_threads",
 ]
@@ -157,8 +159,8 @@ def test_importing_loads_nothing_heavy() -> None:
     program = (
         "import sys, pltrace\n"
         "pltrace.traced(lambda: None)()\n"
-        "print([name for name in ('langchain_core', 'promptlayer', 'opentelemetry', 'sqlite3', 'http.client', 'argparse',"
-        " 'httpx', 'pltrace.testing') if name in sys.modules])"
+        "print([name for name in ('langchain_core', 'promptlayer', 'opentelemetry', 'sqlite3', 'http.client',"
+        " 'argparse', 'httpx', 'pltrace.testing') if name in sys.modules])"
     )
 
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)

@@ -65,12 +65,13 @@ def test_every_python_snippet_runs(promptlayer: PromptLayerServer, llm: Scripted
     assert "pltrace" not in ended.err, ended.err
     recorded = {trace.name for trace in latest_traces(tmp_path / "traces.db", 100)}
     assert {"joke", "morning", "nightly", "checked", "breakfast", "words", "stream", "Comedian.usual", "chat", "order",
-            "in threads", "web"} <= recorded  # fmt: skip
+            "in threads", "web", "from the registry"} <= recorded  # fmt: skip
     assert not promptlayer.duplicate_request_logs
     assert {"breakfast", "both", "Comedian.tell", "worker"} <= {span["name"] for span in promptlayer.spans.values()}
     tags = [tuple(log["tags"]) for log in promptlayer.request_logs]
     assert ("batch", "short") in tags
     assert ("production", "chatopenai") in tags
+    assert [log["prompt_name"] for log in promptlayer.request_logs if log.get("prompt_name")] == ["joke"]
     assert "4000123412341234" not in str(promptlayer.request_logs)
     assert "ada@example.com" not in str(promptlayer.spans)
     assert {operation["op"] for operation in promptlayer.operations} >= {"score", "metadata", "prompt"}

@@ -75,7 +75,8 @@ def surroundings(**environment: object) -> dict[str, str]:
     """Return this process's environment with pltrace importable and these variables set."""
     # A copy of the package under test may come before the checkout.
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(_ROOT)]))
-    return {**os.environ, "PYTHONPATH": path, **{name: str(value) for name, value in environment.items()}}
+    quiet = {"PYTHONPATH": path, "PYTHONUNBUFFERED": ""}
+    return {**os.environ, **quiet, **{name: str(value) for name, value in environment.items()}}
 
 
 def rows(store: Path, query: str, *parameters: object) -> list[dict[str, Any]]:

@@ -1,0 +1,1421 @@
+"""Whatever is decorated behaves as it did before, and each call of it is one span with the scope inside."""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import collections.abc
+import contextlib
+import contextvars
+import copy
+import functools
+import inspect
+import io
+import pickle
+import subprocess
+import sys
+import textwrap
+import threading
+import types
+import typing
+import unittest.mock
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pytest
+
+import pltrace
+from pltrace import current_span, traced
+from pltrace.testing import CapturedSpans, capture_spans
+
+
+@pytest.fixture
+def seen() -> Iterator[CapturedSpans]:
+    """The spans that ended; the test fails if it leaves a scope or a run open."""
+    with capture_spans() as spans:
+        yield spans
+        spans.assert_nothing_open()
+
+
+# The kinds, each defined once, and made twice: decorated and not. All of them do what `body` says.
+
+_body: Callable[[int, int], Any] = lambda a, b: a + b  # noqa: E731
+_user_variable: contextvars.ContextVar[str] = contextvars.ContextVar("users", default="unset")
+
+
+def body(a: int, b: int) -> Any:
+    """Does what the test says."""
+    return _body(a, b)
+
+
+@pytest.fixture
+def doing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int, int], Any]], None]:
+    """Says what all kinds do."""
+    return lambda what: monkeypatch.setitem(globals(), "_body", what)
+
+
+class Countdown:
+    """An iterator that is no generator."""
+
+    def __init__(self, a: int, b: int) -> None:
+        self.items = [a, b]
+
+    def __iter__(self) -> Countdown:
+        return self
+
+    def __next__(self) -> Any:
+        if not self.items:
+            raise StopIteration
+        return body(self.items.pop(), 0)
+
+
+class AsyncCountdown:
+    """An async iterator that is no generator."""
+
+    def __init__(self, a: int, b: int) -> None:
+        self.items = [a, b]
+
+    def __aiter__(self) -> AsyncCountdown:
+        return self
+
+    async def __anext__(self) -> Any:
+        await asyncio.sleep(0)
+        if not self.items:
+            raise StopAsyncIteration
+        return body(self.items.pop(), 0)
+
+
+class Promise:
+    """An awaitable that is no coroutine."""
+
+    def __init__(self, a: int, b: int) -> None:
+        self.arguments = (a, b)
+
+    def __await__(self) -> Any:
+        yield from asyncio.sleep(0).__await__()
+        return body(*self.arguments)
+
+
+def kinds(wrap: Callable[[Any], Any]) -> dict[str, Callable[..., Any]]:
+    """Makes a callable of each kind, which takes `a` and `b`."""
+
+    @wrap
+    def function(a: int, /, b: int = 2) -> int:
+        """Adds."""
+        return body(a, b)
+
+    @wrap
+    async def coroutine_function(a: int, b: int = 2) -> int:
+        """Adds, later."""
+        await asyncio.sleep(0)
+        return body(a, b)
+
+    @wrap
+    def generator(a: int, b: int = 2) -> collections.abc.Generator[int, str, str]:
+        """Gives both."""
+        yield a
+        yield body(a, b)
+        return "done"
+
+    @wrap
+    async def async_generator(a: int, b: int = 2) -> AsyncIterator[int]:
+        """Gives both, later."""
+        yield a
+        await asyncio.sleep(0)
+        yield body(a, b)
+
+    @wrap
+    @types.coroutine
+    def awaitable_generator(a: int, b: int = 2) -> Any:
+        yield from asyncio.sleep(0).__await__()
+        return body(a, b)
+
+    class Adder:
+        __slots__ = ("by",)
+
+        def __init__(self) -> None:
+            self.by = 0
+
+        @wrap
+        def method(self, a: int, b: int = 2) -> int:
+            """Adds."""
+            return body(a, b + self.by)
+
+        @wrap
+        async def coroutine_method(self, a: int, b: int = 2) -> int:
+            await asyncio.sleep(0)
+            return body(a, b + self.by)
+
+        @wrap
+        def generator_method(self, a: int, b: int = 2) -> Iterator[int]:
+            yield body(a, b + self.by)
+
+        @wrap
+        async def async_generator_method(self, a: int, b: int = 2) -> AsyncIterator[int]:
+            yield body(a, b + self.by)
+
+        @wrap
+        @classmethod
+        def above_classmethod(cls, a: int, b: int = 2) -> int:
+            assert cls is Adder
+            return body(a, b)
+
+        @classmethod
+        @wrap
+        def below_classmethod(cls, a: int, b: int = 2) -> int:
+            assert cls is Adder
+            return body(a, b)
+
+        @wrap
+        @staticmethod
+        def above_staticmethod(a: int, b: int = 2) -> int:
+            return body(a, b)
+
+        @staticmethod
+        @wrap
+        def below_staticmethod(a: int, b: int = 2) -> int:
+            return body(a, b)
+
+        @wrap
+        @functools.lru_cache  # noqa: B019
+        def cached_method(self, a: int, b: int = 2) -> int:
+            return body(a, b + self.by)
+
+        @wrap
+        def __call__(self, a: int, b: int = 2) -> int:
+            return body(a, b + self.by)
+
+    class Object:
+        """A callable object."""
+
+        def __call__(self, a: int, b: int = 2) -> int:
+            return body(a, b)
+
+    class AsyncObject:
+        async def __call__(self, a: int, b: int = 2) -> int:
+            await asyncio.sleep(0)
+            return body(a, b)
+
+    class Meta(type):
+        @wrap
+        def of_class(cls, a: int, b: int = 2) -> int:
+            return body(a, b)
+
+    class WithMeta(metaclass=Meta):
+        pass
+
+    class Base:
+        @wrap
+        def overridden(self, a: int, b: int = 2) -> int:
+            return body(a, b)
+
+    class Inheriting(Base):
+        def overridden(self, a: int, b: int = 2) -> int:
+            return super().overridden(a, b)
+
+    async def plain_coroutine(a: int, b: int = 2) -> int:
+        await asyncio.sleep(0)
+        return body(a, b)
+
+    def plain_generator(a: int, b: int = 2) -> Iterator[int]:
+        yield a
+        yield body(a, b)
+
+    async def plain_async_generator(a: int, b: int = 2) -> AsyncIterator[int]:
+        yield a
+        yield body(a, b)
+
+    @functools.wraps(plain_coroutine)
+    @wrap
+    def under_wraps(*args: Any, **kwargs: Any) -> Any:
+        return body(*args, **kwargs)
+
+    @wrap
+    @functools.wraps(plain_generator)
+    def over_wraps(*args: Any, **kwargs: Any) -> Any:
+        return body(*args, **kwargs)
+
+    @functools.singledispatch
+    @wrap
+    def under_singledispatch(a: object, b: int = 2) -> int:
+        raise AssertionError
+
+    @under_singledispatch.register
+    @wrap
+    def _(a: int, b: int = 2) -> int:
+        return body(a, b)
+
+    @wrap
+    @functools.singledispatch
+    def over_singledispatch(a: object, b: int = 2) -> int:
+        return body(typing.cast(int, a), b)
+
+    @wrap
+    def returning_future(a: int, b: int = 2) -> Any:
+        future = asyncio.get_running_loop().create_future()
+        future.set_result(body(a, b))
+        return future
+
+    adder = Adder()
+    return {
+        "function": function,
+        "lambda": wrap(lambda a, b=2: body(a, b)),
+        "coroutine function": coroutine_function,
+        "generator": generator,
+        "async generator": async_generator,
+        "generator that can be awaited": awaitable_generator,
+        "method": adder.method,
+        "method of the class": functools.partial(Adder.method, adder),
+        "coroutine method": adder.coroutine_method,
+        "generator method": adder.generator_method,
+        "async generator method": adder.async_generator_method,
+        "above classmethod": adder.above_classmethod,
+        "above classmethod, of the class": Adder.above_classmethod,
+        "below classmethod": Adder.below_classmethod,
+        "above staticmethod": adder.above_staticmethod,
+        "below staticmethod": Adder.below_staticmethod,
+        "__call__ method": adder,
+        "method of a metaclass": WithMeta.of_class,
+        "overridden method": Inheriting().overridden,
+        "bound method": wrap(functools.partial(body).__call__),
+        "partial": wrap(functools.partial(body, b=2)),
+        "partial of a coroutine function": wrap(functools.partial(plain_coroutine, b=2)),
+        "partial of a generator": wrap(functools.partial(plain_generator, b=2)),
+        "under partial": functools.partial(function, b=2),
+        "callable object": wrap(Object()),
+        "async callable object": wrap(AsyncObject()),
+        "builtin": functools.partial(wrap(functools.reduce), lambda a, b: body(a, b)),
+        "over lru_cache": wrap(functools.lru_cache(body)),
+        "under lru_cache": functools.lru_cache(wrap(body)),
+        "method over lru_cache": adder.cached_method,
+        "over wraps": over_wraps,
+        "under wraps": under_wraps,
+        "over singledispatch": over_singledispatch,
+        "under singledispatch": under_singledispatch,
+        "function returning a generator": wrap(lambda a, b=2: plain_generator(a, b)),
+        "function returning a coroutine": wrap(lambda a, b=2: plain_coroutine(a, b)),
+        "function returning an async generator": wrap(lambda a, b=2: plain_async_generator(a, b)),
+        "function returning an iterator": wrap(lambda a, b=2: Countdown(a, b)),
+        "function returning a map": wrap(lambda a, b=2: map(body, [a], [b])),
+        "function returning an async iterator": wrap(lambda a, b=2: AsyncCountdown(a, b)),
+        "function returning an awaitable": wrap(lambda a, b=2: Promise(a, b)),
+        "function returning a future": returning_future,
+        "function returning a task": wrap(lambda a, b=2: asyncio.ensure_future(plain_coroutine(a, b))),
+        "decorated twice": wrap(wrap(plain_coroutine)),
+    }  # fmt: skip
+
+
+PLAIN, TRACED = kinds(lambda it: it), kinds(traced)
+KINDS = sorted(PLAIN)
+#: Decorated objects bind as functions do when they lie in a class, and all that is decorated can be referred to weakly.
+_MORE_THAN_BEFORE = {
+    *((kind, "routine") for kind in KINDS if "partial" in kind or "object" in kind or kind == "bound method"),
+    ("bound method", "weak reference"),
+} - {("under partial", "routine")}
+#: How many spans a call makes where it isn't one.
+SPANS = {"decorated twice": 2}
+
+
+def call(kind: str, callables: dict[str, Callable[..., Any]]) -> Any:
+    """Calls it with 1 and 2."""
+    return callables[kind]([1, 2]) if kind == "builtin" else callables[kind](1, b=2) if kind != "bound method" else (
+        callables[kind](1, 2)
+    )  # fmt: skip
+
+
+async def consume(result: Any) -> Any:
+    """Uses a result up; gives all that came out of it."""
+    if inspect.isawaitable(result):
+        return await result
+    if hasattr(result, "__anext__"):
+        return [item async for item in result]
+    if hasattr(result, "__next__"):
+        items = []
+        while True:
+            try:
+                items.append(next(result))
+            except StopIteration as stop:
+                return items, stop.value
+    return result
+
+
+async def outcome(kind: str, callables: dict[str, Callable[..., Any]]) -> Any:
+    """Calls it, uses the result up, and gives what came out, or what was raised."""
+    for cached in ("over lru_cache", "under lru_cache"):
+        callables[cached].cache_clear()  # type: ignore[attr-defined]
+    callables["method over lru_cache"].__func__.cache_clear()  # type: ignore[attr-defined]
+    try:
+        return await consume(call(kind, callables))
+    except BaseException as error:
+        return error
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_the_same_comes_out(kind: str, seen: CapturedSpans) -> None:
+    """A call returns and yields what it did before, and is one span that is ok."""
+    assert await outcome(kind, TRACED) == await outcome(kind, PLAIN)
+    assert [span.status for span in seen] == ["ok"] * SPANS.get(kind, 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_the_scope_is_inside_alone(kind: str, seen: CapturedSpans, doing: Callable[[Any], None]) -> None:
+    """What runs inside a call sees its span, wherever in the consuming it runs; the consumer never does."""
+    inside: list[Any] = []
+    doing(lambda a, b: inside.append(current_span()))
+    with traced("outer") as outer:
+        result = call(kind, TRACED)
+        assert current_span() is outer
+        await consume(result)
+        assert current_span() is outer
+    assert inside
+    assert set(inside) <= set(seen)
+    innermost = inside[0].parent if kind == "decorated twice" else inside[0]
+    assert innermost.parent is outer
+
+
+@pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt(), SystemExit(3), asyncio.CancelledError()])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_exception_passes_unchanged(
+    kind: str, error: BaseException, seen: CapturedSpans, doing: Callable[[Any], None]
+) -> None:
+    """The very exception comes out, with the context that it had before, and the span records it."""
+    if "task" in kind and isinstance(error, (KeyboardInterrupt, SystemExit)):
+        pytest.skip("asyncio ends the loop")
+
+    def fail(a: int, b: int) -> None:
+        raise error
+
+    doing(fail)
+    plain, context = await outcome(kind, PLAIN), error.__context__
+    error.__traceback__ = error.__context__ = None
+    passed = await outcome(kind, TRACED)
+    assert type(passed) is type(plain)
+    assert passed is error or plain is not error
+    assert error.__context__ is context
+    assert current_span().id == ""
+    in_call = "task" not in kind
+    expected = "cancelled" if isinstance(error, asyncio.CancelledError) else "error"
+    assert {span.status for span in seen} == {expected if in_call else "ok"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_the_users_own_context_variables(kind: str, seen: CapturedSpans, doing: Callable[[Any], None]) -> None:
+    """What the body sets in a ContextVar of the user's is seen by the caller exactly where it was before."""
+
+    async def after(callables: dict[str, Callable[..., Any]]) -> str:
+        _user_variable.set("unset")
+        await outcome(kind, callables)
+        return _user_variable.get()
+
+    doing(lambda a, b: _user_variable.set("set") and None)
+    assert await after(TRACED) == await after(PLAIN)
+
+
+#: What inspect, typing and others ask of a callable.
+_QUESTIONS: dict[str, Callable[[Any], Any]] = {
+    "signature": lambda it: str(inspect.signature(it)),
+    "name": lambda it: it.__name__,
+    "qualified name": lambda it: it.__qualname__,
+    "module": lambda it: it.__module__,
+    "docstring": lambda it: it.__doc__,
+    "annotations": lambda it: it.__annotations__,
+    "type hints": lambda it: typing.get_type_hints(it, {"collections": collections}, {}),
+    "defaults": lambda it: it.__defaults__,
+    "source": inspect.getsource,
+    "type": lambda it: isinstance(it, type(PLAIN["function"])),
+    "builtin": inspect.isbuiltin,
+    "routine": inspect.isroutine,
+    "function": inspect.isfunction,
+    "method": inspect.ismethod,
+    "class": inspect.isclass,
+    "coroutine function": inspect.iscoroutinefunction,
+    "generator function": inspect.isgeneratorfunction,
+    "async generator function": inspect.isasyncgenfunction,
+    "callable": callable,
+    "attributes": lambda it: sorted(set(dir(it)) - {"__wrapped__"}),
+    "object": lambda it: type(it.__self__).__name__,
+    "hashable": lambda it: isinstance(hash(it), int),
+    "weak reference": lambda it: weakref.ref(it) is not None,
+    "parameters bound": lambda it: inspect.signature(it).bind(1, b=2).arguments,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_identity(kind: str) -> None:
+    """Whoever inspects a decorated callable gets the answers that the undecorated one gives."""
+
+    def answer(question: str, it: Any) -> Any:
+        if (kind, question) in _MORE_THAN_BEFORE:
+            return "more than before"
+        try:
+            return _QUESTIONS[question](it)
+        except Exception as error:
+            return type(error)
+
+    assert {question: answer(question, TRACED[kind]) for question in _QUESTIONS} == {
+        question: answer(question, PLAIN[kind]) for question in _QUESTIONS
+    }
+
+
+_RESULT_QUESTIONS = [
+    inspect.iscoroutine, inspect.isgenerator, inspect.isasyncgen, inspect.isawaitable, asyncio.isfuture,
+    lambda it: isinstance(it, collections.abc.Iterator), lambda it: isinstance(it, collections.abc.AsyncIterator),
+    lambda it: isinstance(it, collections.abc.Coroutine), lambda it: isinstance(it, (Countdown, Promise, map)),
+    lambda it: hasattr(it, "close"), lambda it: hasattr(it, "send"), lambda it: hasattr(it, "__await__"),
+    lambda it: getattr(it, "__qualname__", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_results_are_of_the_same_kind(kind: str, seen: CapturedSpans) -> None:
+    """Whoever inspects a result gets the answer that the undecorated call's gives."""
+
+    async def answers(callables: dict[str, Callable[..., Any]]) -> list[Any]:
+        result = call(kind, callables)
+        given = [question(result) for question in _RESULT_QUESTIONS]
+        await consume(result)
+        return given
+
+    assert await answers(TRACED) == await answers(PLAIN)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_nothing_happens_while_tracing_is_off(kind: str) -> None:
+    """While tracing is off, a decorated callable does what it did before, and there is no span."""
+    assert await outcome(kind, TRACED) == await outcome(kind, PLAIN)
+    assert not current_span()
+
+
+async def test_tracing_switched_off_and_on_around_open_generators(local: Path) -> None:
+    """Generators that were made while tracing was on go on when it is off, and the other way round."""
+    on = [TRACED[kind](1, 2) for kind in ("generator", "async generator", "coroutine function")]
+    next(on[0])
+    pltrace.shutdown()
+    off = [TRACED[kind](1, 2) for kind in ("generator", "async generator", "coroutine function")]
+    next(off[0])
+    assert [await consume(it) for it in on] == [([3], "done"), [1, 3], 3]
+    pltrace.configure(store="memory")
+    assert [await consume(it) for it in off] == [([3], "done"), [1, 3], 3]
+
+
+# Arguments.
+
+
+def test_any_parameter_names(seen: CapturedSpans) -> None:
+    """No parameter name is taken by the decorator."""
+
+    @traced
+    def f(wrapped: int, instance: int, args: int, kwargs: int, self: int, cls: int, name: int, function: int) -> Any:
+        return wrapped, instance, args, kwargs, self, cls, name, function
+
+    names = list(inspect.signature(f).parameters)
+    assert f(**{name: number for number, name in enumerate(names)}) == tuple(range(8))
+    assert seen[0].input == {name: number for number, name in enumerate(names)}
+
+
+def test_wrong_arguments(seen: CapturedSpans) -> None:
+    """A wrong call raises the TypeError that it did, and leaves nothing behind."""
+    for kind in ("function", "coroutine function", "generator", "async generator"):
+        with pytest.raises(TypeError) as plain:
+            PLAIN[kind](1, 2, 3)
+        with pytest.raises(TypeError) as traced_:
+            TRACED[kind](1, 2, 3)
+        assert str(traced_.value) == str(plain.value)
+
+
+def test_values_are_recorded_as_they_were(seen: CapturedSpans) -> None:
+    """Arguments are recorded as they were at the call, results as they were at the return."""
+
+    @traced
+    def agent(state: dict[str, list[str]], *more: list[int], flag: bool = True) -> list[str]:
+        state["messages"].append("answer")
+        more[0].clear()
+        return state["messages"]
+
+    messages = ["question"]
+    result = agent({"messages": messages}, [1, 2])
+    result.append("later")
+    assert seen[0].input == {"state": {"messages": ["question"]}, "more": [[1, 2]]}
+    assert seen[0].output == ["question", "answer"]
+
+
+async def test_arguments_of_generators_are_of_the_call(seen: CapturedSpans) -> None:
+    """A generator's and a coroutine's arguments are those of the call, not those of the first step."""
+
+    @traced
+    def generator(items: list[int]) -> Iterator[int]:
+        yield from items
+
+    @traced
+    async def coroutine(items: list[int]) -> None: ...
+
+    items = [1]
+    steps, waiting = generator(items), coroutine(items)
+    items.append(2)
+    assert list(steps) == [1, 2]
+    await waiting
+    assert [span.input for span in seen] == [{"items": [1]}] * 2
+
+
+def test_self_is_no_input(seen: CapturedSpans) -> None:
+    """A method's input is its arguments without the object or the class."""
+
+    class Thing:
+        @traced
+        def method(self, a: int) -> None: ...
+
+        @traced
+        @classmethod
+        def of_class(cls, a: int) -> None: ...
+
+    @traced
+    def self_means_something_here(self: int) -> None: ...
+
+    Thing().method(1)
+    Thing.of_class(a=2)
+    self_means_something_here(3)
+    assert [span.input for span in seen] == [{"a": 1}, {"a": 2}, {"self": 3}]
+
+
+def test_a_container_that_another_thread_changes(seen: CapturedSpans) -> None:
+    """Arguments that change while they are noted disturb neither the call nor what comes after it."""
+    shared: dict[int, Any] = {number: [number] for number in range(2_000)}
+    stop = threading.Event()
+
+    def change() -> None:
+        number = 10_000
+        while not stop.is_set():
+            shared[number] = []
+            shared.pop(number, None)
+            number += 1
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    try:
+        for _ in range(200):
+            traced(lambda state: None)(shared)
+            assert not current_span()
+    finally:
+        stop.set()
+        changing.join()
+
+
+# Identity beyond the table.
+
+
+@traced
+def by_name(a: int = 1) -> int:
+    """Gives what it got."""
+    return a
+
+
+@traced("named", tags=["t"])
+async def async_by_name(a: int = 1) -> int:
+    """Gives what it got, later."""
+    return a
+
+
+class Named:
+    def __init__(self, factor: int = 1) -> None:
+        self.factor = factor
+        self.callback = by_name
+
+    @traced
+    def method(self, a: int = 1) -> int:
+        """One kind of method."""
+        return a * self.factor
+
+    @traced
+    @classmethod
+    def above_classmethod(cls, a: int = 1) -> int:
+        """One kind of method."""
+        return a
+
+    @classmethod
+    @traced
+    def below_classmethod(cls, a: int = 1) -> int:
+        """One kind of method."""
+        return a
+
+    @traced
+    @staticmethod
+    def above_staticmethod(a: int = 1) -> int:
+        """One kind of method."""
+        return a
+
+    @traced
+    @functools.lru_cache  # noqa: B019
+    def cached(self, a: int = 1) -> int:
+        """One kind of method."""
+        return a * self.factor
+
+    def __call__(self, a: int = 1) -> int:
+        """One kind of method."""
+        return a * self.factor
+
+    @property
+    @traced
+    def under_property(self) -> int:
+        """One kind of method."""
+        return self.factor
+
+    @functools.cached_property
+    @traced
+    def under_cached_property(self) -> int:
+        """One kind of method."""
+        return self.factor
+
+    partial_method = functools.partialmethod(method, 5)
+
+
+traced_builtin, traced_partial, traced_object = traced(len), traced(functools.partial(int, "7")), traced(Named(3))
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize(
+    "one",
+    [
+        by_name, async_by_name, Named.method, Named.above_classmethod, Named.below_classmethod,
+        Named.above_staticmethod, functools.partial(by_name, 3),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_pickling_by_name(one: Any, protocol: int) -> None:
+    """Functions and methods are pickled by name, as they were before, and come back as the same."""
+    back = pickle.loads(pickle.dumps(one, protocol))
+    for part in ("__func__", "func"):
+        back, one = getattr(back, part, back), getattr(one, part, one)
+    assert back is one
+
+
+@pytest.mark.parametrize("one", [Named(4).method, Named(4).cached, traced_object, traced_partial], ids=str)
+@pytest.mark.parametrize("again", [lambda it: pickle.loads(pickle.dumps(it)), copy.copy, copy.deepcopy])
+def test_pickling_and_copying_by_value(one: Any, again: Callable[[Any], Any], seen: CapturedSpans) -> None:
+    """Bound methods, partials and callable objects come back from pickling and copying whole, and once traced."""
+    assert again(one)() == one()
+    assert len(seen) == 2
+    assert seen[0].name == seen[1].name
+
+
+def test_a_builtin_under_another_name(seen: CapturedSpans) -> None:
+    """A decorated builtin, which its own name doesn't lead to, can be pickled, tracing included."""
+    assert pickle.loads(pickle.dumps(traced_builtin))([1, 2]) == 2
+    assert [span.name for span in seen] == ["len"]
+
+
+def test_copies_are_as_deep_as_they_were() -> None:
+    """Copying a decorated function gives the function; deep-copying a decorated object copies the object."""
+    assert copy.copy(by_name) is by_name
+    assert copy.deepcopy(by_name) is by_name
+    assert copy.deepcopy(Named()).callback is by_name
+    assert copy.deepcopy(traced_object).__wrapped__ is not traced_object.__wrapped__
+
+
+def test_local_functions_are_pickled_no_more_than_before() -> None:
+    """What can't be pickled undecorated can't be decorated."""
+    for local in (lambda: None, PLAIN["generator"]):
+        with pytest.raises((pickle.PicklingError, AttributeError)):
+            pickle.dumps(local)
+        with pytest.raises((pickle.PicklingError, AttributeError)):
+            pickle.dumps(traced(local))
+
+
+def test_cloudpickle_of_local_functions(seen: CapturedSpans) -> None:
+    """Cloudpickle takes a decorated local function along."""
+    offset = 5
+
+    @traced
+    def local(a: int) -> int:
+        return a + offset
+
+    assert cloudpickle.loads(cloudpickle.dumps(local))(1) == 6
+
+
+def test_weak_references() -> None:
+    """A decorated function and its bound methods can be referred to weakly, and die as they did."""
+
+    @traced
+    def local() -> None: ...
+
+    thing = Named()
+    function, method, key = weakref.ref(local), weakref.WeakMethod(thing.method), weakref.WeakKeyDictionary({local: 1})
+    assert function() is local
+    assert method()() == 1  # type: ignore[misc]
+    assert key[local] == 1
+    del local, thing
+    assert function() is None
+    assert method() is None
+
+
+def test_descriptors(seen: CapturedSpans) -> None:
+    """Properties, partial methods and overriding work over decorated methods."""
+    assert (Named(2).under_property, Named(2).under_cached_property, Named(2).partial_method()) == (2, 2, 10)
+    assert Named.method is Named.__dict__["method"]
+    assert isinstance(Named().method, types.MethodType)
+    assert Named.method(Named(3), 2) == 6
+
+
+def test_abstract_methods() -> None:
+    """A decorated abstract method stays abstract, in either order."""
+
+    class Shape(abc.ABC):
+        @traced
+        @abc.abstractmethod
+        def above(self) -> None: ...
+
+        @abc.abstractmethod
+        @traced
+        def below(self) -> None: ...
+
+    with pytest.raises(TypeError, match="abstract"):
+        Shape()  # type: ignore[abstract]
+    assert Shape.__abstractmethods__ == {"above", "below"}
+
+
+def test_dataclasses(seen: CapturedSpans) -> None:
+    """Methods and fields of a dataclass can be decorated functions."""
+
+    @dataclass
+    class Point:
+        x: int = 1
+        near: Callable[..., int] = by_name
+        others: list[int] = field(default_factory=traced(list))
+
+        @traced
+        def double(self) -> int:
+            return 2 * self.x
+
+        @traced
+        def __post_init__(self) -> None:
+            self.others.append(self.x)
+
+    assert (Point(3).double(), Point(3).others, Point().near()) == (6, [3], 1)
+    assert copy.deepcopy(Point(2)) == Point(2)
+
+
+def test_a_decorated_class_stays_a_class(seen: CapturedSpans) -> None:
+    """A decorated class can be called, asked about and inherited from; its calls are spans."""
+
+    @traced
+    class Thing:
+        limit = 1
+
+        def __init__(self, a: int) -> None:
+            self.a = a
+
+    class Special(Thing):  # type: ignore[misc,valid-type]
+        pass
+
+    assert isinstance(Thing(1), Thing)  # type: ignore[arg-type]
+    assert isinstance(Special(1), Thing)  # type: ignore[arg-type]
+    assert issubclass(Special, Thing)  # type: ignore[arg-type]
+    assert inspect.isclass(Thing)
+    assert Thing.limit == 1
+    assert [span.name.rpartition(".")[2] for span in seen] == ["Thing"]
+
+
+def test_wraps_leaves_what_is_called_alone(seen: CapturedSpans) -> None:
+    """`functools.wraps` over a decorated function changes its name, not what it does."""
+
+    def original() -> str:
+        return "original"
+
+    @functools.wraps(original)
+    @traced("inner")
+    def replacement() -> str:
+        return f"more than {original()}"
+
+    assert replacement() == "more than original"
+    assert replacement.__name__ == "original"
+    assert inspect.unwrap(replacement) is original
+    assert seen.named("inner").output == "more than original"
+
+
+def test_attributes_belong_to_the_function() -> None:
+    """Attributes set on a decorated function are its own, and are seen on it."""
+
+    @traced
+    def f() -> None: ...
+
+    f.mark = 1  # type: ignore[attr-defined]
+    assert f.mark == f.__wrapped__.mark == 1  # type: ignore[attr-defined]
+    assert f.__dict__ == {"mark": 1}
+
+
+def test_mocks(seen: CapturedSpans) -> None:
+    """A mock goes through a decorated function as it is; decorated functions can be specified and patched."""
+    mock = unittest.mock.MagicMock()
+    assert traced(lambda: mock)() is mock
+    assert traced(mock)(1) is mock.return_value
+    with unittest.mock.patch.object(Named, "method", autospec=True, return_value=9):
+        assert Named().method(a=1) == 9
+    with pytest.raises(TypeError):
+        unittest.mock.create_autospec(by_name)(1, 2, 3)
+
+
+async def test_async_mocks(seen: CapturedSpans) -> None:
+    """An async mock can be decorated."""
+    assert await traced(unittest.mock.AsyncMock(return_value=3))() == 3
+
+
+async def test_marked_coroutine_functions(seen: CapturedSpans) -> None:
+    """A function that is only marked as a coroutine function may return any awaitable."""
+    if sys.version_info < (3, 12):
+        pytest.skip("came with Python 3.12")
+
+    def later() -> Any:
+        future = asyncio.get_running_loop().create_future()
+        future.set_result(1)
+        return future
+
+    marked = inspect.markcoroutinefunction(later)
+    assert await traced(marked)() == 1
+    assert inspect.iscoroutinefunction(traced(marked))
+    assert len(seen) == 1
+
+
+# Results that are consumed later.
+
+
+def test_files_are_returned_as_they_are(tmp_path: Path, seen: CapturedSpans) -> None:
+    """An opened file is a finished result."""
+    path = tmp_path / "file"
+    with traced(open)(path, "w") as file:
+        assert type(file) is io.TextIOWrapper
+    stream = io.BytesIO()
+    assert traced(lambda: stream)() is stream
+    assert [span.status for span in seen] == ["ok", "ok"]
+
+
+async def test_futures_and_tasks_are_returned_as_they_are(seen: CapturedSpans) -> None:
+    """A future or task is a finished result, of the same identity."""
+    future = asyncio.get_running_loop().create_future()
+    future.set_result(None)
+    task = asyncio.ensure_future(asyncio.sleep(0))
+    assert traced(lambda: future)() is future
+    assert traced(lambda: task)() is task
+    await task
+
+
+class Cursor(Countdown):
+    """An iterator as databases have it."""
+
+    rows = 2
+
+    def __init__(self) -> None:
+        super().__init__(1, 2)
+        self.closed = False
+
+    def __enter__(self) -> Cursor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closed = True
+
+    def __len__(self) -> int:
+        return 2
+
+
+def test_an_iterator_hides_nothing(seen: CapturedSpans, doing: Callable[[Any], None]) -> None:
+    """An iterator keeps its attributes and methods, `with` included, and has none that it hadn't."""
+    inside: list[str] = []
+    doing(lambda a, b: inside.append(current_span().name))
+    cursor = Cursor()
+    query = traced("query")(lambda: cursor)
+    with query() as rows:
+        assert isinstance(rows, Cursor)
+        assert (rows.rows, len(rows), rows.closed) == (2, 2, False)
+        assert next(rows) is None
+        assert next(iter(rows)) is None
+        assert not current_span()
+        assert not seen
+    assert cursor.closed
+    assert inside == ["query"] * 2
+    assert not hasattr(traced(lambda: iter([]))(), "close")
+    assert [span.status for span in seen] == ["ok", "ok"]
+
+
+def test_copying_and_pickling_iterators(seen: CapturedSpans) -> None:
+    """An iterator that could be copied or pickled still can."""
+    rows = traced(lambda: iter([1, 2]))()
+    next(rows)
+    assert list(copy.copy(rows)) == list(copy.deepcopy(rows)) == list(pickle.loads(pickle.dumps(rows))) == [2]
+    assert list(rows) == [2]
+
+
+def test_yield_from_an_iterator(seen: CapturedSpans) -> None:
+    """`yield from` takes an iterator that can't be closed, and leaves it as it did."""
+
+    def outer() -> Iterator[str]:
+        yield from traced(lambda: map(str, [1, 2]))()
+
+    steps = outer()
+    assert next(steps) == "1"
+    steps.close()
+    del steps
+    assert [span.status for span in seen] == ["ok"]
+
+
+class Connecting:
+    """Awaitable, and an async context manager, as HTTP clients have it."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def __await__(self) -> Any:
+        yield from asyncio.sleep(0).__await__()
+        self.names.append(current_span().name)
+        return self
+
+    async def __aenter__(self) -> Connecting:
+        return await self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.names.append(current_span().name)
+
+
+async def test_what_can_be_awaited_and_entered(seen: CapturedSpans) -> None:
+    """What is both awaitable and an async context manager stays so, and opens and closes inside the scope."""
+    connect = traced("connect")(Connecting)
+    async with connect() as connection:
+        assert isinstance(connection, Connecting)
+        assert not current_span()
+        assert not seen
+    assert connection.names == ["connect", "connect"]
+    assert (await connect()).names == ["connect"]
+    assert [span.status for span in seen] == ["ok", "ok"]
+
+
+async def test_awaiting_again(seen: CapturedSpans) -> None:
+    """An awaitable that can be awaited again is, the second time outside of the ended span."""
+    promise = traced("promise")(lambda: Connecting())()
+    connection = await promise
+    with traced("outer"):
+        await promise
+    assert connection.names == ["promise", "outer"]
+
+
+def test_one_iterator_in_many_threads(seen: CapturedSpans) -> None:
+    """Threads that share an iterator each keep their own scope."""
+    shared = traced("numbers")(lambda: map(str, range(4_000)))()
+    wrong: list[Any] = []
+
+    def take() -> None:
+        with traced("taker") as span:
+            for _ in range(500):
+                next(shared, None)
+                if current_span() is not span:
+                    wrong.append(current_span())
+        if current_span():
+            wrong.append(current_span())
+
+    threads = [threading.Thread(target=take) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    del shared
+
+
+# Exceptions beyond the table.
+
+
+def test_no_frame_of_ours_but_one(seen: CapturedSpans) -> None:
+    """A traceback shows at most one frame of ours for a function, and two for the others."""
+
+    def ours(error: BaseException) -> int:
+        frames = inspect.getinnerframes(error.__traceback__)  # type: ignore[arg-type]
+        return sum("pltrace/_" in frame.filename for frame in frames)
+
+    def fail() -> None:
+        raise ValueError
+
+    async def afail() -> None:
+        raise ValueError
+
+    def generate() -> Iterator[None]:
+        yield
+        raise ValueError
+
+    async def agenerate() -> AsyncIterator[None]:
+        yield
+        raise ValueError
+
+    async def run() -> list[int]:
+        counts = []
+        for start in (fail, afail, generate, agenerate):
+            with pytest.raises(ValueError) as caught:  # noqa: PT011
+                await consume(traced(start)())
+            counts.append(ours(caught.value))
+        return counts
+
+    assert all(count <= most for count, most in zip(asyncio.run(run()), (1, 2, 1, 2), strict=True))
+
+
+def test_stop_iteration_passes(seen: CapturedSpans) -> None:
+    """StopIteration raised by a function comes out as such."""
+
+    @traced
+    def f() -> None:
+        raise StopIteration(5)
+
+    with pytest.raises(StopIteration) as caught:
+        f()
+    assert caught.value.value == 5
+    assert seen[0].status == "error"
+
+
+def test_too_deep_a_recursion_leaves_nothing(seen: CapturedSpans) -> None:
+    """A RecursionError, wherever it strikes, leaves no scope behind, and every call that began has ended."""
+
+    @traced
+    def down(level: int) -> None:
+        down(level + 1)
+
+    for extra in range(12):
+
+        def deeper(level: int) -> None:
+            down(0) if level == 0 else deeper(level - 1)
+
+        with pytest.raises(RecursionError):
+            deeper(extra)
+        assert not current_span()
+    seen.assert_nothing_open()
+    assert {span.status for span in seen} == {"error"}
+
+
+def test_recursion_of_some_depth(seen: CapturedSpans) -> None:
+    """A decorated function may call itself hundreds of times."""
+
+    @traced
+    def down(level: int) -> int:
+        return level and down(level - 1)
+
+    assert down(250) == 0
+    assert len(seen) == 251
+
+
+def test_exceptions_die_without_the_collector(seen: CapturedSpans) -> None:
+    """What an exception holds is free once it is handled, as undecorated: no cycle of ours keeps it."""
+
+    class Big:
+        pass
+
+    def fail(kind: str) -> weakref.ref[Big]:
+        error: Any = ValueError()
+        error.big = Big()
+        reference = weakref.ref(error.big)
+        with contextlib.suppress(ValueError):
+            if kind == "generator":
+                steps = traced(_echo)()
+                next(steps)
+                steps.throw(error)
+            elif kind == "coroutine":
+                waiting = traced(_wait)()
+                waiting.send(None)
+                waiting.throw(error)
+            else:
+                asteps = traced(_agen)()
+                with contextlib.suppress(StopIteration):
+                    asteps.asend(None).send(None)
+                asteps.athrow(error).send(None)
+        del error
+        return reference
+
+    def _echo() -> Iterator[None]:
+        yield
+
+    async def _wait() -> None:
+        await _Raiser()
+
+    class _Raiser:
+        def __await__(self) -> Any:
+            yield
+
+    async def _agen() -> AsyncIterator[None]:
+        yield
+
+    import gc
+
+    gc.disable()
+    try:
+        for kind in ("generator", "coroutine", "async generator"):
+            assert fail(kind)() is None, kind
+    finally:
+        gc.enable()
+
+
+# Libraries.
+
+
+def test_pytest_fixtures_and_tests(tmp_path: Path) -> None:
+    """Decorated fixtures and tests, of each kind, do their work under pytest, and are spans."""
+    (tmp_path / "test_it.py").write_text(
+        textwrap.dedent("""
+        import pytest
+        from pltrace import traced, current_span
+
+        seen = []
+
+        @pytest.fixture
+        @traced
+        def plain(): return current_span().name
+
+        @pytest.fixture
+        @traced
+        def cleaned():
+            seen.append(current_span().name)
+            yield "value"
+            seen.append(current_span().name)
+
+        @pytest.fixture
+        @traced
+        def dependent(plain, request): return plain
+
+        @pytest.fixture(params=[1, 2])
+        @traced
+        def many(request): return request.param
+
+        @pytest.fixture
+        @traced
+        async def later(): return current_span().name
+
+        @pytest.fixture
+        @traced
+        async def later_cleaned():
+            yield current_span().name
+
+        @traced
+        def test_sync(cleaned, plain, dependent):
+            assert (cleaned, plain, dependent) == ("value", "plain", "plain")
+            assert current_span().name == "test_sync"
+
+        def test_after(): assert seen == ["cleaned", "cleaned"] and not current_span()
+
+        @traced
+        @pytest.mark.parametrize("n", [1, 2])
+        def test_parametrized(many, n): assert current_span().name == "test_parametrized"
+
+        @pytest.mark.asyncio
+        @traced
+        async def test_async(later, later_cleaned):
+            assert (later, later_cleaned, current_span().name) == ("later", "later_cleaned", "test_async")
+
+        class TestClass:
+            @pytest.fixture
+            @traced
+            def own(self): yield type(self)
+
+            @traced
+            def test_method(self, own, plain): assert own is TestClass and plain == "plain"
+        """)
+    )
+    (tmp_path / "conftest.py").write_text("import pltrace; pltrace.configure(store='memory')")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nasyncio_mode = auto\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert "8 passed" in ran.stdout, ran.stdout + ran.stderr
+
+
+def test_click_and_typer(seen: CapturedSpans) -> None:
+    """Commands can be decorated below and above the command line's own decorator."""
+    click, typer = pytest.importorskip("click"), pytest.importorskip("typer")
+    from click.testing import CliRunner
+    from typer.testing import CliRunner as TyperRunner
+
+    @click.command()
+    @click.option("--count", default=1)
+    @traced
+    def below(count: int) -> None:
+        """Counts."""
+        click.echo(f"{current_span().name.rpartition('.')[2]} {count}")
+
+    @click.command()
+    @traced
+    @click.argument("word")
+    def between(word: str) -> None:
+        click.echo(word)
+
+    app = typer.Typer()
+
+    @app.command()
+    @traced
+    def typed(number: int, loud: bool = False) -> None:
+        typer.echo(f"{number + 1} {loud}")
+
+    assert CliRunner().invoke(below, ["--count", "3"]).output == "below 3\n"
+    assert CliRunner().invoke(between, ["hey"]).output == "hey\n"
+    assert "Counts." in CliRunner().invoke(below, ["--help"]).output
+    assert TyperRunner().invoke(app, ["4", "--loud"]).output == "5 True\n"
+    assert [span.status for span in seen] == ["ok"] * 3
+
+
+async def test_fastapi(seen: CapturedSpans) -> None:
+    """Routes and dependencies, plain, async, cleaning up and streaming, keep their parameters and are spans."""
+    fastapi, httpx = pytest.importorskip("fastapi"), pytest.importorskip("httpx")
+    from fastapi.responses import StreamingResponse
+
+    app, names = fastapi.FastAPI(), []
+
+    @traced
+    def token(x_token: str = fastapi.Header("none")) -> Iterator[str]:
+        yield x_token
+        names.append(current_span().name.rpartition(".")[2])
+
+    @traced
+    async def user(who: str = "me") -> AsyncIterator[str]:
+        yield who
+        names.append(current_span().name.rpartition(".")[2])
+
+    @app.get("/sync/{number}")
+    @traced
+    def sync_route(number: int, token: str = fastapi.Depends(token)) -> dict[str, Any]:
+        return {"number": number, "token": token, "span": bool(current_span())}
+
+    @app.get("/async/{number}")
+    @traced
+    async def async_route(number: int, user: str = fastapi.Depends(user)) -> dict[str, Any]:
+        return {"number": number, "user": user}
+
+    @traced("streamed")
+    async def lines() -> AsyncIterator[str]:
+        for number in range(3):
+            yield f"{number}{current_span().name} "
+
+    @traced("streamed too")
+    def sync_lines() -> Iterator[str]:
+        for number in range(3):
+            yield f"{number}{current_span().name} "
+
+    @app.get("/stream")
+    @traced
+    async def stream_route() -> Any:
+        return StreamingResponse(lines())
+
+    @app.get("/sync-stream")
+    @traced
+    def sync_stream_route() -> Any:
+        return StreamingResponse(sync_lines())
+
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        answer = await client.get("/sync/4", headers={"x-token": "t"})
+        assert answer.json() == {"number": 4, "token": "t", "span": True}
+        assert (await client.get("/async/5?who=you")).json() == {"number": 5, "user": "you"}
+        assert (await client.get("/async/five")).status_code == 422
+        assert (await client.get("/stream")).text == "0streamed 1streamed 2streamed "
+        assert (await client.get("/sync-stream")).text == "0streamed too 1streamed too 2streamed too "
+    assert {"number", "who"} <= set(str(app.openapi()).replace("'", " ").split())
+    assert names == ["token", "user"]
+    # The dependency is told of the request that was refused.
+    assert [span.error_types[0] for span in seen if span.status != "ok"] == ["RequestValidationError"]
+
+
+def test_contextmanager(seen: CapturedSpans) -> None:
+    """Under `contextmanager` a generator's span lasts for the block, whose body doesn't see its scope."""
+
+    @contextlib.contextmanager
+    @traced("under")
+    def under() -> Iterator[str]:
+        yield current_span().name
+
+    @traced("over")
+    @contextlib.contextmanager
+    def over() -> Iterator[str]:
+        yield current_span().name
+
+    with under() as name:
+        assert name == "under"
+        assert not current_span()
+        assert not seen
+    assert [span.name for span in seen] == ["under"]
+    with over() as name:  # Making the context manager is the call.
+        assert name == ""
+        assert [span.name for span in seen] == ["under", "over"]
+
+    with pytest.raises(ValueError, match="mine"), under():
+        raise ValueError("mine")
+    assert [span.status for span in seen] == ["ok", "ok", "error"]
+
+
+def test_tools(seen: CapturedSpans) -> None:
+    """LangChain's `@tool` works over and under: it stays a tool, and running it runs in the scope."""
+    from langchain_core.tools import BaseTool, tool
+
+    @tool
+    @traced("inside")
+    def below(city: str, days: int = 1) -> str:
+        """Tell the weather."""
+        return f"{city} {days} {current_span().name}"
+
+    @traced("outside", tags=["t"])
+    @tool
+    def above(city: str, days: int = 1) -> str:
+        """Tell the weather."""
+        return f"{city} {days} {current_span().name}"
+
+    for one, scope in ((below, "inside"), (above, "outside")):
+        assert isinstance(one, BaseTool)
+        assert (one.description, set(one.args)) == ("Tell the weather.", {"city", "days"})
+        assert one.invoke({"city": "Rome"}) == f"Rome 1 {scope}"
+        with traced("around"):
+            assert one.invoke({"city": "Rome"}) == f"Rome 1 {scope}"
+    tree = seen.tree()
+    assert tree[:1] == [["outside", ["above"]]] or ["outside", ["above"]] in tree
+    assert ["around", ["below", ["inside"]]] in tree
+    assert ["around", ["outside", ["above"]]] in tree
+
+
+async def test_async_tools(seen: CapturedSpans) -> None:
+    """Async tools work the same."""
+    from langchain_core.tools import tool
+
+    @tool
+    @traced("inside")
+    async def below(city: str) -> str:
+        """Tell the weather."""
+        return f"{city} {current_span().name}"
+
+    above = traced("outside")(tool(below.coroutine.__wrapped__))  # type: ignore[union-attr]
+    assert await below.ainvoke({"city": "Rome"}) == "Rome inside"
+    assert await above.ainvoke({"city": "Rome"}) == "Rome outside"
+    assert above.name == "below"
+
+
+async def test_runnable_lambdas(seen: CapturedSpans) -> None:
+    """`RunnableLambda` works over and under: alone, in a chain, streamed, in batches, sync and async."""
+    from langchain_core.runnables import Runnable, RunnableLambda
+
+    def scope(text: str) -> str:
+        return f"{text} {current_span().name}"
+
+    for one in (RunnableLambda(traced("t")(scope)), traced("t")(RunnableLambda(scope)),
+                traced("t")(RunnableLambda(str) | RunnableLambda(scope))):  # fmt: skip
+        assert isinstance(one, Runnable)
+        assert one.invoke("a") == "a t"
+        assert await one.ainvoke("a") == "a t"
+        assert one.batch(["a", "b"]) == ["a t", "b t"]
+        assert await one.abatch(["a", "b"]) == ["a t", "b t"]
+        assert list(one.stream("a")) == ["a t"]
+        assert [item async for item in one.astream("a")] == ["a t"]
+        assert (one | RunnableLambda(str.upper)).invoke("a") == "A T"
+        assert (RunnableLambda(str.upper) | one).invoke("a") == "A t"
+        assert (str.upper | one | str.lower).invoke("a") == "a t"
+        assert one.with_retry().invoke("a") == "a t"
+    assert {span.status for span in seen} == {"ok"}
+    assert {span.name for span in seen} >= {"t"}
+
+
+def test_traced_runnables_are_copied_and_pickled(seen: CapturedSpans) -> None:
+    """A decorated Runnable can be copied and pickled, tracing included."""
+    from langchain_core.prompts import PromptTemplate
+
+    prompt = traced("prompt")(PromptTemplate.from_template("Hi {name}"))
+    for again in (prompt, copy.copy(prompt), copy.deepcopy(prompt), pickle.loads(pickle.dumps(prompt))):
+        assert again.invoke({"name": "Bo"}).to_string() == "Hi Bo"
+    assert [span.name for span in seen] == ["PromptTemplate", "prompt"] * 4

@@ -1,0 +1,308 @@
+"""`pltrace ls` and `pltrace show` tell people and programs what was recorded."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.programs import Ended, module, run, surroundings
+from tests.support.promptlayer_server import PromptLayerServer
+
+PROGRAM = r"""
+import sys
+import pltrace
+from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
+from langchain_core.runnables import RunnableLambda
+from langchain_core.tools import tool
+
+@tool
+def weather(city: str) -> str:
+    "The weather."
+    return f"sunny in {city}"
+
+pltrace.configure(store=sys.argv[1])
+with pltrace.traced("first"):
+    pass
+try:
+    with pltrace.traced("failing"):
+        raise ValueError("it went wrong")
+except ValueError:
+    pass
+with pltrace.traced("Grüße", tags=["greeting"], metadata={"k": 1}) as span:
+    model = GenericFakeChatModel(messages=iter(["Good morning.\x1b[31m\x07\r\x9b1m\u202e"]))
+    (RunnableLambda(lambda text: text) | model).invoke("Say\x1b]0;title\x07 hello\nplease")
+    weather.invoke({"city": "Oslo"})
+span.score(80)
+"""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that a program recorded into."""
+    folder = tmp_path_factory.mktemp("cli")
+    path = folder / "traces.db"
+    program = run(PROGRAM, folder, path, PLTRACE_ENABLED="")
+    assert (program.code, program.out, program.err) == (0, "", "")
+    return path
+
+
+@pytest.fixture(scope="module")
+def traces(store: Path) -> list[dict[str, Any]]:
+    """What `ls --json` prints of it."""
+    return listed(store)
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with a name that would drive a terminal."""
+    folder = tmp_path_factory.mktemp("hostile")
+    run(
+        "import pltrace, sys\npltrace.configure(store=sys.argv[1])\n"
+        r"with pltrace.traced('a\x1b[2J\x9b1m\x07name\u202e\nnext', tags=['\x1b[1m']): pass",
+        folder,
+        folder / "traces.db",
+    )
+    return folder / "traces.db"
+
+
+def listed(path: Path) -> list[dict[str, Any]]:
+    """Gives what `ls --json` prints."""
+    found: list[dict[str, Any]] = json.loads(done(module("ls", "--store", path, "--json")))
+    return found
+
+
+def done(program: Ended) -> str:
+    """Gives what a command that went well printed."""
+    assert (program.code, program.err) == (0, "")
+    return program.out
+
+
+def test_ls(store: Path, traces: list[dict[str, Any]]) -> None:
+    """`ls` lists the latest traces first: id, status, counts and name."""
+    head, *lines = done(module("ls", "--store", store)).splitlines()
+    assert head.split() == ["TRACE", "STARTED", "DURATION", "STATUS", "SPANS", "LLM", "TOKENS", "DELIVERY", "NAME"]
+    assert [line.split()[-1] for line in lines] == ["Grüße", "failing", "first"]
+    assert " error " in lines[1]
+    assert [line.split()[0] for line in lines] == [trace["trace_id"][:12] for trace in traces]
+
+
+def test_ls_json(traces: list[dict[str, Any]]) -> None:
+    """`ls --json` prints the same for programs."""
+    latest, failing, first = traces
+    assert (latest["name"], failing["name"], first["name"]) == ("Grüße", "failing", "first")
+    assert (latest["spans"], latest["requests"], latest["status"]) == (5, 1, "ok")
+    assert (failing["status"], first["requests"]) == ("error", 0)
+    assert latest["started_at_ns"] < latest["ended_at_ns"]
+
+
+def test_ls_number(store: Path) -> None:
+    """`ls -n` bounds the list; a number below one is refused."""
+    assert len(done(module("ls", "--store", store, "-n", 1)).splitlines()) == 2
+    program = module("ls", "--store", store, "-n", 0)
+    assert program.code == 2
+    assert "expected a number from 1 on" in program.err
+
+
+def test_show(store: Path, traces: list[dict[str, Any]]) -> None:
+    """`show` prints a trace as a tree, with what went in and out of LLM calls and tools."""
+    lines = done(module("show", "latest", "--store", store)).splitlines()
+    assert lines[0] == f"trace {traces[0]['trace_id']}"
+    assert lines[1].startswith("Grüße  [block]")
+    text = "\n".join(lines)
+    assert "├─ RunnableSequence  [chain]" in text
+    assert "│  └─ GenericFakeChatModel  [llm]" in text
+    assert "└─ weather  [tool]" in text
+    assert "#greeting" in text
+    assert "> sunny in Oslo" in text
+    assert "hello please" in text
+    assert "Good morning." in text
+
+
+def test_show_an_error(store: Path, traces: list[dict[str, Any]]) -> None:
+    """`show` says what went wrong."""
+    out = done(module("show", traces[1]["trace_id"], "--store", store))
+    assert "failing  [block]" in out
+    assert "error  ValueError: it went wrong" in out
+
+
+def test_show_json(store: Path, traces: list[dict[str, Any]]) -> None:
+    """`show --json` prints all that is kept, for programs."""
+    found = json.loads(done(module("show", "latest", "--store", store, "--json")))
+    assert found["trace_id"] == traces[0]["trace_id"]
+    by_name = {span["name"]: span for span in found["spans"]}
+    assert found["spans"][0]["name"] == "Grüße"
+    call, block = by_name["GenericFakeChatModel"], by_name["Grüße"]
+    assert call["request_id"] > 0
+    assert call["operations"][0]["kind"] == "score"
+    assert call["output"]["messages"][0]["content"][0]["text"].startswith("Good morning.\x1b[31m")
+    assert (block["tags"], block["metadata"], block["parent_id"]) == (["greeting"], {"k": 1}, None)
+
+
+def test_show_by_a_beginning(store: Path, traces: list[dict[str, Any]]) -> None:
+    """The first characters of a trace's id are enough if they are of one trace only."""
+    trace_id = traces[2]["trace_id"]
+    assert done(module("show", trace_id[:10], "--store", store)).startswith(f"trace {trace_id}\nfirst")
+    program = module("show", "", "--store", store)
+    assert (program.code, program.out) == (1, "")
+    assert program.err == "pltrace: 3 traces begin with ''; give more of the id\n"
+
+
+@pytest.mark.parametrize("trace", ["ffffffffff", "%"])
+def test_unknown_trace(store: Path, trace: str) -> None:
+    """An unknown trace ends with code 1 and one line that says where to look."""
+    program = module("show", trace, "--store", store)
+    assert (program.code, program.out) == (1, "")
+    (line,) = program.err.splitlines()
+    assert repr(trace) in line
+    assert str(store) in line
+    assert "`pltrace ls`" in line
+
+
+@pytest.mark.parametrize("command", [["ls"], ["ls", "--json"], ["show", "latest"]])
+def test_no_store_yet(tmp_path: Path, command: list[str]) -> None:
+    """Before anything was traced, one line says so, and no file is made."""
+    program = module(*command, "--store", tmp_path / "none" / "traces.db")
+    assert (program.code, program.out) == (1, "")
+    (line,) = program.err.splitlines()
+    assert "nothing has been traced into it yet" in line
+    assert not (tmp_path / "none").exists()
+
+
+def test_no_trace_yet(tmp_path: Path) -> None:
+    """A store with nothing in it is told as such."""
+    path = tmp_path / "traces.db"
+    run("import pltrace, sys\npltrace.configure(store=sys.argv[1])", tmp_path, path)
+    assert done(module("ls", "--store", path)) == "No traces yet.\n"
+    assert listed(path) == []
+    assert "There is no trace 'latest'" in module("show", "latest", "--store", path).err
+
+
+@pytest.mark.parametrize("place", ["memory", "off"])
+def test_nothing_is_kept(place: str) -> None:
+    """With a store that keeps nothing, the commands say why there is nothing to show."""
+    program = module("ls", PLTRACE_STORE=place)
+    assert (program.code, program.out) == (1, "")
+    assert repr(place) in program.err
+    assert "nothing is kept" in program.err
+
+
+def test_store_of_the_environment(store: Path) -> None:
+    """The store is that of `PLTRACE_STORE`, if none is given."""
+    assert module("ls", PLTRACE_STORE=store).out == module("ls", "--store", store).out
+
+
+def test_bad_environment() -> None:
+    """A bad setting in the environment is told in one line, not in a traceback."""
+    program = module("ls", PLTRACE_SAMPLE="7")
+    assert (program.code, program.out) == (1, "")
+    assert program.err.startswith("pltrace: PLTRACE_SAMPLE='7'")
+    assert program.err.count("\n") == 1
+
+
+def test_a_damaged_file(tmp_path: Path) -> None:
+    """A file that is no store is told in one line, and left as it is."""
+    path = tmp_path / "traces.db"
+    path.write_bytes(b"This is no database. " * 500)
+    program = module("ls", "--store", path)
+    assert (program.code, program.out) == (1, "")
+    assert program.err.startswith("pltrace: Can't read the store")
+    assert program.err.count("\n") == 1
+    assert path.read_bytes() == b"This is no database. " * 500
+
+
+def _control_characters(text: str) -> set[str]:
+    return {character for character in text if not character.isprintable()} - {"\n"}
+
+
+@pytest.mark.parametrize("command", [["ls"], ["ls", "--json"], ["show", "latest"], ["show", "latest", "--json"]])
+def test_no_control_characters(store: Path, hostile: Path, command: list[str]) -> None:
+    """Neither a model's answer nor a name can drive the terminal that it is shown in."""
+    assert _control_characters(done(module(*command, "--store", store))) == set()
+    out = done(module(*command, "--store", hostile))
+    assert _control_characters(out) == set()
+    assert "name" in out
+
+
+@pytest.mark.parametrize("command", [["ls"], ["show", "latest"], ["show", "latest", "--json"]])
+def test_a_terminal_without_unicode(store: Path, command: list[str]) -> None:
+    """Where the terminal can't show a character, something stands for it, and the command goes on."""
+    out = done(module(*command, "--store", store, PYTHONIOENCODING="ascii", PYTHONUTF8="0"))
+    assert out.isascii()
+    assert out
+
+
+@pytest.mark.parametrize("command", [["ls"], ["show", "latest"], ["show", "latest", "--json"]])
+def test_a_reader_that_has_had_enough(store: Path, command: list[str]) -> None:
+    """A reader that closes the pipe, such as `head`, ends the command quietly."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    program = subprocess.run(
+        [sys.executable, "-m", "pltrace", *command, "--store", str(store)],
+        env=surroundings(), stdout=writing, stderr=subprocess.PIPE, timeout=60, check=False,
+    )  # fmt: skip
+    os.close(writing)
+    assert program.stderr == b""
+    assert program.returncode in (0, 141)
+
+
+def test_while_a_program_records(tmp_path: Path) -> None:
+    """The commands read beside a program that is recording, and see what it has recorded so far."""
+    path = tmp_path / "traces.db"
+    program = run(
+        """
+import subprocess, sys, pltrace
+pltrace.configure(store=sys.argv[1])
+with pltrace.traced("done"):
+    pass
+assert pltrace.flush()
+with pltrace.traced("open"):
+    with pltrace.traced("part"):
+        pass
+    assert pltrace.flush()
+    print(subprocess.run([sys.executable, "-m", "pltrace", "show", "latest", "--store", sys.argv[1]],
+                         capture_output=True, text=True, check=True).stdout.splitlines()[1])
+""",
+        tmp_path,
+        path,
+    )
+    assert done(program).startswith("part  [block]")
+
+
+def test_delivery_state(tmp_path: Path, promptlayer: PromptLayerServer) -> None:
+    """`ls` and `show` say what is still to be delivered, and what was refused."""
+    path = tmp_path / "traces.db"
+    settings = {
+        "PROMPTLAYER_API_KEY": promptlayer.api_key, "PROMPTLAYER_BASE_URL": promptlayer.url, "PLTRACE_STORE": path,
+    }  # fmt: skip
+    promptlayer.poison(lambda name: name == "poison")
+    run("import pltrace\nwith pltrace.traced('poison'): pass\npltrace.flush(20)", tmp_path, **settings)
+    promptlayer.stop()
+    run("import pltrace\nwith pltrace.traced('waiting'): pass", tmp_path, **settings)
+    _, waiting, poison = done(module("ls", PLTRACE_STORE=path)).splitlines()
+    assert "1 pending" in waiting
+    assert "1 quarantined" in poison
+    shown = json.loads(done(module("show", poison.split()[0], "--json", PLTRACE_STORE=path)))
+    delivery = shown["spans"][0]["delivery"]["promptlayer"]
+    assert delivery["state"] == "quarantined"
+    assert "422" in delivery["error"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["frob"], ["show"], ["ls", "--jso"]])
+def test_wrong_usage(arguments: list[str]) -> None:
+    """A wrong command line ends with code 2 and says what is expected."""
+    program = module(*arguments)
+    assert (program.code, program.out) == (2, "")
+    assert "usage:" in program.err
+
+
+def test_help() -> None:
+    """`--help` names the commands."""
+    out = done(module("--help"))
+    assert "ls" in out
+    assert "show" in out

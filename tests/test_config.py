@@ -1,0 +1,426 @@
+"""What an application sets holds, everywhere; a setting that can't hold is refused where it is made."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from langchain_core.language_models.fake_chat_models import FakeListChatModel, GenericFakeChatModel
+
+import pltrace
+from pltrace import ConfigError, ExportResult, traced
+from tests.support.programs import run, stored
+from tests.support.promptlayer_server import PromptLayerServer
+from tests.support.traces import spans
+
+
+class Exporter:
+    """An exporter that takes all."""
+
+    def __init__(self, name: Any = "own") -> None:
+        self.name = name
+
+    def export(self, batch: Any) -> ExportResult:
+        """Take a batch."""
+        return ExportResult("delivered")
+
+    def shutdown(self) -> None:
+        """Do nothing."""
+
+
+WRONG: list[tuple[dict[str, Any], str, str]] = [
+    ({"api_key": 5}, "api_key=5", "non-empty string"),
+    ({"api_key": ""}, "api_key=''", "non-empty string"),
+    ({"base_url": "api.promptlayer.com"}, "base_url='api.promptlayer.com'", "http:// or https://"),
+    ({"base_url": "ftp://host"}, "base_url='ftp://host'", "http:// or https://"),
+    ({"base_url": "http://"}, "base_url='http://'", "http:// or https://"),
+    ({"base_url": "http://host:99999"}, "base_url='http://host:99999'", "http:// or https://"),
+    ({"base_url": ""}, "base_url=''", "http:// or https://"),
+    ({"base_url": 5}, "base_url=5", "http:// or https://"),
+    ({"client": SimpleNamespace(api_key="k", base_url="nowhere")}, "base_url='nowhere'", "http:// or https://"),
+    ({"store": 5}, "store=5", "a file path"),
+    ({"store": ""}, "store=''", "a file path"),
+    ({"store": "/"}, "store='/'", "this is a folder"),
+    ({"exporters": 5}, "exporters=5", "list of exporters"),
+    ({"exporters": "own"}, "exporters='own'", "list of exporters"),
+    ({"exporters": Exporter()}, "exporters=", "list of exporters"),
+    ({"exporters": [object()]}, "exporters=", "no name, export and shutdown"),
+    ({"exporters": [Exporter]}, "exporters=", "class"),
+    ({"exporters": [Exporter(5)]}, "name=5", "non-empty string"),
+    ({"exporters": [Exporter("a"), Exporter("a")]}, "exporters=", "same name"),
+    ({"exporters": [Exporter("promptlayer")], "api_key": "k"}, "exporters=", "same name"),
+    ({"service": 5}, "service=5", "non-empty string"),
+    ({"service": ""}, "service=''", "non-empty string"),
+    ({"tags": "one"}, "tags='one'", "list or tuple"),
+    ({"tags": 5}, "tags=5", "list or tuple"),
+    ({"tags": ["a", 5]}, "tags=['a', 5]", "got 5"),
+    ({"tags": [""]}, "tags=['']", "non-empty strings"),
+    ({"metadata": "x"}, "metadata='x'", "dict with string keys"),
+    ({"metadata": []}, "metadata=[]", "dict with string keys"),
+    ({"metadata": {5: "x"}}, "metadata={5: 'x'}", "string keys"),
+    ({"capture": "some"}, "capture='some'", 'True, False, "inputs" or "outputs"'),
+    ({"capture": 2}, "capture=2", 'True, False, "inputs" or "outputs"'),
+    ({"redact": 5}, "redact=5", "list of key names"),
+    ({"redact": "password"}, "redact='password'", "list of key names"),
+    ({"redact": ["a", 5]}, "redact=['a', 5]", "list of key names"),
+    ({"sample": 1.5}, "sample=1.5", "0.0 to 1.0"),
+    ({"sample": -0.1}, "sample=-0.1", "0.0 to 1.0"),
+    ({"sample": float("nan")}, "sample=nan", "0.0 to 1.0"),
+    ({"sample": "1"}, "sample='1'", "0.0 to 1.0"),
+    ({"sample": True}, "sample=True", "0.0 to 1.0"),
+    ({"enabled": 1}, "enabled=1", "True, False or None"),
+    ({"enabled": "yes"}, "enabled='yes'", "True, False or None"),
+    ({"libraries": ["mylib"]}, "libraries=['mylib']", "dict of package name"),
+    ({"libraries": []}, "libraries=[]", "dict of package name"),
+    ({"libraries": {5: {}}}, "libraries=5", "non-empty string"),
+    ({"libraries": {"mylib": False}}, "libraries['mylib']=False", "enabled, tags and capture"),
+    ({"libraries": {"mylib": {"enable": False}}}, "libraries['mylib']", "enabled, tags and capture"),
+    ({"libraries": {"mylib": {"enabled": 0}}}, "libraries['mylib']: enabled=0", "True or False"),
+    ({"libraries": {"mylib": {"tags": "a"}}}, "libraries['mylib']: tags='a'", "list or tuple"),
+    ({"libraries": {"mylib": {"capture": "no"}}}, "libraries['mylib']: capture='no'", "True, False"),
+]
+
+
+@pytest.mark.parametrize(("settings", "named", "allowed"), WRONG, ids=[named for _, named, _ in WRONG])
+def test_wrong_argument(tmp_path: Path, settings: dict[str, Any], named: str, allowed: str) -> None:
+    """A wrong argument raises a `ConfigError`, also a `ValueError`, naming it, its value, and what is allowed."""
+    with pytest.raises(ConfigError) as caught:
+        pltrace.configure(**{"store": tmp_path / "traces.db", **settings})
+    assert isinstance(caught.value, ValueError)
+    assert named in str(caught.value)
+    assert allowed in str(caught.value)
+
+
+def test_no_such_argument() -> None:
+    """A misspelt argument is refused by Python itself."""
+    with pytest.raises(TypeError, match="apikey"):
+        pltrace.configure(apikey="x")  # type: ignore[call-arg]
+
+
+def test_a_wrong_argument_changes_nothing(local: Path) -> None:
+    """What is on stays on, as it was, when a later `configure` is refused."""
+    with pytest.raises(ConfigError):
+        pltrace.configure(sample=7)
+    with traced("still on"):
+        pass
+    assert [span["name"] for span in spans(local)] == ["still on"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"tags": [], "metadata": {}, "libraries": {}, "exporters": []},
+        {"tags": ("a",), "metadata": {"k": object()}, "capture": False, "sample": 0, "service": "app"},
+        {"redact": re.compile}, {"redact": ["a", re.compile("b")]}, {"redact": {"a", "b"}},
+        {"exporters": (Exporter(),)},
+    ],
+)  # fmt: skip
+def test_right_arguments(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """All that is documented is taken."""
+    pltrace.configure(store=tmp_path / "traces.db", **settings)
+    assert pltrace.flush(5.0)
+
+
+# Arguments and environment.
+
+
+def test_tags_and_metadata_go_with_everything(local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The application's tags, from environment and argument, and its metadata are on every span."""
+    monkeypatch.setenv("PLTRACE_TAGS", "from-env, both ,")
+    pltrace.configure(store=local, tags=["both", "from-argument"], metadata={"region": "eu"})
+    with traced("block", tags=["own"], metadata={"k": 1}):
+        FakeListChatModel(responses=["x"]).invoke("Hi")
+    block, call = spans(local)
+    assert block["tags"] == ["from-env", "both", "from-argument", "own"]
+    assert block["metadata"] == {"region": "eu", "k": 1}
+    assert call["request_tags"] == ["from-env", "both", "from-argument", "own"]
+    assert call["request_metadata"].items() >= {"region": "eu", "k": "1"}.items()
+
+
+def test_settings_replace_each_other(local: Path) -> None:
+    """A second `configure` replaces all settings of the first."""
+    pltrace.configure(store=local, tags=["first"], capture=False)
+    pltrace.configure(store=local, metadata={"second": True})
+    with traced("block") as span:
+        span.update(output=1)
+    (block,) = spans(local)
+    assert (block["tags"], block["metadata"]) == ([], {"second": True})
+
+
+def test_arguments_win(tmp_path: Path, promptlayer: PromptLayerServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arguments win over the environment, each by itself."""
+    for name, value in {
+        "PROMPTLAYER_API_KEY": "pl_wrong", "PROMPTLAYER_BASE_URL": "http://127.0.0.1:9", "PLTRACE_SERVICE": "env",
+        "PLTRACE_STORE": "memory", "PLTRACE_CAPTURE": "false", "PLTRACE_SAMPLE": "0.0",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    path = tmp_path / "traces.db"
+    pltrace.configure(
+        api_key=promptlayer.api_key, base_url=promptlayer.url + "/", service="argument", store=path, capture=True,
+        sample=1.0,
+    )  # fmt: skip
+    assert _called() == {"value": "in"}
+    assert pltrace.flush(10.0)
+    (span,) = promptlayer.spans.values()
+    assert span["resource"]["attributes"]["service.name"] == "argument"
+    assert span["attributes"]["function_input"] == '{"value":"in"}'
+    assert stored(path) == ["echo"]
+
+
+def test_environment_holds(tmp_path: Path, promptlayer: PromptLayerServer) -> None:
+    """What no argument says is taken from the environment."""
+    path = tmp_path / "from-env.db"
+    program = run(
+        "import pltrace\n@pltrace.traced\ndef echo(value): return value\necho('in')", tmp_path,
+        PROMPTLAYER_API_KEY=promptlayer.api_key, PROMPTLAYER_BASE_URL=promptlayer.url, PLTRACE_SERVICE="env",
+        PLTRACE_STORE=path, PLTRACE_CAPTURE="inputs", PLTRACE_SAMPLE="1",
+    )  # fmt: skip
+    assert (program.code, program.err) == (0, "")
+    (span,) = promptlayer.spans.values()
+    assert span["resource"]["attributes"]["service.name"] == "env"
+    assert "function_input" in span["attributes"]
+    assert "function_output" not in span["attributes"]
+    assert stored(path) == ["echo"]
+
+
+def test_service_is_the_program(tmp_path: Path, promptlayer: PromptLayerServer) -> None:
+    """With nothing said, the service is named after the program."""
+    run(
+        "import pltrace\nwith pltrace.traced('block'): pass", tmp_path,
+        PROMPTLAYER_API_KEY=promptlayer.api_key, PROMPTLAYER_BASE_URL=promptlayer.url,
+    )  # fmt: skip
+    (span,) = promptlayer.spans.values()
+    assert span["resource"]["attributes"]["service.name"] == "program0"
+
+
+def test_sample_of_the_environment(local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`PLTRACE_SAMPLE=0` records nothing."""
+    monkeypatch.setenv("PLTRACE_SAMPLE", "0")
+    pltrace.configure(store=local)
+    _called()
+    assert spans(local) == []
+
+
+@pytest.mark.parametrize("value", ["true", "False", "1", "0", "inputs", "OUTPUTS", ""])
+def test_capture_words(local: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """`PLTRACE_CAPTURE` takes the words that people write; an empty variable is none."""
+    monkeypatch.setenv("PLTRACE_CAPTURE", value)
+    pltrace.configure(store=local)
+    _called()
+    (span,) = spans(local)
+    assert (span["input"] is not None) == (value.lower() in ("true", "1", "inputs", ""))
+    assert (span["output"] is not None) == (value.lower() in ("true", "1", "outputs", ""))
+
+
+def test_client(promptlayer: PromptLayerServer, tmp_path: Path) -> None:
+    """A `promptlayer` client of the application's own brings key and address, and scores go through it."""
+    from promptlayer import PromptLayer
+
+    client = PromptLayer(api_key=promptlayer.api_key, base_url=promptlayer.url)
+    pltrace.configure(client=client, store=tmp_path / "traces.db")
+    with traced("block") as span:
+        FakeListChatModel(responses=["x"]).invoke("Hi")
+    span.score(55)
+    assert pltrace.flush(20.0)
+    assert [operation["score"] for operation in promptlayer.operations] == [55]
+
+
+def test_address_without_a_key(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """PromptLayer's address with no key gets one warning that says what to set; spans stay in the store."""
+    pltrace.configure(base_url="http://127.0.0.1:9", store=tmp_path / "traces.db")
+    _called()
+    _called()
+    assert pltrace.flush(5.0)
+    (warning,) = [entry.getMessage() for entry in caplog.records]
+    assert "no API key" in warning
+    assert "PROMPTLAYER_API_KEY" in warning
+    assert "local store" in warning
+    assert stored(tmp_path / "traces.db") == ["echo", "echo"]
+
+
+def test_key_is_not_shown(deliver: Callable[..., None], promptlayer: PromptLayerServer, tmp_path: Path) -> None:
+    """The API key is in no file of the store."""
+    deliver()
+    _called()
+    assert pltrace.flush(10.0)
+    for file in (tmp_path / "store").iterdir():
+        assert promptlayer.api_key.encode() not in file.read_bytes()
+
+
+# Capture.
+
+
+@traced("echo")
+def _echo(value: Any) -> Any:
+    return {"value": value}
+
+
+def _called() -> Any:
+    return _echo("in")
+
+
+@pytest.mark.parametrize(
+    ("application", "block", "inputs", "outputs"),
+    [
+        (True, True, True, True), (True, "inputs", True, False), (True, "outputs", False, True),
+        (True, False, False, False), (False, True, False, False), ("inputs", True, True, False),
+        ("outputs", "inputs", False, False),
+    ],
+)  # fmt: skip
+def test_capture_caps(local: Path, application: bool | str, block: bool | str, inputs: bool, outputs: bool) -> None:
+    """The application's `capture` is the most that any block or call inside can keep, of LLM calls too."""
+    pltrace.configure(store=local, capture=application)
+    with traced("block", capture=block):
+        _echo("secret-in")
+        GenericFakeChatModel(messages=iter(["secret-out"])).invoke("secret-in")
+    _, echo, call = spans(local)
+    assert ("secret-in" in str(echo["input"]), echo["output"] is not None) == (inputs, outputs)
+    assert ("secret-in" in str(call["input"]), "secret-out" in str(call["output"])) == (inputs, outputs)
+    raw = b"".join(file.read_bytes() for file in local.parent.iterdir())
+    assert (b"secret-in" in raw) == (inputs or outputs)  # What `_echo` answers holds what it was given.
+    assert (b"secret-out" in raw) == outputs
+
+
+# Redaction.
+
+SECRET = {"password": "hunter2", "note": "nothing", "nested": [{"api_key": "k-123456"}], "text": "sk-" + "a1B2" * 10}
+
+
+def test_default_redaction(local: Path) -> None:
+    """Values under keys that name secrets, and texts shaped like API keys, never reach the disk."""
+    _echo(SECRET)
+    (span,) = spans(local)
+    assert span["input"]["value"]["note"] == "nothing"
+    raw = b"".join(file.read_bytes() for file in local.parent.iterdir())
+    for secret in (b"hunter2", b"k-123456", b"a1B2a1B2"):
+        assert secret not in raw
+
+
+def test_redaction_extended(local: Path) -> None:
+    """A list adds key names and patterns to the default redaction."""
+    pltrace.configure(store=local, redact=["note", re.compile(r"\d{4}-\d{4}")])
+    _echo({**SECRET, "card": "it is 1234-5678."})
+    (span,) = spans(local)
+    assert span["input"]["value"]["note"] != "nothing"
+    raw = b"".join(file.read_bytes() for file in local.parent.iterdir())
+    for secret in (b"hunter2", b"k-123456", b"a1B2a1B2", b"1234-5678"):
+        assert secret not in raw
+    assert "it is " in span["input"]["value"]["card"]
+
+
+def test_redaction_replaced(local: Path) -> None:
+    """A function replaces the default redaction, for every leaf value, with its key."""
+    pltrace.configure(store=local, redact=lambda key, value: f"<{key}>" if key == "note" else value)
+    _echo(SECRET)
+    (span,) = spans(local)
+    assert span["input"]["value"] == {**SECRET, "note": "<note>"}
+
+
+def test_redaction_fails_closed(local: Path) -> None:
+    """A redaction function that raises leaves a placeholder, never the value, and the span is kept."""
+
+    def broken(key: str, value: Any) -> Any:
+        raise RuntimeError("redaction is broken")
+
+    pltrace.configure(store=local, redact=broken)
+    assert _echo("secret-in") == {"value": "secret-in"}
+    (span,) = spans(local)
+    assert span["name"] == "echo"
+    raw = b"".join(file.read_bytes() for file in local.parent.iterdir())
+    assert b"secret-in" not in raw
+
+
+# Libraries.
+
+
+@pytest.fixture
+def library() -> SimpleNamespace:
+    """A library that decorates its functions, without knowing the application."""
+    source = """
+from pltrace import traced
+
+@traced("lib.function", tags=["of-library"])
+def function(value):
+    return model.invoke(value).content
+
+@traced("lib.generator")
+def generator():
+    yield 1
+
+class Class:
+    @traced("lib.method")
+    def method(self):
+        return 2
+
+@traced("lib.coroutine")
+async def coroutine():
+    return 3
+
+@traced("lib.outer")
+def outer(callback):
+    return callback()
+"""
+    names: dict[str, Any] = {"__name__": "mylib.core", "model": GenericFakeChatModel(messages=iter(["secret-out"]))}
+    exec(source, names)
+    return SimpleNamespace(**names)
+
+
+async def _use(library: SimpleNamespace) -> None:
+    assert library.function("secret-in") == "secret-out"
+    assert list(library.generator()) == [1]
+    assert library.Class().method() == 2
+    assert await library.coroutine() == 3
+
+
+async def test_library_switched_off(local: Path, library: SimpleNamespace) -> None:
+    """A library that the application switched off records no span of its own, whatever kind its functions are."""
+    pltrace.configure(store=local, libraries={"mylib": {"enabled": False}})
+    with traced("application"):
+        await _use(library)
+        _echo(1)
+    assert [span["name"] for span in spans(local)] == ["application", "GenericFakeChatModel", "echo"]
+
+
+def test_library_off_is_transparent(local: Path, library: SimpleNamespace) -> None:
+    """Inside a library that is switched off the application's own spans go on, under the application's."""
+    pltrace.configure(store=local, libraries={"mylib": {"enabled": False}})
+    with traced("application") as application:
+        library.outer(lambda: _echo(1))
+    _, echo = spans(local)
+    assert echo["parent_id"] == application.id
+
+
+async def test_library_tags(local: Path, library: SimpleNamespace) -> None:
+    """The application's tags for a library are on what it records and on the calls inside it, and nowhere else."""
+    pltrace.configure(store=local, libraries={"mylib": {"tags": ["mine"]}})
+    with traced("application"):
+        await _use(library)
+        _echo(1)
+    tags = {span["name"]: span["tags"] for span in spans(local)}
+    assert tags == {
+        "application": [], "lib.function": ["of-library", "mine"], "GenericFakeChatModel": ["of-library", "mine"],
+        "lib.generator": ["mine"], "lib.method": ["mine"], "lib.coroutine": ["mine"], "echo": [],
+    }  # fmt: skip
+
+
+async def test_library_capture(local: Path, library: SimpleNamespace) -> None:
+    """The application can keep a library from storing arguments, prompts and answers."""
+    pltrace.configure(store=local, libraries={"mylib": {"capture": False}})
+    await _use(library)
+    _echo("application's own")
+    assert spans(local)[-1]["input"] == {"value": "application's own"}
+    raw = b"".join(file.read_bytes() for file in local.parent.iterdir())
+    assert b"secret-in" not in raw
+    assert b"secret-out" not in raw
+
+
+async def test_other_libraries_are_left_alone(local: Path, library: SimpleNamespace) -> None:
+    """A setting for one package doesn't touch another whose name begins so."""
+    pltrace.configure(store=local, libraries={"my": {"enabled": False}, "mylibrary": {"enabled": False}})
+    await _use(library)
+    assert len(spans(local)) == 5
