@@ -9,8 +9,8 @@ The documented example is `drop_in` below, but for its imports, which were
     from langchain_openai import OpenAI
 
 and for `promptlayer.` before `track` and `prompts`, and `langchain=True` in `prompts.get`, which says nothing here.
-PromptLayer's registry has to hold a prompt "example" with the variable `product`. OPENAI_BASE_URL points it at any other
-server that speaks OpenAI's protocol. It needs `pip install langchain-openai`.
+PromptLayer's registry has to hold a prompt "example" with the variable `product`. OPENAI_BASE_URL points it at any
+other server that speaks OpenAI's protocol. It needs `pip install langchain-openai`.
 """
 
 from langchain_openai import OpenAI

@@ -12,8 +12,9 @@ The documented example was
         "Once upon a time, ", config={"callbacks": [PromptLayerCallbackHandler(pl_tags=["langchain", "gpt4all"])]}
     )
 
-GPT4All takes no `n_ctx` any more; it is `max_tokens` now. The model is a GGUF file; more threads than idle cores make it
-slow. It needs `pip install "pltrace[examples]"`, about 300 MB. (A file named gpt4all.py would be imported as the package.)
+GPT4All takes no `n_ctx` any more; it is `max_tokens` now. The model is a GGUF file; more threads than idle cores make
+it slow. It needs `pip install "pltrace[examples]"`, about 300 MB. (A file named gpt4all.py would be imported as the
+package of that name.)
 """
 
 import sys

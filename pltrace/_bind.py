@@ -12,7 +12,7 @@ from pltrace._driving import consumed
 from pltrace._propagation import checked_carrier, inject
 from pltrace._scope import Scope, attach, current
 from pltrace._traced import Traced
-from pltrace._wrapping import FunctionWrapper, ObjectProxy, RunnableProxy, Wrapped, is_runnable
+from pltrace._wrapping import FunctionWrapper, ObjectProxy, RunnableProxy, Wrapped, annotations_of_wrapped, is_runnable
 
 __all__ = ["bind"]
 
@@ -75,10 +75,17 @@ class ScopeSteps:
 class BoundFunction(FunctionWrapper):
     """A function that runs inside a scope; pickled, it takes the scope along as a carrier."""
 
+    __annotations__ = annotations_of_wrapped
+
     def __init__(self, fn: Callable[..., Any], scope: Scope | None, carrier: Mapping[str, str]) -> None:
         super().__init__(fn, self._self_call)
         self._self_scope = scope
         self._self_carrier = carrier
+
+    @property
+    def __class__(self) -> Any:  # type: ignore[misc]
+        """The function's class; but cloudpickle would take it for a plain function, and send it without its scope."""
+        return BoundFunction if _is_cloudpickle(sys._getframe(1)) else self.__wrapped__.__class__
 
     def _self_call(self, wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
         if not _runtime.is_on():
@@ -118,10 +125,14 @@ def _by_value() -> bool:
     """Return whether it is cloudpickle, in one of its many copies, that is pickling."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if "cloudpickle" in frame.f_globals.get("__name__", ""):
+        if _is_cloudpickle(frame):
             return True
         frame = frame.f_back
     return False
+
+
+def _is_cloudpickle(frame: FrameType) -> bool:
+    return "cloudpickle" in frame.f_globals.get("__name__", "")
 
 
 class BoundExecutor(ObjectProxy):

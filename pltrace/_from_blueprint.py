@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from string import Formatter
 from typing import Any
 
-from langchain_core.messages import BaseMessage, ChatMessage, FunctionMessage, ToolMessage
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    ChatMessage,
+    FunctionMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
 from langchain_core.prompts import (
     AIMessagePromptTemplate,
     HumanMessagePromptTemplate,
@@ -27,6 +35,12 @@ _PLAIN: dict[str, Any] = {
     "user": HumanMessagePromptTemplate,
     "assistant": AIMessagePromptTemplate,
 }
+_MESSAGES: dict[str, type[BaseMessage]] = {
+    "system": SystemMessage,
+    "developer": SystemMessage,
+    "user": HumanMessage,
+    "assistant": AIMessage,
+}
 
 
 class AnyMessagePromptTemplate(BaseMessagePromptTemplate):
@@ -34,7 +48,7 @@ class AnyMessagePromptTemplate(BaseMessagePromptTemplate):
 
     Attributes:
         role: The blueprint's role.
-        parts: Templates of texts and images; all else as it is.
+        parts: Templates of texts and images; all else as the blueprint's blocks.
         fields: What the message has besides.
     """
 
@@ -53,7 +67,7 @@ class AnyMessagePromptTemplate(BaseMessagePromptTemplate):
         content: list[Any] = []
         for part in self.parts:
             if isinstance(part, dict):
-                content.append(part)
+                content.append(_medium(part["media"]) if part["type"] == "media" else part)
                 continue
             made = part.format(**{name: kwargs[name] for name in part.input_variables})
             is_image = isinstance(part, ImagePromptTemplate)
@@ -68,11 +82,8 @@ class AnyMessagePromptTemplate(BaseMessagePromptTemplate):
             return ToolMessage(content=content, **self.fields)
         if self.role == "function":
             return FunctionMessage(content=content, **self.fields)
-        plain = _PLAIN.get(self.role)
-        if plain is None:
-            return ChatMessage(content=content, role=self.role)
-        kind: type[BaseMessage] = plain._msg_class
-        return kind(content=content, **self.fields)
+        kind = _MESSAGES.get(self.role)
+        return ChatMessage(content=content, role=self.role) if kind is None else kind(content=content, **self.fields)
 
     def pretty_repr(self, html: bool = False) -> str:
         """Return the message for people."""
@@ -148,7 +159,7 @@ def _extras(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parts(message: Mapping[str, Any]) -> list[Any]:
-    """Return templates for texts and images; other blocks in LangChain's words, or as they are."""
+    """Return templates for texts and images; other blocks as they are."""
     form = message.get("template_format") or "f-string"
     declared = message.get("input_variables") or ()
     parts: list[Any] = []
@@ -160,8 +171,6 @@ def _parts(message: Mapping[str, Any]) -> list[Any]:
             parts.append(_image(block, form, declared))
         elif kind == "media_variable":
             parts.append(ImagePromptTemplate(template={"url": f"{{{block['name']}}}"}, input_variables=[block["name"]]))
-        elif kind == "media":
-            parts.append(_medium(block["media"]))
         else:
             parts.append(dict(block))
     return parts

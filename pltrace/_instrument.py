@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from pltrace import _runtime
 from pltrace._errors import ConfigError
@@ -13,91 +13,141 @@ from pltrace._health import failed, logger
 from pltrace._traced import Traced, traced
 from pltrace._wrapping import when_imported
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 __all__ = ["instrument", "uninstrument"]
 
 #: Packages bring instrumentation for others under this entry-point group: functions without arguments, which call
 #: `instrument`. They are called when the application switches tracing on.
 ENTRY_POINTS = "pltrace.instrumentation"
 
+#: By their names with dots alone: `a.b:C.d` and `a.b.C.d` are one.
 _targets: dict[str, Target] = {}
 _entry_points_loaded = False
+
+
+class TracedArguments(TypedDict, total=False):
+    """The arguments of `traced`, for type checkers."""
+
+    tags: Iterable[str]
+    metadata: Mapping[str, Any] | None
+    on_request: Callable[[Any], Any] | None
+    user: str | None
+    session: str | None
+    capture: bool | str
+    sample: float | None
+    parent: Mapping[str, str] | None
 
 
 class Target:
     """One name that is traced: where it is, what was there before, and whether it is wanted still."""
 
     def __init__(self, name: str, declaration: Traced) -> None:
-        self.declaration = declaration
+        self.name = name
+        self._declaration = declaration
         # Without a colon nobody can tell before the import where the module's name ends: all ways are tried.
-        self.places = [tuple(name.split(":"))] if ":" in name else _splits(name)
+        module, colon, path = name.partition(":")
+        self.places = [(module, path)] if colon else _splits(name)
         self.wanted = True
         self._undo: Callable[[], None] | None = None
 
     def apply(self, module: ModuleType, path: str) -> bool:
-        """Trace what `path` names in `module`; return whether it is there."""
+        """Trace what `path` names in `module`; return whether it is there.
+
+        Raises:
+            ConfigError: It is there, and can't be traced.
+        """
         if not self.wanted or self._undo is not None:
             return True
         *above, last = path.split(".")
         owner: Any = module
         for part in above:
             owner = getattr(owner, part, None)
-        found = _own(owner, last)
+        found = None if owner is None else _found(owner, last)
         if found is None:
             return False
         own, function = found
         if not callable(function) and not isinstance(function, (classmethod, staticmethod)):
-            raise ConfigError(f"instrument: {module.__name__}:{path} is no function, but {function!r}")
-        setattr(owner, last, self.declaration(function))
-        self._undo = (lambda: setattr(owner, last, function)) if own else (lambda: delattr(owner, last))
+            raise ConfigError(f"instrument: target={self.name!r} is no function, but {function!r}")
+        wrapper = self._declaration(function)
+        try:
+            setattr(owner, last, wrapper)
+        except (AttributeError, TypeError) as error:
+            raise ConfigError(f"instrument: target={self.name!r} can't be replaced: {error}") from error
+
+        def undo() -> None:
+            if vars(owner).get(last) is not wrapper:
+                logger.warning(
+                    "pltrace.uninstrument(%r): something else has been put in its place since, which is left there; "
+                    "undo that first",
+                    self.name,
+                )
+            elif own:
+                setattr(owner, last, function)
+            else:
+                delattr(owner, last)
+
+        self._undo = undo
         return True
 
     def undo(self) -> None:
         """Put back what was there before."""
         self.wanted = False
-        if self._undo is not None:
-            self._undo()
-            self._undo = None
+        undo, self._undo = self._undo, None
+        if undo is not None:
+            undo()
 
 
-def instrument(target: str, /, **traced_arguments: Any) -> None:
-    """Trace a function or method that one doesn't own, without editing it.
+def instrument(target: str, /, **traced_arguments: Unpack[TracedArguments]) -> None:
+    """Trace a function or method that one doesn't own, without editing it; called again, with other arguments.
+
+    What other modules have taken out of its module with `from module import name` before stays as it was.
 
     Args:
         target: `"package.module:Class.method"` or `"package.module:function"`; all dots is understood too. If the
             module isn't imported yet, it is done when it is.
-        **traced_arguments: As for `traced`; `name` is the target's own.
+        **traced_arguments: As for `traced`; the span is named after the function.
 
     Raises:
-        ConfigError: The target is malformed; or its module is imported and has no such function; or an argument of
-            `traced` is wrong.
+        ConfigError: The target is malformed; or its module is imported and has no such function; or it can't be
+            replaced, as the methods of builtin types; or an argument of `traced` is wrong.
     """
     if not isinstance(target, str) or not _is_name(target):
         raise ConfigError(
             f'instrument: target={target!r}: expected "package.module:name" or "package.module:Class.name"'
         )
-    uninstrument(target)
     made = Target(target, traced(**traced_arguments))
-    if not _apply_to_imported(made):
-        raise ConfigError(f"instrument: target={target!r}: the module is imported, and there is no such function in it")
-    _targets[target] = made
+    uninstrument(target)
+    imported = [(sys.modules[module], path) for module, path in made.places if module in sys.modules]
+    if not any(made.apply(module, path) for module, path in imported) and not _may_come(made.places):
+        raise ConfigError(f"instrument: target={target!r}: its module is imported, and there is no such function in it")
+    _targets[_key(target)] = made
     for module, path in made.places:
         if module not in sys.modules:
-            when_imported(module, lambda imported, path=path: _apply_on_import(made, target, imported, path))  # type: ignore[misc]
+            when_imported(module, lambda imported, path=path: _apply_on_import(made, imported, path))  # type: ignore[misc]
 
 
-def _apply_to_imported(made: Target) -> bool:
-    """Apply to what is imported; return False only if all it could be in is, and it isn't there."""
-    imported = [(sys.modules[module], path) for module, path in made.places if module in sys.modules]
-    done = any(made.apply(module, path) for module, path in imported)
-    return done or len(imported) < len(made.places)
+def _may_come(places: list[tuple[str, str]]) -> bool:
+    """Return whether one of the modules can still be imported: nothing that is there already has its name."""
+    for name, path in places:
+        module = sys.modules.get(name)
+        if module is None:
+            continue
+        first, dot, _ = path.partition(".")
+        # `first` may be a module below this one only if this one is a package, and has no class of that name.
+        return len(places) > 1 and bool(dot) and hasattr(module, "__path__") and not hasattr(module, first)
+    return True
 
 
-def _apply_on_import(made: Target, target: str, module: ModuleType, path: str) -> None:
+def _apply_on_import(made: Target, module: ModuleType, path: str) -> None:
     try:
-        if not made.apply(module, path) and ":" in target:
-            logger.warning("pltrace.instrument(%r): %s has no %s", target, module.__name__, path)
+        if not made.apply(module, path) and len(made.places) == 1:
+            logger.warning("pltrace.instrument(%r): %s has no %s", made.name, module.__name__, path)
+    except ConfigError as error:
+        logger.warning("pltrace.%s", error)
     except Exception:
-        failed(f"instrumenting {target}")
+        failed(f"instrumenting {made.name}")
 
 
 def uninstrument(target: str, /) -> None:
@@ -106,7 +156,7 @@ def uninstrument(target: str, /) -> None:
     Args:
         target: As it was given to `instrument`.
     """
-    made = _targets.pop(target, None)
+    made = _targets.pop(_key(target), None)
     if made is not None:
         made.undo()
 
@@ -126,16 +176,23 @@ def load_entry_points() -> None:
             logger.exception("The instrumentation %s of %s failed; the program goes on", entry.name, entry.value)
 
 
-def _own(owner: Any, name: str) -> tuple[bool, Any] | None:
+def _found(owner: Any, name: str) -> tuple[bool, Any] | None:
     """Return whether `owner` has the attribute itself, and the attribute as it lies there; None if there is none."""
-    for holder in (owner, *getattr(owner, "__mro__", ())):
-        found = vars(holder).get(name) if hasattr(holder, "__dict__") else None
-        if found is not None:
-            return holder is owner, found
-    return None
+    if isinstance(owner, type):
+        for holder in owner.__mro__:
+            if name in vars(holder):
+                return holder is owner, vars(holder)[name]
+        return None
+    # A module may make an attribute when it is asked for; that of an object is what a look-up gives, bound.
+    function = getattr(owner, name, None)
+    return None if function is None else (name in getattr(owner, "__dict__", ()), function)
 
 
-def _splits(name: str) -> list[tuple[str, ...]]:
+def _key(target: str) -> str:
+    return str(target).replace(":", ".")
+
+
+def _splits(name: str) -> list[tuple[str, str]]:
     parts = name.split(".")
     return [(".".join(parts[:cut]), ".".join(parts[cut:])) for cut in range(len(parts) - 1, 0, -1)]
 

@@ -14,7 +14,7 @@ from pltrace._health import failed
 from pltrace._snapshot import snapshot
 from pltrace._span import Span
 
-__all__ = ["Link", "Place", "find", "forked", "gathered", "note", "seen"]
+__all__ = ["Link", "Place", "find", "forget", "forked", "gathered", "note", "seen"]
 
 #: What is remembered: the latest renderings, so many inside traces and so many outside, and so much of their variables.
 MOST_RENDERINGS = 20_000
@@ -35,10 +35,15 @@ class Link(NamedTuple):
     variables: Mapping[str, Any]
 
 
+#: Who may have been made from a rendering, of the calls in its trace that its run is not around: any; any that is not
+#: in an asyncio task, for tasks inherit what was known where they were made; those alone that know it.
+_ANY, _NO_TASK, _WHO_KNOWS = 0, 1, 2
+
+
 class _Rendering(NamedTuple):
     link: Link
     noted_at_ns: int
-    in_task: bool
+    reach: int
     size: int
 
 
@@ -55,6 +60,10 @@ class _Table:
 
     def __init__(self, most: int) -> None:
         self._most = most
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all."""
         self._entries: OrderedDict[_Key, list[_Rendering]] = OrderedDict()
         self._lengths: dict[int, dict[int, int]] = {}  # Trace → length of a rendered string → how many there are.
         self._string_lengths: dict[_Key, int] = {}
@@ -108,6 +117,14 @@ _inside = _Table(MOST_RENDERINGS)
 #: A prompt that is rendered before any trace, as a module is imported, must not be pushed out by those in traces.
 _outside = _Table(MOST_RENDERINGS // 4)
 
+
+def forget() -> None:
+    """Forget all renderings: tracing has ended."""
+    with _lock:
+        _inside.clear()
+        _outside.clear()
+
+
 #: The renderings that the running context knows of: its own, and those that were made before it was copied. A call
 #: that shares a trace with a rendering, but not this, was not made from it though it may say the same.
 _seen: ContextVar[tuple[_Rendering, ...]] = ContextVar("pltrace_renderings", default=())
@@ -143,7 +160,8 @@ def note(link: Link, messages: Sequence[Any], strings: Iterable[str], place: Pla
     """
     size = _OVERHEAD + sum(len(value) for value in link.variables.values() if isinstance(value, str))
     link = link._replace(variables=snapshot(dict(link.variables)))
-    rendering = _Rendering(link, time.time_ns(), place.in_task, size)
+    reach = _WHO_KNOWS if place.run_bits else _NO_TASK if place.in_task else _ANY
+    rendering = _Rendering(link, time.time_ns(), reach, size)
     said = [_said(message) for message in messages]
     keys: list[tuple[bytes, int | None]] = [(_of_string(text), len(text)) for text in {*strings} if text]
     if any(text for _, text in said):
@@ -151,7 +169,8 @@ def note(link: Link, messages: Sequence[Any], strings: Iterable[str], place: Pla
     table = _inside if place.trace_bits else _outside
     with _lock:
         for fingerprint, length in keys:
-            table.add((place.trace_bits, place.run_bits, fingerprint), rendering, length)
+            for run_bits in {0, place.run_bits}:
+                table.add((place.trace_bits, run_bits, fingerprint), rendering, length)
     _see([rendering])
 
 
@@ -230,7 +249,7 @@ def _string_beginnings(trace_bits: int, text: str) -> Iterator[list[bytes]]:
 def _candidates(span: Span, fingerprints: Sequence[bytes]) -> list[_Rendering]:
     """Return the renderings that look like the call's prompt and that it can have been made from."""
     known = {id(rendering) for rendering in span.rendered}
-    call_in_task = not isinstance(span.starter, int)
+    reaches = {_ANY, _NO_TASK} if isinstance(span.starter, int) else {_ANY}
     sure: list[_Rendering] = []
     likely: list[_Rendering] = []
     outside: list[_Rendering] = []
@@ -240,7 +259,7 @@ def _candidates(span: Span, fingerprints: Sequence[bytes]) -> list[_Rendering]:
         for rendering in _inside.get((span.trace_bits, 0, fingerprint)):
             if id(rendering) in known:
                 sure.append(rendering)
-            elif not (rendering.in_task and call_in_task):
+            elif rendering.reach in reaches:
                 # A thread starts with an empty context: that it doesn't know the rendering says nothing.
                 likely.append(rendering)
         outside += _outside.get((0, 0, fingerprint))

@@ -1,4 +1,4 @@
-"""The pytest plugin that comes with pltrace: the fixture `pltrace_spans`."""
+"""The pytest plugin that comes with pltrace: the fixture `pltrace_spans` and the marker that sets it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,26 @@ import pytest
 if TYPE_CHECKING:
     from pltrace.testing import CapturedSpans
 
+_MARKER = (
+    "pltrace(deterministic=False, **settings): how the fixture `pltrace_spans` traces the test, as for "
+    "`pltrace.testing.capture_spans`"
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tell pytest of the marker."""
+    config.addinivalue_line("markers", _MARKER)
+
 
 @pytest.fixture
-def pltrace_spans() -> Iterator[CapturedSpans]:
-    """Trace the test in memory and give the spans that ended; fail it if it leaves a scope or a run open."""
+def pltrace_spans(request: pytest.FixtureRequest) -> Iterator[CapturedSpans]:
+    """Trace the test in memory and give the spans that ended; fail it if it leaves a scope or a run open.
+
+    `@pytest.mark.pltrace(deterministic=True, tags=["t"])` says how.
+    """
     from pltrace.testing import capture_spans
 
-    with capture_spans() as spans:
+    marker = request.node.get_closest_marker("pltrace")
+    with capture_spans(**(marker.kwargs if marker is not None else {})) as spans:
         yield spans
         spans.assert_nothing_open()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pltrace import _client, _langchain, _links, _runs, _scope, _usage
 from pltrace._errors import ConfigError, StoreError
@@ -28,8 +29,20 @@ gate: list[str] = ["undecided"]
 #: The longest wait of a flush without a timeout, which also ends when an attempt to deliver fails.
 LONGEST_FLUSH_S = 30.0
 
+
+class StandIn(Protocol):
+    """What records in place of the usual, for a test: `configure` goes on working, and nothing is sent."""
+
+    def settings(self, config: Config) -> Config:
+        """Return what is left of the application's settings."""
+
+    def tracing(self, config: Config) -> Tracing:
+        """Return what to record with."""
+
+
 _active: Tracing | None = None
 _configured: Config | None = None
+_stand_in: StandIn | None = None
 _deciding = threading.RLock()
 _hooked = False
 _when_on: list[Callable[[], None]] = []
@@ -143,6 +156,8 @@ def configure(
     )  # fmt: skip
     global _configured
     with _deciding:
+        if _stand_in is not None:
+            config = _stand_in.settings(config)
         _configured = config
         if _active is not None and _active.config == config:
             return
@@ -154,9 +169,12 @@ def configure(
 
 def _switch_on(config: Config) -> None:
     global _hooked
-    from pltrace._tracing import Tracing
+    if _stand_in is not None:
+        _use(_stand_in.tracing(config))
+    else:
+        from pltrace._tracing import Tracing
 
-    use(Tracing(config))
+        _use(Tracing(config))
     if not _hooked:
         _hooked = True
         _hook_exit()
@@ -171,13 +189,13 @@ def _switch_on(config: Config) -> None:
 
 
 def _switch_off(timeout: float, *, patient: bool) -> bool:
-    tracing = use(None)
+    tracing = _use(None)
     if tracing is None:
         return True
     return tracing.shutdown(timeout, patient=patient)
 
 
-def use(tracing: Tracing | None) -> Tracing | None:
+def _use(tracing: Tracing | None) -> Tracing | None:
     """Record with `tracing` from now on, or with nothing; return what was recorded with before."""
     global _active
     before, _active = _active, tracing
@@ -185,6 +203,25 @@ def use(tracing: Tracing | None) -> Tracing | None:
     _langchain.switch(tracing is not None)
     gate[:] = [] if tracing is None else ["on"]
     return before
+
+
+@contextmanager
+def instead(stand_in: StandIn, config: Config) -> Iterator[None]:
+    """Switch on with `stand_in` for a block; afterwards go on as before, also if nobody had decided yet."""
+    global _configured, _stand_in
+    with _deciding:
+        before, decided, configured, outer = _active, gate[:], _configured, _stand_in
+        _stand_in = stand_in
+    try:
+        with _deciding:
+            _switch_on(config)
+        yield
+    finally:
+        with _deciding:
+            stood_in = _use(before)
+            gate[:], _configured, _stand_in = decided, configured, outer
+        if stood_in is not None:
+            stood_in.shutdown(0.0, patient=False)
 
 
 def when_on(call: Callable[[], None]) -> None:
@@ -219,7 +256,9 @@ def shutdown(timeout: float | None = None) -> bool:
         Whether all was stored and delivered; what wasn't is sent by the next process.
     """
     with _deciding:
-        return _switch_off(LONGEST_FLUSH_S if timeout is None else timeout, patient=timeout is not None)
+        done = _switch_off(LONGEST_FLUSH_S if timeout is None else timeout, patient=timeout is not None)
+        _links.forget()
+        return done
 
 
 def _hook_exit() -> None:

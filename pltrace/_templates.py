@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from langchain_core.messages import BaseMessage
@@ -34,12 +36,12 @@ class _Linked(BasePromptTemplate[Any]):
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> PromptValue:
         """Return what a model takes, with the variables filled in."""
-        with _links.gathered():
+        with _links.gathered(), _handed(config):
             return super().invoke(input, config, **kwargs)
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> PromptValue:
         """Return what a model takes, with the variables filled in."""
-        with _links.gathered():
+        with _links.gathered(), _handed(config):
             return await super().ainvoke(input, config, **kwargs)
 
     def batch(self, inputs: list[Any], config: Any = None, **kwargs: Any) -> list[PromptValue]:
@@ -154,6 +156,22 @@ def _text(messages: Sequence[BaseMessage]) -> str:
     return ChatPromptValue(messages=messages).to_string()
 
 
+#: The run that a template's `invoke` was handed in its config. It may be known from there alone: on Python 3.10
+#: LangChain doesn't set its own context in async code.
+_handed_run: ContextVar[Span | None] = ContextVar("pltrace_handed_run", default=None)
+
+
+@contextmanager
+def _handed(config: RunnableConfig | None) -> Iterator[None]:
+    run_id = getattr((config or {}).get("callbacks"), "parent_run_id", None)
+    outer = _handed_run.get()
+    _handed_run.set(None if run_id is None else _runs.open_runs.get(run_id.int))
+    try:
+        yield
+    finally:
+        _handed_run.set(outer)
+
+
 def _place() -> Place:
     """Return where the running code is.
 
@@ -161,6 +179,9 @@ def _place() -> Place:
     its own, so what one step rendered isn't known to the next.
     """
     in_task = _runs.in_task()
+    handed = _handed_run.get()
+    if handed is not None:
+        return Place(handed.trace_bits, handed.span_bits, in_task)
     run = _runs.around()
     scope = current()
     if run is not None and (scope is None or not scope.span or scope.span.trace_bits == run.trace_bits):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import monotonic
 
 from pltrace._callbacks import CallbackRunner
@@ -27,10 +28,10 @@ class Tracing:
 
     Args:
         config: The settings.
-        recorder: What spans are recorded with.
+        recorder: Makes what spans are recorded with.
     """
 
-    def __init__(self, config: Config, recorder: type[SpanRecorder] = SpanRecorder) -> None:
+    def __init__(self, config: Config, recorder: Callable[..., SpanRecorder] = SpanRecorder) -> None:
         self.config = config
         self.exporters = _exporters(config)
         self.store = self._open_store()
@@ -94,11 +95,14 @@ class Tracing:
             worker.work()
         if monotonic() >= self._prune_at:
             self._prune_at = monotonic() + _PRUNE_EVERY_S
-            oldest_ns = self.recorder.now_ns() - int(_KEEP_S * 1e9)
-            try:
-                self.store.prune(oldest_ns, _KEEP_BYTES)
-            except Exception:
-                failed("pruning the store")
+            self._prune()
+
+    def _prune(self) -> None:
+        oldest_ns = self.recorder.now_ns() - int(_KEEP_S * 1e9)
+        try:
+            self.store.prune(oldest_ns, _KEEP_BYTES)
+        except Exception:
+            failed("pruning the store")
 
     def _resolved(self, span_id: str, request_id: int) -> None:
         self.recorder.registry.resolve(int(span_id, 16), request_id)

@@ -22,6 +22,7 @@ _FOLD_AT = 1_000
 #: One lock for all totals: it is held for microseconds. Re-entrant, because a generator's finalizer can end a call
 #: on a thread that is folding.
 _folding = threading.RLock()
+_is_folding = False
 
 
 class Run(NamedTuple):
@@ -113,18 +114,29 @@ class Totals:
             self._fold()
 
     def _fold(self) -> None:
+        global _is_folding
         with _folding:
-            for _ in range(len(self._tallies)):
-                *counts, run_fields, scope_tags = self._tallies.popleft()
-                run = Run(*run_fields)
-                sums = [self._all, self._by_model.setdefault(run.model, [0, 0, 0, 0])]
-                sums += [
-                    self._by_tag.setdefault(tag, [0, 0, 0, 0])
-                    for tag in dict.fromkeys((*scope_tags, *(run.tags or ())))
-                    if not tag.startswith(INTERNAL_TAGS)
-                ]
-                for total in sums:
-                    total[:] = map(add, total, (1, *counts))
+            if _is_folding:
+                return  # It is a finalizer that comes in between; what it added is folded later.
+            _is_folding = True
+            try:
+                for _ in range(len(self._tallies)):
+                    self._count(*self._tallies.popleft())
+            finally:
+                _is_folding = False
+
+    def _count(
+        self, errors: int, tokens_in: int, tokens_out: int, run_fields: tuple[Any, ...], scope_tags: tuple[str, ...]
+    ) -> None:
+        run = Run(*run_fields)
+        sums = [self._all, self._by_model.setdefault(run.model, [0, 0, 0, 0])]
+        sums += [
+            self._by_tag.setdefault(tag, [0, 0, 0, 0])
+            for tag in dict.fromkeys((*scope_tags, *(run.tags or ())))
+            if not tag.startswith(INTERNAL_TAGS)
+        ]
+        for total in sums:
+            total[:] = map(add, total, (1, errors, tokens_in, tokens_out))
 
     def read(self) -> Usage:
         """Return the totals so far."""
@@ -136,5 +148,5 @@ class Totals:
 
 def forked() -> None:
     """Give the child of a fork a lock of its own; another thread of the parent may have held this one."""
-    global _folding
-    _folding = threading.RLock()
+    global _folding, _is_folding
+    _folding, _is_folding = threading.RLock(), False

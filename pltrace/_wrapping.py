@@ -42,6 +42,19 @@ else:
     from wrapt import FunctionWrapper, ObjectProxy
 
 
+def _annotations(proxy: Any) -> Any:
+    return proxy.__wrapped__.__annotations__
+
+
+def _set_annotations(proxy: Any, value: Any) -> None:
+    proxy.__wrapped__.__annotations__ = value
+
+
+#: For the body of each proxy class. Whoever asks a class without annotations for them makes Python put an empty dict
+#: into it, which from then on hides the annotations of all that is wrapped.
+annotations_of_wrapped: Any = property(_annotations, _set_annotations)
+
+
 class Wrapped(FunctionWrapper):
     """A function that calls a wrapper when the gate is open, and else the function itself.
 
@@ -51,6 +64,8 @@ class Wrapped(FunctionWrapper):
         gate: Empty while it is to be called itself; wrapt tests it in C.
         declaration: What it was decorated with, for who asks.
     """
+
+    __annotations__ = annotations_of_wrapped
 
     def __init__(self, wrapped: Any, wrapper: Wrapper, gate: list[Any], declaration: Any) -> None:
         super().__init__(wrapped, wrapper, enabled=gate)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
 from pltrace import _runs, _runtime
+from pltrace._checks import checked_metadata, checked_tags
 from pltrace._config import Config, load
+from pltrace._encoding import Encoder
 from pltrace._errors import ConfigError
 from pltrace._promptlayer import log_request
 from pltrace._recorder import SpanRecorder
-from pltrace._scope import Scope, current
+from pltrace._scope import Scope, attach, current
 from pltrace._span import Span
 from pltrace._tracing import Tracing
 
@@ -90,8 +92,10 @@ class CapturedSpans(list[Span]):
         Raises:
             AssertionError: There is none, or more than one.
         """
+        __tracebackhide__ = True  # pytest shows the test's own line.
         found = [span for span in self if span.name == name]
-        assert len(found) == 1, f"{len(found)} spans are named {name!r}, of {[span.name for span in self]}"
+        if len(found) != 1:
+            raise AssertionError(f"{len(found)} spans are named {name!r}, of {[span.name for span in self]}")
         return found[0]
 
     def tree(self) -> list[Any]:
@@ -114,7 +118,7 @@ class CapturedSpans(list[Span]):
         *,
         model: str | None = None,
         tags: Sequence[str] | None = None,
-        metadata: Mapping[str, str] | None = None,
+        metadata: Mapping[str, Any] | None = None,
         prompt: str | None = None,
         status: str | None = None,
     ) -> list[CapturedRequest]:
@@ -124,7 +128,7 @@ class CapturedSpans(list[Span]):
             number: How many there have to be; None wants at least one.
             model: The model's name.
             tags: Tags that they have, in this order, perhaps among others.
-            metadata: Entries that they have, perhaps among others.
+            metadata: Entries that they have, perhaps among others. They are sent as strings; `1` stands for `"1"`.
             prompt: The registry prompt that they are linked to.
             status: `SUCCESS`, `WARNING` or `ERROR`.
 
@@ -133,38 +137,63 @@ class CapturedSpans(list[Span]):
 
         Raises:
             AssertionError: The number is another; the message lists all requests.
+            ConfigError: `tags` or `metadata` is of a wrong type.
         """
+        __tracebackhide__ = True
+        wanted_tags = list(checked_tags("tags", tags)) if tags is not None else []
+        wanted_metadata = checked_metadata("metadata", metadata) if metadata is not None else {}
         made = self.requests
         matching = [
             request
             for request in made
             if (model is None or request.model == model)
-            and (tags is None or [tag for tag in request.tags if tag in tags] == list(tags))
-            and (metadata is None or metadata.items() <= request.metadata.items())
+            and [tag for tag in request.tags if tag in wanted_tags] == wanted_tags
+            and {key: _sent(value) for key, value in wanted_metadata.items()}.items() <= request.metadata.items()
             and (prompt is None or request.prompt_name == prompt)
             and (status is None or request.status == status)
         ]
+        if len(matching) == number or (number is None and matching):
+            return matching
         wanted = {"model": model, "tags": tags, "metadata": metadata, "prompt": prompt, "status": status}
         of = ", ".join(f"{key}={value!r}" for key, value in wanted.items() if value is not None) or "any kind"
-        right = len(matching) == number if number is not None else bool(matching)
         listed = "\n  ".join(map(str, made)) or "none"
-        assert right, (
-            f"{number or 'some'} requests of {of} were expected, and there are {len(matching)}, of:\n  {listed}"
-        )
-        return matching
+        expected = "at least one request" if number is None else f"{number} request{'s' * (number != 1)}"
+        raise AssertionError(f"expected {expected} of {of}, and there are {len(matching)}, among:\n  {listed}")
 
     def assert_nothing_open(self) -> None:
-        """Assert that no scope is left behind here, and that no run in any scope lacks its end.
+        """Assert that no scope is left behind here, and that every block, call and LangChain run has ended.
 
         Raises:
             AssertionError: The message names what is open.
         """
+        __tracebackhide__ = True
+        roots = [scope.span for scope in _roots_of(self)]
+        if roots:
+            raise AssertionError(f"these blocks or calls are still open: {roots}")
         scope = current()
-        assert scope is None or scope.closed, f"the scope of {scope.span!r} was left behind" if scope else ""
-        left = [scope.span for scope in Scope.roots]
-        assert not left, f"these blocks or calls are still open: {left}"
-        runs = list(_runs.open_runs.values())
-        assert not runs, f"these LangChain runs are still open: {runs}"
+        if scope is not None and not scope.closed and _is_of(self, scope):
+            raise AssertionError(f"the scope of {scope.span!r} was left behind")
+        runs = [run for _, run in _runs_of(self)]
+        if runs:
+            raise AssertionError(f"these LangChain runs are still open: {runs}")
+
+
+def _sent(value: Any) -> str:
+    """Return a metadata value as requests have it."""
+    return value if isinstance(value, str) else Encoder().dumps(value)
+
+
+def _is_of(spans: CapturedSpans, scope: Scope) -> bool:
+    """Return whether what a scope records is gathered in `spans`."""
+    return isinstance(scope.recorder, _CapturingRecorder) and scope.recorder.captured is spans
+
+
+def _roots_of(spans: CapturedSpans) -> list[Scope]:
+    return [scope for scope in list(Scope.roots) if _is_of(spans, scope)]
+
+
+def _runs_of(spans: CapturedSpans) -> list[tuple[int, Span]]:
+    return [(key, run) for key, run in list(_runs.open_runs.items()) if _is_of(spans, run.scope)]
 
 
 class _CapturingRecorder(SpanRecorder):
@@ -173,16 +202,61 @@ class _CapturingRecorder(SpanRecorder):
     captured: CapturedSpans
 
     def record(self, span: Span) -> None:
-        if span.scope.sampled and span not in self.captured:
+        """Take an ended span; one that is changed afterwards comes again."""
+        if span.scope.sampled and "_captured" not in span.__dict__:
+            span.__dict__["_captured"] = True
             self.captured.append(span)
         super().record(span)
+
+    def count_from_one(self, numbers: Iterator[int], looks: Iterator[int]) -> None:
+        """Take ids and times from counters, and always the same samples."""
+        self._random.seed(0)
+        self.new_bits = lambda bits: next(numbers)
+        self.now_ns = lambda: _CLOCK_STARTS_NS + next(looks) * _CLOCK_STEP_NS
+
+
+class _CapturingTracing(Tracing):
+    """Forgets nothing as too old: a deterministic clock runs long ago, and only who traces looks at it."""
+
+    def _prune(self) -> None:
+        pass
+
+
+class _Capture:
+    """Stands in for the usual tracing: whatever the program under test sets, its spans end up in one list.
+
+    Args:
+        spans: The list.
+        deterministic: Ids and times are counted.
+    """
+
+    def __init__(self, spans: CapturedSpans, deterministic: bool) -> None:
+        self._spans = spans
+        self._counters = (count(1), count()) if deterministic else None
+
+    def settings(self, config: Config) -> Config:
+        """Return the settings without those that would send or write something."""
+        return replace(config, api_key=None, base_url=Config.base_url, client=None, store="memory", exporters=())
+
+    def tracing(self, config: Config) -> Tracing:
+        """Return what to record with."""
+        return _CapturingTracing(config, self._recorder)
+
+    def _recorder(self, *parts: Any) -> _CapturingRecorder:
+        recorder = _CapturingRecorder(*parts)
+        recorder.captured = self._spans
+        if self._counters is not None:
+            recorder.count_from_one(*self._counters)
+        return recorder
 
 
 @contextmanager
 def capture_spans(*, deterministic: bool = False, **settings: Any) -> Iterator[CapturedSpans]:
     """Switch tracing on for a block, in memory alone, and give the spans that end in it.
 
-    Nothing is sent and nothing is written. What tracing was set to before holds again afterwards.
+    Nothing is sent and nothing is written, whatever `configure` is told inside the block: it sets tags, metadata,
+    capture and the like, and where to send is left out. The block is outside of all traced blocks around it. What
+    tracing was set to before holds again afterwards.
 
     Args:
         deterministic: Ids count from 1, and time moves a millisecond whenever it is looked at.
@@ -194,25 +268,20 @@ def capture_spans(*, deterministic: bool = False, **settings: Any) -> Iterator[C
     Raises:
         ConfigError: A setting is wrong, or would send something somewhere.
     """
-    tracing = Tracing(_quiet(settings), _CapturingRecorder)
-    recorder = tracing.recorder
-    assert isinstance(recorder, _CapturingRecorder)
-    recorder.captured = CapturedSpans()
-    if deterministic:
-        numbers, looks = count(1), count()
-        recorder.new_bits = lambda bits: next(numbers)
-        recorder.now_ns = lambda: _CLOCK_STARTS_NS + next(looks) * _CLOCK_STEP_NS
-    before = _runtime.use(tracing)
-    try:
-        yield recorder.captured
-        tracing.flush(5.0, patient=False)
-    finally:
-        _runtime.use(before)
-        tracing.shutdown(0.0, patient=False)
-
-
-def _quiet(settings: Mapping[str, Any]) -> Config:
     loud = {"api_key", "base_url", "client", "exporters", "store", "enabled"} & settings.keys()
     if loud:
         raise ConfigError(f"{sorted(loud)[0]}: capture_spans keeps everything in memory and takes no such setting")
-    return load(store="memory", enabled=True, environ={}, **settings)
+    config = load(store="memory", enabled=True, environ={}, **settings)
+    spans = CapturedSpans()
+    outside = current()
+    attach(None)
+    try:
+        with _runtime.instead(_Capture(spans, deterministic), config):
+            yield spans
+            _runtime.flush(5.0)
+    finally:
+        # What is left open must not trouble what comes later.
+        Scope.roots.difference_update(_roots_of(spans))
+        for key, _ in _runs_of(spans):
+            _runs.open_runs.pop(key, None)
+        attach(outside)

@@ -43,6 +43,8 @@ def settings(promptlayer: PromptLayerServer, store: Path) -> dict[str, object]:
         "PROMPTLAYER_API_KEY": promptlayer.api_key,
         "PROMPTLAYER_BASE_URL": promptlayer.url,
         "PLTRACE_STORE": store,
+        # Python 3.12 and newer warn of any fork of a process that has threads.
+        "PYTHONWARNINGS": "ignore::DeprecationWarning",
     }
 
 

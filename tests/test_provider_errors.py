@@ -131,14 +131,11 @@ def test_openai_has_no_exception_that_is_unknown(name: str) -> None:
     ],
     ids=lambda value: f"{value.status} {value.code}" if isinstance(value, ApiError) else value,
 )
-def test_real_errors_of_openai(
-    deliver: Any, promptlayer: PromptLayerServer, llm: ScriptedOpenAI, error: ApiError, expected: str
-) -> None:
+def test_real_errors_of_openai(deliver: Any, promptlayer: PromptLayerServer, error: ApiError, expected: str) -> None:
     """What the real client raises for an answer arrives at PromptLayer as an ERROR of the right type."""
     deliver()
-    llm._script = error
 
-    with traced("failing"), pytest.raises(openai.APIStatusError):
+    with ScriptedOpenAI(error) as llm, traced("failing"), pytest.raises(openai.APIStatusError):
         chat(llm).invoke("Hi")
 
     assert_logged(promptlayer, expected)

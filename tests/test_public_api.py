@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+import typing
 from importlib import metadata, resources
 
 import pytest
 
 import pltrace
+import pltrace.testing
 
 #: Every public name. An addition is a decision: it has to be made here too, and to have its line in the README.
 PUBLIC = [
@@ -166,3 +168,19 @@ def test_importing_loads_nothing_heavy() -> None:
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
 
     assert (printed.stdout, printed.stderr) == ("[]\n", "")
+
+
+def test_asking_a_class_of_ours_hides_no_annotations() -> None:
+    """Who looks at the type of a decorated or bound function leaves the annotations of all others readable."""
+
+    @pltrace.traced
+    def decorated(a: int) -> str:
+        return str(a)
+
+    with pltrace.testing.capture_spans(), pltrace.traced():
+        bound = pltrace.bind(decorated)
+    for function in (decorated, bound):
+        _ = type(function).__annotations__
+
+        assert function.__annotations__ == {"a": "int", "return": "str"}
+        assert typing.get_type_hints(function) == {"a": int, "return": str}

@@ -1,0 +1,326 @@
+"""`bind` takes the current scope to wherever and whenever its argument runs."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import functools
+import gc
+import inspect
+import multiprocessing
+import pickle
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pytest
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.runnables import Runnable, RunnableLambda
+
+import pltrace
+from pltrace import bind, current_span, traced
+from pltrace.testing import CapturedSpans, capture_spans
+from tests.support.scripted_llm import ScriptedOpenAI
+from tests.support.traces import calls, chat, spans
+
+
+@pytest.fixture
+def seen() -> Iterator[CapturedSpans]:
+    """The spans that ended; the test fails if it leaves a scope or a run open."""
+    with capture_spans() as spans:
+        yield spans
+        gc.collect()
+        spans.assert_nothing_open()
+
+
+def here(*_: Any) -> str:
+    """Gives the name of the current span."""
+    return current_span().name
+
+
+async def here_later(*_: Any) -> str:
+    """Gives the name of the current span, after a while."""
+    await asyncio.sleep(0)
+    return current_span().name
+
+
+def here_often(*_: Any) -> Iterator[str]:
+    """Gives the name of the current span, twice."""
+    yield current_span().name
+    yield current_span().name
+
+
+async def here_often_later(*_: Any) -> AsyncIterator[str]:
+    """Gives the name of the current span, twice."""
+    yield current_span().name
+    await asyncio.sleep(0)
+    yield current_span().name
+
+
+async def consume(result: Any) -> Any:
+    """Uses a result up."""
+    if inspect.isawaitable(result):
+        return await result
+    if hasattr(result, "__anext__"):
+        return [item async for item in result]
+    return list(result) if hasattr(result, "__next__") else result
+
+
+class Places:
+    """Methods that say where they run."""
+
+    def method(self) -> str:
+        """Gives the name of the current span."""
+        return here()
+
+    def __call__(self) -> str:
+        """Gives the name of the current span."""
+        return here()
+
+
+_FUNCTIONS: list[tuple[Callable[..., Any], Any]] = [
+    (here, "s"),
+    (lambda: here(), "s"),
+    (functools.partial(here, 1), "s"),
+    (Places().method, "s"),
+    (Places(), "s"),
+    (here_later, "s"),
+    (here_often, ["s", "s"]),
+    (here_often_later, ["s", "s"]),
+    (lambda: here_later(), "s"),
+    (lambda: here_often(), ["s", "s"]),
+    (lambda: here_often_later(), ["s", "s"]),
+    (lambda: map(here, [1, 2]), ["s", "s"]),
+]
+
+
+@pytest.mark.parametrize(("function", "expected"), _FUNCTIONS)
+async def test_functions(function: Callable[..., Any], expected: Any, seen: CapturedSpans) -> None:
+    """A function of any kind runs in the scope, after its block too, and its stream is consumed in it."""
+    with traced("s", tags=["t"]):
+        bound = bind(function)
+    with traced("elsewhere"):
+        assert await consume(bound()) == expected
+        assert here() == "elsewhere"
+    assert await consume(bound()) == expected
+    assert not current_span()
+
+
+@pytest.mark.parametrize("make", [here_later, here_often, here_often_later, lambda: map(here, [1, 2])])
+async def test_what_is_consumed(make: Callable[[], Any], seen: CapturedSpans) -> None:
+    """An iterator, async iterator or awaitable that exists already is consumed in the scope."""
+    with traced("s"):
+        it = bind(make())
+    assert await consume(it) in ("s", ["s", "s"])
+    assert not current_span()
+
+
+def test_identity(seen: CapturedSpans) -> None:
+    """A bound function looks like the function; outside any block it is the function."""
+    assert bind(here) is here
+    with traced("s"):
+        bound = bind(here_later)
+    assert inspect.iscoroutinefunction(bound)
+    assert bound.__name__ == "here_later"
+    assert inspect.signature(bound) == inspect.signature(here_later)
+
+
+def test_what_can_not_run_is_given_back(seen: CapturedSpans) -> None:
+    """What is neither called nor consumed is given back as it is."""
+    with traced("s"):
+        assert bind(5) == 5
+        assert bind(None) is None
+
+
+def test_threads_and_timers(seen: CapturedSpans) -> None:
+    """Threads and timers run in the scope that they were bound in."""
+    names: list[str] = []
+    with traced("s"):
+        threads = [threading.Thread(target=bind(lambda: names.append(here()))) for _ in range(3)]
+        threads.append(threading.Timer(0, bind(lambda: names.append(here()))))
+    for thread in threads:
+        thread.start()
+        thread.join()
+    assert names == ["s"] * 4
+
+
+def test_executors(seen: CapturedSpans) -> None:
+    """A bound executor runs what is submitted in the scope of who submits it, else in its own."""
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        with traced("s"):
+            bound = bind(pool)
+            assert bound.submit(here).result() == "s"
+            with traced("inner"):
+                assert bound.submit(here).result() == "inner"
+                assert list(bound.map(here, range(3))) == ["inner"] * 3
+        assert bound.submit(here).result() == "s"
+        assert list(bound.map(here, range(3))) == ["s"] * 3
+        assert pool.submit(here).result() == ""
+        assert isinstance(bound, concurrent.futures.Executor)
+
+
+async def test_run_in_executor(seen: CapturedSpans) -> None:
+    """`loop.run_in_executor` takes a bound function, and a bound executor."""
+    loop = asyncio.get_running_loop()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, traced("s"):
+        assert await loop.run_in_executor(None, bind(here)) == "s"
+        assert await loop.run_in_executor(pool, bind(here)) == "s"
+        assert await loop.run_in_executor(bind(pool), here) == "s"
+        assert await loop.run_in_executor(pool, here) == ""
+
+
+async def test_tasks_of_another_context(seen: CapturedSpans) -> None:
+    """A callback that the loop runs, and a queue's consumer, run in the scope that they were bound in."""
+    names: list[str] = []
+    with traced("s"):
+        bound = bind(lambda: names.append(here()))
+    asyncio.get_running_loop().call_soon(bound)
+    await asyncio.sleep(0)
+    await asyncio.ensure_future(asyncio.to_thread(bound))
+    assert names == ["s", "s"]
+
+
+def test_at_the_same_time(seen: CapturedSpans) -> None:
+    """One bound function can run many times at once."""
+    meet = threading.Barrier(8)
+
+    def both() -> tuple[str, str]:
+        before = here()
+        meet.wait(10)
+        with traced("inner"):
+            return before, here()
+
+    with traced("s"), concurrent.futures.ThreadPoolExecutor(8) as pool:
+        running = [pool.submit(bind(both)) for _ in range(8)]
+        assert {future.result() for future in running} == {("s", "inner")}
+    assert seen.tree() == [["s", *[["inner"]] * 8]]
+
+
+@pytest.mark.parametrize("again", [lambda it: pickle.loads(pickle.dumps(it)), lambda it: cloudpickle.loads(
+    cloudpickle.dumps(it))])  # fmt: skip
+def test_pickling(again: Callable[[Any], Any], seen: CapturedSpans) -> None:
+    """A bound function can be pickled, and goes on with the trace where it arrives."""
+    with traced("s", tags=["t"], metadata={"k": 1}, user="u") as span:
+        bound = [again(bind(function)) for function in (here_traced, Places().method, functools.partial(here_traced))]
+        runnable = again(bind(RunnableLambda(here_traced)))
+    assert [function() for function in bound] == ["here_traced", "", "here_traced"]
+    assert runnable.invoke(1) == "here_traced"
+    found = [one for one in seen if one.name == "here_traced" and one.kind == "function"]
+    assert len(found) == 3
+    assert {one.trace_id for one in found} == {span.trace_id}
+    assert found[0].parent_id == span.id
+    assert {(one.tags, one.metadata["k"]) for one in found} == {(("t",), 1)}
+
+
+@traced("here_traced")
+def here_traced(*_: Any) -> str:
+    """Gives the name of the current span, which is its own."""
+    return here()
+
+
+def test_pickling_local_functions(seen: CapturedSpans) -> None:
+    """Cloudpickle takes a bound local function along, decoration included."""
+
+    @traced("local")
+    def local() -> str:
+        return here()
+
+    with traced("s"):
+        sent = cloudpickle.dumps(bind(local))
+    assert cloudpickle.loads(sent)() == "local"
+    assert [span.name for span in seen] == ["s", "local"]
+
+
+_MAIN = """
+    import concurrent.futures, multiprocessing, sys
+    import cloudpickle
+    import pltrace
+    from pltrace import bind, current_span, traced
+
+    @traced("work", tags=["w"])
+    def work(number):
+        return number, current_span().trace_id
+
+    def run(pickled):
+        return cloudpickle.loads(pickled)(5)
+
+    if __name__ == "__main__":
+        pltrace.configure(store=sys.argv[1])
+        context = multiprocessing.get_context(sys.argv[2])
+        with traced("outer", tags=["o"]) as span, concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
+            results = list(pool.map(bind(work), range(3)))
+            results += [bind(pool).submit(work, 3).result(), pool.submit(run, cloudpickle.dumps(bind(work))).result()]
+            with context.Pool(1) as other:
+                results += other.map(bind(work), [4])
+                other.close()
+                other.join()
+        assert {trace for _, trace in results} == {span.trace_id}, results
+        pltrace.shutdown()
+"""
+
+
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_process_pools(method: str, tmp_path: Path) -> None:
+    """Functions of `__main__` run in the processes of a pool, however those are started, in one trace with it."""
+    script, store = tmp_path / "main.py", tmp_path / "store" / "traces.db"
+    script.write_text(textwrap.dedent(_MAIN))
+    ran = subprocess.run(
+        [sys.executable, str(script), str(store), method],
+        capture_output=True, text=True, timeout=100, env={"PLTRACE_STORE": str(store), "PLTRACE_ENABLED": "1",
+                                                          "HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert (ran.returncode, ran.stderr) == (0, "")
+    pltrace.configure(store=store)
+    found = spans(store)
+    (outer,) = [one for one in found if one["name"] == "outer"]
+    works = [one for one in found if one["name"] == "work"]
+    assert len(works) == 6
+    assert {(one["parent_id"], tuple(one["tags"])) for one in works} == {(outer["span_id"], ("o", "w"))}
+
+
+async def test_runnables(llm: ScriptedOpenAI, local: Path) -> None:
+    """A bound Runnable runs in the scope, however it is run, and stays a Runnable, also in a chain."""
+    with traced("s", tags=["t"]):
+        model = bind(chat(llm))
+        chain = bind(chat(llm) | StrOutputParser())
+    assert isinstance(model, Runnable)
+    model.invoke("Hi")
+    await model.ainvoke("Hi")
+    list(model.stream("Hi"))
+    [chunk async for chunk in model.astream("Hi")]
+    model.batch(["Hi", "Ho"])
+    [event async for event in model.astream_events("Hi", version="v2")]
+    (model | StrOutputParser()).invoke("Hi")
+    chain.invoke("Hi")
+    (RunnableLambda(str) | chain | str.upper).invoke("Hi")
+    list(chain.stream("Hi"))
+    chain.with_retry().invoke("Hi")
+    found = calls(local)
+    assert len(found) == 12
+    assert {(tuple(call["request_tags"]), call["trace_id"] == found[0]["trace_id"]) for call in found} == {
+        (("t",), True)
+    }
+
+
+def test_a_bound_stream(llm: ScriptedOpenAI, local: Path) -> None:
+    """A stream that is made inside a block and bound is recorded in it, though it is read outside."""
+    with traced("s", tags=["t"]):
+        stream = bind(chat(llm).stream("Hi"))
+    assert "".join(str(chunk.content) for chunk in stream) == "Hello."
+    (call,) = calls(local)
+    assert call["request_tags"] == ["t"]
+    assert not current_span()
+
+
+def test_bound_while_on_and_called_while_off(local: Path) -> None:
+    """A bound function outlives tracing."""
+    with traced("s"):
+        bound, steps = bind(here), bind(here_often())
+    pltrace.shutdown()
+    assert bound() == ""
+    assert len(list(steps)) == 2

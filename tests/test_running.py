@@ -1,0 +1,1051 @@
+"""However a call is run, stepped, thrown into or left, its scope is around its own steps and nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import contextvars
+import gc
+import inspect
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any, TypedDict
+
+import pytest
+from langchain.agents import create_agent
+from langchain_core.chat_history import InMemoryChatMessageHistory
+from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables.history import RunnableWithMessageHistory
+from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import START, StateGraph
+from langgraph.types import Command, interrupt
+
+from pltrace import current_span, traced
+from pltrace._runs import open_runs
+from pltrace.testing import CapturedSpans, capture_spans
+from tests.support.scripted_llm import Reply, ScriptedOpenAI
+from tests.support.traces import calls, chat, said, spans, tree
+
+
+@pytest.fixture
+def seen() -> Iterator[CapturedSpans]:
+    """The spans that ended; the test fails if it leaves a scope or a run open."""
+    with capture_spans() as spans:
+        yield spans
+        gc.collect()
+        spans.assert_nothing_open()
+
+
+def here() -> str:
+    """Gives the name of the current span, without what a test is called."""
+    return current_span().name.rpartition(".")[2]
+
+
+def both(function: Callable[..., Any]) -> list[Callable[..., Any]]:
+    """Gives the function undecorated and decorated."""
+    return [function, traced(function)]
+
+
+def does(steps: Any, *actions: Any) -> list[Any]:
+    """Takes steps of a generator, or of what an async one gives to await; gives what each did.
+
+    An action is None for `next`, `close` for itself, an exception to throw, or something to send.
+    """
+    done: list[Any] = []
+    for action in actions:
+        try:
+            if action == "close":
+                done.append(steps.close())
+            elif isinstance(action, BaseException) or inspect.isclass(action):
+                done.append(steps.throw(action))
+            else:
+                done.append(steps.send(action))
+        except BaseException as error:
+            done.append((type(error), error.args, type(error.__context__)))
+    return done
+
+
+async def adoes(steps: Any, *actions: Any) -> list[Any]:
+    """Does the same with an async generator."""
+    done: list[Any] = []
+    for action in actions:
+        try:
+            if action == "close":
+                done.append(await steps.aclose())
+            elif isinstance(action, BaseException) or inspect.isclass(action):
+                done.append(await steps.athrow(action))
+            else:
+                done.append(await steps.asend(action))
+        except BaseException as error:
+            done.append((type(error), error.args, type(error.__context__)))
+    return done
+
+
+def echo() -> Generator[Any, Any, Any]:
+    """Gives what it gets, and an exception's name too."""
+    got: Any = "ready"
+    while got != "stop":
+        try:
+            got = yield got
+        except (ValueError, StopIteration) as error:
+            got = type(error).__name__
+        except KeyError:
+            raise LookupError("another") from None
+    return "stopped"
+
+
+def stubborn() -> Generator[Any, Any, Any]:
+    """Doesn't let itself be closed."""
+    try:
+        yield 1
+    except GeneratorExit:
+        yield 2
+
+
+def forgiving() -> Generator[Any, Any, Any]:
+    """Takes being closed for a question."""
+    try:
+        yield 1
+    except GeneratorExit:
+        return "closed"
+
+
+def failing_cleanup() -> Generator[Any, Any, Any]:
+    """Fails while it is closed, after the exception was dealt with."""
+    with contextlib.suppress(GeneratorExit):
+        yield 1
+    raise ValueError("cleanup")
+
+
+def failing_finally() -> Generator[Any, Any, Any]:
+    """Fails while it is closed."""
+    try:
+        yield 1
+    finally:
+        raise ValueError("cleanup")
+
+
+def delegating() -> Generator[Any, Any, Any]:
+    """Has another do it."""
+    return (yield from echo())
+
+
+def delegating_to_traced() -> Generator[Any, Any, Any]:
+    """Has another, decorated, do it."""
+    return (yield from traced(echo)())
+
+
+_ACTIONS: dict[str, tuple[Any, ...]] = {
+    "next to the end": (None, None, "stop", None, None),
+    "send": (None, "a", "b", "stop"),
+    "send at once": ("a",),
+    "throw at once": (ValueError("x"), None),
+    "throw": (None, ValueError("x"), "a", KeyError("y"), None),
+    "throw a class": (None, ValueError, None),
+    "throw StopIteration": (None, StopIteration(3), "a"),
+    "throw GeneratorExit": (None, GeneratorExit(), None),
+    "throw KeyboardInterrupt": (None, KeyboardInterrupt(), None),
+    "close": (None, "close", None, "close"),
+    "close at once": ("close", None),
+    "close at the end": (None, "stop", "close"),
+    "throw when closed": (None, "close", ValueError("x")),
+}
+_GENERATORS = [echo, stubborn, forgiving, failing_cleanup, failing_finally, delegating, delegating_to_traced]
+
+
+@pytest.mark.parametrize("actions", _ACTIONS.values(), ids=_ACTIONS)
+@pytest.mark.parametrize("generator", _GENERATORS)
+def test_a_generators_steps(generator: Callable[[], Any], actions: tuple[Any, ...], seen: CapturedSpans) -> None:
+    """What is sent and thrown arrives, what is yielded, returned and raised comes out, with the same context."""
+    plain, decorated = both(generator)
+    assert does(decorated(), *actions) == does(plain(), *actions)
+    assert not current_span()
+
+
+async def aecho() -> AsyncGenerator[Any, Any]:
+    """Gives what it gets, and an exception's name too."""
+    got: Any = "ready"
+    while got != "stop":
+        await asyncio.sleep(0)
+        try:
+            got = yield got
+        except (ValueError, StopAsyncIteration) as error:
+            got = type(error).__name__
+        except KeyError:
+            raise LookupError("another") from None
+
+
+async def astubborn() -> AsyncGenerator[Any, Any]:
+    """Doesn't let itself be closed."""
+    try:
+        yield 1
+    except GeneratorExit:
+        yield 2
+
+
+async def aforgiving() -> AsyncGenerator[Any, Any]:
+    """Takes being closed for a question."""
+    try:
+        yield 1
+    except GeneratorExit:
+        return
+
+
+async def afailing_cleanup() -> AsyncGenerator[Any, Any]:
+    """Fails while it is closed, after the exception was dealt with."""
+    try:
+        yield 1
+    except GeneratorExit:
+        await asyncio.sleep(0)
+    raise ValueError("cleanup")
+
+
+async def afailing_finally() -> AsyncGenerator[Any, Any]:
+    """Fails while it is closed."""
+    try:
+        yield 1
+    finally:
+        await asyncio.sleep(0)
+        raise ValueError("cleanup")
+
+
+_ASYNC_GENERATORS = [aecho, astubborn, aforgiving, afailing_cleanup, afailing_finally]
+_ASYNC_ACTIONS = {
+    **_ACTIONS,
+    "throw StopIteration": (None, StopAsyncIteration(3), "a"),
+    "throw CancelledError": (None, asyncio.CancelledError(), None),
+}
+
+
+@pytest.mark.parametrize("actions", _ASYNC_ACTIONS.values(), ids=_ASYNC_ACTIONS)
+@pytest.mark.parametrize("generator", _ASYNC_GENERATORS)
+async def test_an_async_generators_steps(
+    generator: Callable[[], Any], actions: tuple[Any, ...], seen: CapturedSpans
+) -> None:
+    """What is sent and thrown arrives, what is yielded and raised comes out, with the same context."""
+    plain, decorated = both(generator)
+    assert await adoes(decorated(), *actions) == await adoes(plain(), *actions)
+    assert not current_span()
+
+
+@pytest.mark.parametrize("actions", [(None, "close"), (None, ValueError("x")), (ValueError("x"),), ("close", None)])
+def test_a_coroutines_steps(actions: tuple[Any, ...], seen: CapturedSpans) -> None:
+    """A coroutine that is driven by hand behaves as it did."""
+
+    async def waits() -> str:
+        try:
+            await asyncio.sleep(0)
+        except ValueError:
+            return "caught"
+        return "done"
+
+    plain, decorated = both(waits)
+    assert does(decorated(), *actions) == does(plain(), *actions)
+
+
+def test_a_generators_span(seen: CapturedSpans) -> None:
+    """A generator's span starts at its first step and ends with its last; what it returned is its output."""
+    steps = traced("g")(echo)()
+    assert seen == []
+    next(steps)
+    with traced("later"):
+        steps.send("a")
+    with pytest.raises(StopIteration):
+        steps.send("stop")
+    assert [span.name for span in seen] == ["later", "g"]
+    assert seen[1].output == "stopped"
+    assert seen[1].parent is None
+
+
+@pytest.mark.parametrize(
+    ("generator", "actions", "status"),
+    [
+        (echo, (None, "close"), "ok"),
+        (echo, (None, KeyError()), "error"),
+        (echo, (None, "stop"), "ok"),
+        (echo, (None, asyncio.CancelledError()), "cancelled"),
+        (stubborn, (None, "close", None), "ok"),
+        (forgiving, (None, "close"), "ok"),
+        (failing_cleanup, (None, "close"), "error"),
+    ],
+)
+def test_how_a_generators_span_ends(
+    generator: Callable[[], Any], actions: tuple[Any, ...], status: str, seen: CapturedSpans
+) -> None:
+    """Leaving a generator early is no error; what its cleaning-up raises is."""
+    does(traced(generator)(), *actions)
+    assert [span.status for span in seen] == [status]
+
+
+def test_nothing_of_what_passes_is_kept(seen: CapturedSpans) -> None:
+    """What a generator yields or is sent dies as early as it did."""
+
+    class Thing:
+        pass
+
+    def things() -> Generator[Any, Any, None]:
+        while True:
+            yield Thing()
+
+    steps = traced(things)()
+    yielded = weakref.ref(next(steps))
+    assert yielded() is None
+    sent = Thing()
+    reference = weakref.ref(sent)
+    steps.send(sent)
+    del sent
+    assert reference() is None
+    steps.close()
+
+
+def test_blocks_inside_a_generator_survive_its_yields(seen: CapturedSpans) -> None:
+    """A block that a generator opens holds in its later steps, and never for its consumer."""
+    inside: list[str] = []
+
+    @traced
+    def generator() -> Iterator[None]:
+        inside.append(here())
+        with traced("block"):
+            yield
+            inside.append(here())
+            yield
+        inside.append(here())
+
+    with traced("consumer"):
+        for _ in generator():
+            assert here() == "consumer"
+    assert inside == ["generator", "block", "generator"]
+    assert seen.tree() == [["consumer", [generator.__qualname__, ["block"]]]]
+
+
+async def test_blocks_inside_an_async_generator_survive_its_yields(seen: CapturedSpans) -> None:
+    """The same holds for async generators, across tasks."""
+    inside: list[str] = []
+
+    @traced
+    async def generator() -> AsyncIterator[None]:
+        async with traced("block"):
+            yield
+            await asyncio.sleep(0)
+            inside.append(here())
+            yield
+        inside.append(here())
+
+    steps = generator()
+    for name in "abc":
+        with traced(name):
+            await asyncio.ensure_future(_anext(steps))
+            assert here() == name
+    assert inside == ["block", "generator"]
+
+
+async def _anext(steps: Any) -> Any:
+    return await anext(steps, None)
+
+
+def test_blocks_around_a_yield_without_a_decorator(seen: CapturedSpans) -> None:
+    """An undecorated generator's block does reach its consumer, as any ContextVar does; leaving it restores."""
+
+    def generator() -> Iterator[None]:
+        with traced("block"):
+            yield
+
+    steps = generator()
+    next(steps)
+    assert here() == "block"
+    next(steps, None)
+    assert not current_span()
+
+
+def test_interleaved_generators_stay_apart(seen: CapturedSpans) -> None:
+    """Generators that take turns each keep their own scope, whoever goes on longest."""
+
+    @traced
+    def numbered(number: int) -> Iterator[tuple[int, Any]]:
+        with traced(f"block {number}"):
+            for _ in range(number):
+                yield number, current_span().name
+
+    running = [numbered(number) for number in (3, 1, 4, 2)]
+    while running:
+        for steps in list(running):
+            item = next(steps, None)
+            if item is None:
+                running.remove(steps)
+            else:
+                assert item[1] == f"block {item[0]}"
+            assert not current_span()
+    assert len(seen) == 8
+    assert {span.parent_id is None for span in seen if span.kind == "function"} == {True}
+
+
+def test_a_generator_in_another_thread_and_context(seen: CapturedSpans) -> None:
+    """A generator goes on in its scope in any thread and context, and can be closed there."""
+    names: list[str] = []
+
+    @traced
+    def generator() -> Iterator[None]:
+        try:
+            with traced("block"):
+                while True:
+                    names.append(here())
+                    yield
+        finally:
+            names.append(here())
+
+    steps = generator()
+    next(steps)
+    contextvars.Context().run(next, steps)
+    for step in (steps.__next__, steps.close):
+        thread = threading.Thread(target=step)
+        thread.start()
+        thread.join()
+    assert names == ["block"] * 3 + ["generator"]
+    assert [span.status for span in seen] == ["ok", "ok"]
+
+
+def test_a_generator_that_steps_itself(seen: CapturedSpans) -> None:
+    """A generator that takes its own next step gets Python's error, and keeps its scope."""
+    steps: Any = None
+
+    @traced
+    def generator() -> Iterator[str]:
+        with pytest.raises(ValueError, match="already executing"):
+            next(steps)
+        yield here()
+
+    steps = generator()
+    assert list(steps) == ["generator"]
+
+
+async def test_an_async_generator_that_is_stepped_twice_at_once(seen: CapturedSpans) -> None:
+    """Closing or stepping an async generator while it runs raises what it did."""
+
+    async def waits() -> AsyncIterator[int]:
+        await asyncio.sleep(0.001)
+        yield 1
+
+    messages = []
+    for function in both(waits):
+        steps = function()
+        running = asyncio.ensure_future(_anext(steps))
+        await asyncio.sleep(0)
+        for again in (steps.aclose, steps.__anext__):
+            with pytest.raises(RuntimeError) as caught:
+                await again()
+            messages.append(str(caught.value))
+        assert await running == 1
+        await steps.aclose()
+    assert messages[:2] == messages[2:]
+    assert [span.status for span in seen] == ["ok"]
+
+
+# Abandoned.
+
+
+def returned(source: Callable[[], Any]) -> Any:
+    """Gives a plain function that returns what `source` makes."""
+    return lambda: source()
+
+
+@pytest.mark.parametrize("decorated", [traced(echo), traced(returned(echo)), traced(returned(lambda: iter([1, 2])))])
+@pytest.mark.parametrize("steps", [0, 1])
+def test_an_abandoned_generator(decorated: Callable[[], Any], steps: int, seen: CapturedSpans) -> None:
+    """What is consumed in part or not at all ends when it is collected; a generator that never began has no span."""
+    it = decorated()
+    for _ in range(steps):
+        next(it)
+    del it
+    gc.collect()
+    began = steps or decorated.__name__ == "<lambda>"
+    assert [span.status for span in seen] == (["ok"] if began else [])
+
+
+def test_an_abandoned_generator_cleans_up_inside(seen: CapturedSpans) -> None:
+    """The cleaning-up of a collected generator runs in its scope, not in that of whoever caused the collection."""
+    names: list[str] = []
+
+    @traced
+    def generator() -> Iterator[None]:
+        try:
+            yield
+        finally:
+            names.append(here())
+
+    steps = generator()
+    next(steps)
+    with traced("other"):
+        del steps
+        gc.collect()
+        assert here() == "other"
+    assert names == ["generator"]
+
+
+@pytest.mark.parametrize("function", ["coroutine function", "function returning a coroutine"])
+def test_a_coroutine_that_is_never_awaited(function: str, seen: CapturedSpans) -> None:
+    """Python warns once, by the coroutine's own name; a coroutine function's call is no span then."""
+
+    async def mine() -> None: ...
+
+    decorated = traced(mine) if function == "coroutine function" else traced(lambda: mine())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        decorated()
+        gc.collect()
+    assert [str(warning.message) for warning in caught] == [f"coroutine '{mine.__qualname__}' was never awaited"]
+    del caught[:]
+    gc.collect()
+    assert len(seen) == (function != "coroutine function")
+
+
+@pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
+def test_an_abandoned_coroutine(seen: CapturedSpans) -> None:
+    """A coroutine that is closed or collected before its end is cancelled, not done."""
+
+    @traced
+    async def waits() -> None:
+        await asyncio.sleep(0)
+
+    for end in ("close", "collect"):
+        running = waits()
+        running.send(None)
+        if end == "close":
+            running.close()
+        del running
+    gc.collect()
+    assert [span.status for span in seen] == ["cancelled", "cancelled"]
+
+
+def test_an_abandoned_async_generator(seen: CapturedSpans) -> None:
+    """The loop closes an abandoned async generator, inside of its scope, and its span ends."""
+    names: list[str] = []
+
+    @traced
+    async def generator() -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            await asyncio.sleep(0)
+            names.append(here())
+
+    async def main() -> None:
+        async for _ in generator():
+            break
+        gc.collect()
+        while not names:
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert names == ["generator"]
+    assert [span.status for span in seen] == ["ok"]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_async_generator_at_the_end_of_the_loop(kept: bool, seen: CapturedSpans) -> None:
+    """The loop's shutdown closes what is left as it did, without a word, and the span ends."""
+    left: list[Any] = []
+    complaints: list[Any] = []
+    cleaned: list[int] = []
+
+    @traced
+    async def generator(number: int) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            await asyncio.sleep(0)
+            cleaned.append(number)
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+        for number in range(10):
+            steps = generator(number)
+            await steps.__anext__()
+            if kept:
+                left.append(steps)
+
+    asyncio.run(main())
+    left.clear()
+    gc.collect()
+    assert complaints == []
+    assert len(seen) == 10
+    if kept:
+        assert sorted(cleaned) == list(range(10))
+        assert {span.status for span in seen} == {"ok"}
+    else:
+        assert {span.status for span in seen} <= {"ok", "cancelled"}
+
+
+def test_an_async_generator_without_a_loop(seen: CapturedSpans) -> None:
+    """An async generator whose loop is gone ends when it is collected."""
+
+    @traced
+    async def generator() -> AsyncIterator[None]:
+        yield
+
+    loop = asyncio.new_event_loop()
+    steps = generator()
+    loop.run_until_complete(_anext(steps))
+    loop.close()
+    del steps
+    gc.collect()
+    assert [span.status for span in seen] == ["ok"]
+
+
+# Tasks.
+
+
+@traced
+async def waiting(seconds: float = 60.0) -> str:
+    """Waits."""
+    await asyncio.sleep(seconds)
+    return here()
+
+
+async def test_ways_of_running_coroutines(seen: CapturedSpans) -> None:
+    """Tasks, gather, wait_for, shield, timeouts and task groups run a coroutine in its scope."""
+    names = [
+        await waiting(0),
+        await asyncio.create_task(waiting(0)),
+        *await asyncio.gather(waiting(0), waiting(0)),
+        await asyncio.wait_for(waiting(0), 10),
+        await asyncio.shield(waiting(0)),
+    ]
+    if sys.version_info >= (3, 11):
+        async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+            tasks = [group.create_task(waiting(0)) for _ in range(2)]
+        names += [task.result() for task in tasks]
+    assert set(names) == {"waiting"}
+    assert len(seen) == len(names)
+    assert not current_span()
+
+
+async def test_cancelled_tasks(seen: CapturedSpans) -> None:
+    """A cancelled call is recorded as such, and its task's caller keeps its scope."""
+    with traced("outer"):
+        task = asyncio.create_task(waiting())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(waiting(), 0.001)
+        if sys.version_info >= (3, 11):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.001):
+                    await waiting()
+        assert here() == "outer"
+    assert {span.status for span in seen if span.name == "waiting"} == {"cancelled"}
+    assert {span.parent for span in seen if span.name == "waiting"} == {seen.named("outer")}
+
+
+async def test_a_task_that_is_cancelled_before_it_starts(seen: CapturedSpans) -> None:
+    """A task that never took a step has no span, and no complaint is made."""
+    task = asyncio.create_task(waiting())
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert seen == []
+
+
+async def test_a_task_that_refuses_to_be_cancelled(seen: CapturedSpans) -> None:
+    """A call that catches its cancellation goes on, and ends as it ends."""
+
+    @traced
+    async def refuses() -> str:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            await asyncio.sleep(0)
+        return here()
+
+    task = asyncio.create_task(refuses())
+    await asyncio.sleep(0)
+    task.cancel()
+    assert await task == "refuses"
+    assert [span.status for span in seen] == ["ok"]
+
+
+async def test_shielded_tasks_go_on(seen: CapturedSpans) -> None:
+    """A shielded call goes on in its scope when who waits for it is cancelled."""
+    go = asyncio.Event()
+
+    @traced
+    async def inner() -> str:
+        await go.wait()
+        return here()
+
+    @traced
+    async def outer(task: asyncio.Future[str]) -> None:
+        await asyncio.shield(task)
+
+    task = asyncio.ensure_future(inner())
+    around = asyncio.ensure_future(outer(task))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    around.cancel()
+    await asyncio.wait([around])
+    go.set()
+    assert await task == "inner"
+    assert [(span.name.rpartition(".")[2], span.status) for span in seen] == [("outer", "cancelled"), ("inner", "ok")]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="came with Python 3.12")
+async def test_eager_tasks(seen: CapturedSpans) -> None:
+    """A task that starts at once takes its steps in its own scope, not in its creator's."""
+    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
+    with traced("outer"):
+        task = asyncio.create_task(waiting(0))
+        assert here() == "outer"
+        assert await task == "waiting"
+    assert seen.tree() == [["outer", ["waiting"]]]
+
+
+async def test_threads_of_asyncio(seen: CapturedSpans) -> None:
+    """`asyncio.to_thread` takes the scope along."""
+    with traced("outer"):
+        assert await asyncio.to_thread(here) == "outer"
+        assert await asyncio.to_thread(traced("inner")(here)) == "inner"
+    assert seen.tree() == [["outer", ["inner"]]]
+
+
+def test_other_threads_start_without_a_scope(seen: CapturedSpans) -> None:
+    """A thread, a timer or an executor starts outside of the scope, and leaves nothing behind in its thread."""
+    names: list[str] = []
+    with traced("outer"), concurrent.futures.ThreadPoolExecutor(1) as pool:
+        timer = threading.Timer(0, lambda: names.append(here()))
+        timer.start()
+        timer.join()
+        assert list(pool.map(traced("inner")(lambda number: here()), range(3))) == ["inner"] * 3
+        assert pool.submit(here).result() == ""
+    assert names == [""]
+    assert [span.parent_id for span in seen if span.name == "inner"] == [None] * 3
+
+
+def test_an_interrupted_program(seen: CapturedSpans) -> None:
+    """Ctrl-C and `sys.exit` inside any mixture of blocks and calls leave nothing behind."""
+
+    @traced
+    def generator(error: BaseException) -> Iterator[None]:
+        with traced("in generator"):
+            yield
+            raise error
+
+    @traced
+    async def coroutine(error: BaseException) -> None:
+        async with traced("in coroutine"):
+            for _ in generator(error):
+                await asyncio.sleep(0)
+
+    for error in (KeyboardInterrupt(), SystemExit(1)):
+        with pytest.raises(type(error)), traced("outer"):
+            asyncio.run(coroutine(error))
+        assert not current_span()
+    assert [span.status for span in seen] == ["error"] * 10
+
+
+def test_an_interrupt_inside_our_own_code(seen: CapturedSpans) -> None:
+    """Wherever in our own code a call is interrupted, the calls and blocks around it put things right."""
+
+    @traced
+    def inner() -> None: ...
+
+    interrupted = 0
+    for line in range(1, 400):
+        lines = 0
+
+        def strike(frame: Any, event: str, argument: Any) -> Any:
+            nonlocal lines
+            if "pltrace/_traced" not in frame.f_code.co_filename and "pltrace/_scope" not in frame.f_code.co_filename:
+                return None
+            if event == "line":
+                lines += 1
+                if lines == line:  # noqa: B023
+                    sys.settrace(None)
+                    raise KeyboardInterrupt
+            return strike
+
+        def program() -> None:
+            sys.settrace(strike)
+            try:
+                inner()
+            finally:
+                sys.settrace(None)
+
+        # A tracer of somebody else's, such as a debugger's or coverage's, is put back.
+        others = sys.gettrace()
+        try:
+            with traced("around"):
+                traced(program)()
+        except KeyboardInterrupt:
+            interrupted += 1
+        finally:
+            sys.settrace(others)
+        assert not current_span(), f"interrupted at line {line}"
+        if lines < line:
+            break
+    assert interrupted > 20
+
+
+# LangChain's and LangGraph's own ways of running things.
+
+
+@pytest.fixture(autouse=True)
+def no_open_runs() -> Iterator[None]:
+    """No test leaves a run in the table of open runs."""
+    yield
+    assert open_runs == {}
+
+
+#: Where a Python can't run a task in a context, LangChain's async code doesn't know which run it is in.
+needs_contexts = pytest.mark.skipif(sys.version_info < (3, 11), reason="tasks can't be given a context before 3.11")
+
+
+def asks_for_two_cities(body: dict[str, Any]) -> Any:
+    """Answers as a model that calls a tool twice at once, whose tools ask it again."""
+    last = body["messages"][-1]
+    if last["content"] == "How is it?":
+        return Reply(tool_calls=[("weather", {"city": "Rome"}), ("weather", {"city": "Oslo"})])
+    return "It is fine."
+
+
+def weather_agent(llm: ScriptedOpenAI) -> Any:
+    """Makes an agent whose tool opens a scope of its own and asks the model in it."""
+    model = chat(llm)
+
+    @tool
+    @traced("forecast", tags=["forecast"])
+    def weather(city: str) -> str:
+        """Tell the weather."""
+        with traced(f"in {city}", tags=[city], metadata={"city": city}):
+            return str(model.invoke(city).content)
+
+    return create_agent(model, [weather])
+
+
+AGENT = """\
+LangGraph chain
+  model chain
+    ChatOpenAI llm
+  model chain
+    ChatOpenAI llm
+  tools chain
+    weather tool
+      forecast function
+        in Oslo block
+          ChatOpenAI llm
+  tools chain
+    weather tool
+      forecast function
+        in Rome block
+          ChatOpenAI llm
+"""
+
+
+def under(root: str, tree_of_it: str) -> str:
+    """Puts a tree under a root."""
+    return f"{root}\n" + "".join(f"  {line}\n" for line in tree_of_it.splitlines())
+
+
+async def _agent_invoked(agent: Any) -> None:
+    agent.invoke({"messages": [("user", "How is it?")]})
+
+
+async def _agent_ainvoked(agent: Any) -> None:
+    await agent.ainvoke({"messages": [("user", "How is it?")]})
+
+
+async def _agent_streamed(agent: Any) -> None:
+    assert list(agent.stream({"messages": [("user", "How is it?")]}, stream_mode="updates"))
+
+
+async def _agent_astreamed(agent: Any) -> None:
+    assert [item async for item in agent.astream({"messages": [("user", "How is it?")]}, stream_mode="messages")]
+
+
+async def _agent_events(agent: Any) -> None:
+    events = agent.astream_events({"messages": [("user", "How is it?")]}, version="v2")
+    assert [event async for event in events]
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        _agent_invoked,
+        _agent_streamed,
+        pytest.param(_agent_ainvoked, marks=needs_contexts),
+        pytest.param(_agent_astreamed, marks=needs_contexts),
+        pytest.param(_agent_events, marks=needs_contexts),
+    ],
+)
+async def test_an_agents_tree(way: Callable[[Any], Any], local: Path) -> None:
+    """An agent's tools that run at once each have their own scope, below their own tool."""
+    with ScriptedOpenAI(asks_for_two_cities) as llm, traced("ask", tags=["a"]):
+        await way(weather_agent(llm))
+    assert tree(local) == under("ask block", AGENT)
+    assert sorted(tuple(call["request_tags"]) for call in calls(local)) == [
+        ("a",), ("a",), ("a", "forecast", "Oslo"), ("a", "forecast", "Rome"),
+    ]  # fmt: skip
+    assert sorted(said(call["request_metadata"]).get("city", "") for call in calls(local)) == ["", "", "Oslo", "Rome"]
+
+
+async def test_an_agents_inputs_are_those_of_each_call(local: Path) -> None:
+    """Each call of an agent's model shows the messages as they were then, not the list as it grew."""
+    with ScriptedOpenAI(asks_for_two_cities) as llm, traced("ask"):
+        weather_agent(llm).invoke({"messages": [("user", "How is it?")]})
+    asked = [call for call in calls(local) if "forecast" not in call["request_tags"]]
+    assert [len(call["input"]["messages"]) for call in asked] == [1, 4]
+    nodes = [span for span in spans(local) if span["name"] == "model"]
+    assert [len(node["input"]["messages"]) for node in nodes] == [1, 4]
+
+
+class Count(TypedDict, total=False):
+    """A graph's state."""
+
+    count: int
+
+
+def asking_graph(llm: ScriptedOpenAI) -> Any:
+    """Makes a graph that asks a person in a node of a subgraph, between two calls of a model."""
+    model = chat(llm)
+
+    @traced("approval")
+    def approve(state: Count) -> Count:
+        model.invoke("before")
+        answer = interrupt("Go on?")
+        model.invoke(f"after {answer}")
+        return {"count": 1}
+
+    sub = StateGraph(Count)
+    sub.add_node("approve", approve)
+    sub.add_edge(START, "approve")
+    graph = StateGraph(Count)
+    graph.add_node("sub", sub.compile())
+    graph.add_edge(START, "sub")
+    return graph.compile(checkpointer=InMemorySaver())
+
+
+def test_interrupts_and_resume(local: Path) -> None:
+    """An interrupted graph leaves nothing open, and resumed in another block it is recorded there."""
+    config: Any = {"configurable": {"thread_id": "1"}}
+    with ScriptedOpenAI() as llm:
+        graph = asking_graph(llm)
+        with traced("first", tags=["1"]):
+            assert graph.invoke({"count": 0}, config)["__interrupt__"][0].value == "Go on?"
+        assert open_runs == {}
+        with traced("second", tags=["2"]):
+            assert graph.invoke(Command(resume="yes"), config) == {"count": 1}
+    drawn = tree(local)
+    first, second = drawn.index("first block"), drawn.index("second block")
+    assert drawn.count("approval function") == 2
+    assert first < drawn.index("approval function") < second
+    assert [call["request_tags"] for call in calls(local)] == [["1"], ["2"], ["2"]]
+    assert {span["name"]: span["status"] for span in spans(local) if span["name"] in ("first", "second")} == {
+        "first": "ok",
+        "second": "ok",
+    }
+
+
+def test_batches_with_few_threads(local: Path) -> None:
+    """Each item of a batch that runs in threads keeps its scope, blocks opened in them their own."""
+
+    def ask(number: int) -> str:
+        with traced(f"item {number}", tags=[str(number)]):
+            return str(model.invoke(str(number)).content)
+
+    with ScriptedOpenAI() as llm, traced("all", tags=["all"]):
+        model = chat(llm)
+        RunnableLambda(ask).batch(list(range(9)), {"max_concurrency": 3})
+    assert sorted(tuple(call["request_tags"]) for call in calls(local)) == [("all", str(n)) for n in range(9)]
+    assert len({call["trace_id"] for call in calls(local)}) == 1
+
+
+async def test_async_batches_with_few_tasks(local: Path) -> None:
+    """The same for tasks."""
+
+    async def ask(number: int) -> str:
+        async with traced(f"item {number}", tags=[str(number)]):
+            return str((await model.ainvoke(str(number))).content)
+
+    with ScriptedOpenAI() as llm, traced("all", tags=["all"]):
+        model = chat(llm)
+        await RunnableLambda(ask).abatch(list(range(9)), {"max_concurrency": 3})
+    assert sorted(tuple(call["request_tags"]) for call in calls(local)) == [("all", str(n)) for n in range(9)]
+
+
+def test_retries_and_fallbacks_of_traced_functions(seen: CapturedSpans) -> None:
+    """Each attempt of a decorated step is a call of its own, and so is what it falls back to."""
+    attempts: list[int] = []
+
+    @traced("shaky")
+    def shaky(text: str) -> str:
+        attempts.append(1)
+        if len(attempts) < 3:
+            raise ValueError("not yet")
+        return text
+
+    @traced("broken")
+    def broken(text: str) -> str:
+        raise ValueError("never")
+
+    retried = RunnableLambda(shaky).with_retry(stop_after_attempt=3, wait_exponential_jitter=False)
+    with traced("outer"):
+        assert RunnableLambda(broken).with_fallbacks([retried]).invoke("x") == "x"
+    assert [(span.name, span.status) for span in seen if span.kind == "function"] == [
+        ("broken", "error"), ("shaky", "error"), ("shaky", "error"), ("shaky", "ok"),
+    ]  # fmt: skip
+
+
+def test_message_history(local: Path) -> None:
+    """A chain with a message history is recorded in its scope, and its history grows no recorded input."""
+    history = InMemoryChatMessageHistory()
+    with ScriptedOpenAI() as llm:
+        chain = RunnableWithMessageHistory(chat(llm), lambda session_id: history)  # type: ignore[arg-type]
+        config: Any = {"configurable": {"session_id": "1"}}
+        for number in range(3):
+            with traced("turn", session="1"):
+                chain.invoke([("user", f"Hi {number}")], config)  # type: ignore[arg-type]
+    assert [len(call["input"]["messages"]) for call in calls(local)] == [1, 3, 5]
+    assert {call["session"] for call in calls(local)} == {"1"}
+
+
+@pytest.mark.slow
+async def test_ten_thousand_runs_leave_no_run_open(seen: CapturedSpans) -> None:
+    """After 10,000 runs with errors and cancellations nothing is left in the tables of open runs."""
+    go = asyncio.Event()
+
+    @tool
+    async def hangs(number: int) -> int:
+        """Wait for ever."""
+        await go.wait()
+        return number
+
+    @tool
+    def fails(number: int) -> int:
+        """Fail."""
+        raise ValueError(number)
+
+    @traced("one")
+    async def one(number: int) -> None:
+        if number % 3 == 0:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(hangs.ainvoke({"number": number}), 0.001)
+        elif number % 3 == 1:
+            with contextlib.suppress(ValueError):
+                fails.invoke({"number": number})
+        else:
+            await RunnableLambda(str).ainvoke(number)
+
+    for start in range(0, 10_000, 200):
+        with traced("many") as many:
+            await asyncio.gather(*(one(number) for number in range(start, start + 200)))
+        assert many.scope.open_runs == {}
+        assert open_runs == {}
+        statuses = {span.name: span.status for span in seen if span.kind != "function"}
+        assert statuses == {"hangs": "cancelled", "fails": "error", "str": "ok", "many": "ok"}
+        del seen[:]
