@@ -248,6 +248,8 @@ def _libraries(value: object) -> dict[str, Library]:
 
 
 def _library(name: str, settings: object) -> Library:
+    if "." in name:
+        raise ConfigError(f"libraries[{name!r}]: expected the name of a top-level package, {name.partition('.')[0]!r}")
     if not isinstance(settings, Mapping) or not set(settings) <= {"enabled", "tags", "capture"}:
         raise ConfigError(f"libraries[{name!r}]={settings!r}: expected a dict of enabled, tags and capture")
     enabled = settings.get("enabled", True)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
+from pltrace._fingerprints import as_bytes, beginnings, digest_of, of_string, said_in
 from pltrace._health import failed
 from pltrace._snapshot import snapshot
 from pltrace._span import Span
@@ -22,8 +23,6 @@ MOST_CHARACTERS = 32_000_000
 #: So many renderings a context knows for its own, and so many may look the same.
 _MOST_SEEN = 64
 _OVERHEAD = 500  # What a rendering without variables counts.
-
-_ROLES = {"human": "user", "ai": "assistant", "HumanMessageChunk": "user", "AIMessageChunk": "assistant"}
 
 
 class Link(NamedTuple):
@@ -162,10 +161,10 @@ def note(link: Link, messages: Sequence[Any], strings: Iterable[str], place: Pla
     link = link._replace(variables=snapshot(dict(link.variables)))
     reach = _WHO_KNOWS if place.run_bits else _NO_TASK if place.in_task else _ANY
     rendering = _Rendering(link, time.time_ns(), reach, size)
-    said = [_said(message) for message in messages]
-    keys: list[tuple[bytes, int | None]] = [(_of_string(text), len(text)) for text in {*strings} if text]
+    said = [said_in(message) for message in messages]
+    keys: list[tuple[bytes, int | None]] = [(of_string(text), len(text)) for text in {*strings} if text]
     if any(text for _, text in said):
-        keys.append((list(_beginnings(said))[-1], None))
+        keys.append((list(beginnings(said))[-1], None))
     table = _inside if place.trace_bits else _outside
     with _lock:
         for fingerprint, length in keys:
@@ -218,27 +217,27 @@ def _ranks(span: Span, prompt: Sequence[Any]) -> Iterator[list[bytes]]:
     assert span.run is not None
     if not span.run.chat:
         if len(prompt) == 1 and isinstance(prompt[0], str):
-            yield [_of_string(prompt[0])]
+            yield [of_string(prompt[0])]
         return
-    said = [_said(message) for message in prompt]
-    for length, fingerprint in reversed(list(enumerate(_beginnings(said), 1))):
-        yield [fingerprint, _of_string(said[0][1])] if length == 1 else [fingerprint]
+    said = [said_in(message) for message in prompt]
+    for length, fingerprint in reversed(list(enumerate(beginnings(said), 1))):
+        yield [fingerprint, of_string(said[0][1])] if length == 1 else [fingerprint]
     if said[0][0] == "system":
         yield from _string_beginnings(span.trace_bits, said[0][1])
         others = [text for role, text in said if role != "system"]
         if others:
-            yield [_of_string(others[0])]
+            yield [of_string(others[0])]
 
 
 def _string_beginnings(trace_bits: int, text: str) -> Iterator[list[bytes]]:
     """Give the fingerprints of what `text` begins with, of the lengths that were rendered, the longest first."""
     with _lock:
         lengths = sorted({*_inside.lengths(trace_bits), *_outside.lengths(0)})
-    digest, done, found = _digest_of(b"string"), 0, []
+    digest, done, found = digest_of(b"string"), 0, []
     for length in lengths:
         if length >= len(text):
             break
-        digest.update(_bytes(text[done:length]))
+        digest.update(as_bytes(text[done:length]))
         done = length
         if not (text[length - 1].isalnum() and text[length].isalnum()):  # Not in the middle of a word.
             found.append(digest.copy().digest())
@@ -299,55 +298,6 @@ def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
         return bool(one == other)
     except Exception:  # Values like arrays can't be compared as a whole.
         return False
-
-
-def _said(message: Any) -> tuple[str, str]:
-    """Return role and text of a message; images count by their address."""
-    kind = message.type
-    role = message.role if kind == "chat" else _ROLES.get(kind, kind)
-    content = message.content
-    if isinstance(content, str):
-        return role, content
-    return role, "\n".join(part for block in content for part in _parts(block))
-
-
-def _parts(block: Any) -> Iterator[str]:
-    if isinstance(block, str):
-        yield block
-    elif isinstance(block, dict):
-        if isinstance(block.get("text"), str):
-            yield block["text"]
-        image = block.get("image_url")
-        url = image.get("url") if isinstance(image, dict) else image
-        if isinstance(url, str):
-            yield url
-
-
-def _beginnings(said: Sequence[tuple[str, str]]) -> Iterator[bytes]:
-    """Give the fingerprint of the first message, of the first two, and so on."""
-    digest = _digest_of(b"messages")
-    for role, text in said:
-        encoded = _bytes(text)
-        digest.update(b"%b %d " % (_bytes(role), len(encoded)))
-        digest.update(encoded)
-        yield digest.copy().digest()
-
-
-def _digest_of(kind: bytes) -> Any:
-    from hashlib import blake2b  # Loads OpenSSL, which importing pltrace needn't.
-
-    return blake2b(kind, digest_size=16)
-
-
-def _of_string(text: str) -> bytes:
-    digest = _digest_of(b"string")
-    digest.update(_bytes(text))
-    found: bytes = digest.digest()
-    return found
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
 
 
 def forked() -> None:

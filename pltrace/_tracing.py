@@ -20,7 +20,10 @@ __all__ = ["Tracing"]
 
 #: How long the exit of a process waits for delivery; what is left is sent by the next process.
 EXIT_S = 2.0
-_KEEP_S, _KEEP_BYTES, _PRUNE_EVERY_S = 30 * 86_400.0, 2**30, 3_600.0
+#: What is delivered, or was only ever local, is kept so long, and up to a size; in memory it is looked at more often.
+_KEEP_S = 30 * 86_400.0
+_FILE_BYTES, _MEMORY_BYTES, _OFF_BYTES = 2**30, 2**28, 2**24
+_PRUNE_FILE_EVERY_S, _PRUNE_MEMORY_EVERY_S = 3_600.0, 5.0
 
 
 class Tracing:
@@ -94,13 +97,15 @@ class Tracing:
         for worker in (*self._deliveries, *self._operations):
             worker.work()
         if monotonic() >= self._prune_at:
-            self._prune_at = monotonic() + _PRUNE_EVERY_S
             self._prune()
 
     def _prune(self) -> None:
+        in_memory = self.store.database.path is None
+        self._prune_at = monotonic() + (_PRUNE_MEMORY_EVERY_S if in_memory else _PRUNE_FILE_EVERY_S)
+        most_bytes = _OFF_BYTES if self.config.store == "off" else _MEMORY_BYTES if in_memory else _FILE_BYTES
         oldest_ns = self.recorder.now_ns() - int(_KEEP_S * 1e9)
         try:
-            self.store.prune(oldest_ns, _KEEP_BYTES)
+            self.store.prune(oldest_ns, most_bytes)
         except Exception:
             failed("pruning the store")
 

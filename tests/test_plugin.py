@@ -106,7 +106,7 @@ def test_what_a_test_leaves_open_fails_it(tmp_path: Path) -> None:
 
 
 def test_a_failed_assertion_points_at_the_test(tmp_path: Path) -> None:
-    """pytest shows the line of the test, and the requests that there were; nothing of our own code."""
+    """What pytest shows is the test's line and the requests that there were; nothing of our own code."""
     counts, out = Project(
         tmp_path,
         """
@@ -165,7 +165,7 @@ USES_TRACING = """
 def test_nothing_leaves_the_machine(
     tmp_path: Path, promptlayer: PromptLayerServer, configure: str, traced: bool
 ) -> None:
-    """A developer's PromptLayer key in the environment sends nothing under pytest, not even while tests are imported."""
+    """With a PromptLayer key in the environment nothing is sent under pytest, not even while tests are imported."""
     counts, out = Project(
         tmp_path,
         USES_TRACING

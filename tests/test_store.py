@@ -96,7 +96,7 @@ def test_private(tmp_path: Path) -> None:
 os.umask(0)
 modes = set()
 def watch(event, arguments):
-    if event == "sqlite3.connect" and arguments[0].endswith("traces.db"):
+    if event == "sqlite3.connect" and os.fsdecode(arguments[0]).endswith("traces.db"):
         modes.add(oct(os.stat(arguments[0]).st_mode & 0o777))
 sys.addaudithook(watch)
 pltrace.configure(store=sys.argv[1])

@@ -101,11 +101,13 @@ def test_requests_are_as_they_would_be_sent(promptlayer: PromptLayerServer, tmp_
 
 def test_settings_hold() -> None:
     """Settings are those of `configure`."""
-    with capture_spans(
-        tags=["app"], metadata={"region": "eu"}, capture=False, sample=1.0, service="s", redact=["note"]
-    ) as spans:
-        with traced("block"):
-            ask()
+    with (
+        capture_spans(
+            tags=["app"], metadata={"region": "eu"}, capture=False, sample=1.0, service="s", redact=["note"]
+        ) as spans,
+        traced("block"),
+    ):
+        ask()
     spans.assert_requests(1, tags=["app"], metadata={"region": "eu"})
     assert "Hi" not in str(spans.requests[0].body["input"])
 
@@ -185,9 +187,8 @@ def test_assert_requests_refuses_a_string_for_tags() -> None:
 
 def test_a_failed_call_is_a_request_too() -> None:
     """A call that raises is there with its error."""
-    with capture_spans() as spans, traced("block"):
-        with pytest.raises(Exception, match="list index"):
-            FakeListChatModel(responses=[]).invoke("Hi")
+    with capture_spans() as spans, traced("block"), pytest.raises(Exception, match="list index"):
+        FakeListChatModel(responses=[]).invoke("Hi")
     spans.assert_requests(1, status="ERROR")
 
 
@@ -199,7 +200,7 @@ def test_an_open_block_is_found() -> None:
     with capture_spans() as spans:
         block = traced("forgotten")
         block.__enter__()
-        with pytest.raises(AssertionError, match="still open.*'forgotten'"):
+        with pytest.raises(AssertionError, match=r"still open.*'forgotten'"):
             spans.assert_nothing_open()
         block.__exit__(None, None, None)
         spans.assert_nothing_open()
