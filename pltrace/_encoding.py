@@ -83,6 +83,7 @@ class Encoder:
     ) -> None:
         self._redact = redact
         self._rules = Rules(extra) if redact is None else None
+        self._schema_rules = Rules(extra, by_name=False) if redact is None else None
         self.max_string = max_string
         self.max_depth = min(max_depth, _DEEPEST)
         self.max_items = max_items
@@ -97,8 +98,22 @@ class Encoder:
         Returns:
             New data of None, bool, int (64 bit), finite float, str, list and dict with str keys.
         """
+        return self._walked(value, self._rules)
+
+    def schema(self, value: object) -> Json:
+        """Return a schema, as of a tool's parameters, as JSON-safe data; never raises.
+
+        Args:
+            value: Anything; what stands under the name of a secret describes it and is kept.
+
+        Returns:
+            As `jsonable`.
+        """
+        return self._walked(value, self._schema_rules)
+
+    def _walked(self, value: object, rules: Rules | None) -> Json:
         try:
-            return _Walk(self, self._redact, self._rules).value(value, "", 0)
+            return _Walk(self, self._redact, rules).value(value, "", 0)
         except BaseException as error:
             return _broken(value, error)
 

@@ -19,6 +19,8 @@ __all__ = ["Answer", "Generation", "record_of"]
 _INTERNAL_METADATA = ("ls_", "langgraph_", "lc_", "checkpoint_", "__")
 #: Invocation parameters that have a place of their own in a request.
 _NOT_PARAMETERS = frozenset({"tools", "functions", "tool_choice", "function_call"})
+#: Invocation parameters that are schemas: a property in one that is named like a secret is none.
+_SCHEMAS = ("response_format", "text", "output_config")
 
 
 class Answer(NamedTuple):
@@ -61,16 +63,16 @@ def record_of(span: Span, encoder: Encoder) -> dict[str, Any]:
         "span_id": span.id,
         "trace_id": span.trace_id,
         "parent_id": span.parent_id,
-        "name": span.name,
+        "name": encoder.jsonable(span.name),
         "kind": span.kind,
         "status": span.status,
         "error": None if span.error is None else encoder.jsonable(span.error),
         "started_at_ns": span.started_at_ns,
         "ended_at_ns": span.ended_at_ns or None,
-        "tags": list(span.tags),
+        "tags": encoder.jsonable(span.tags),
         "metadata": encoder.jsonable(span.metadata),
-        "user": scope.user,
-        "session": scope.session,
+        "user": encoder.jsonable(scope.user),
+        "session": encoder.jsonable(scope.session),
         "lineage": [around.id for around in scope.lineage],
     }
     if span.kind == "llm":
@@ -97,11 +99,12 @@ def _llm_fields(span: Span, encoder: Encoder) -> dict[str, Any]:
     cached = answer is not None and answer.cached
     usage = _blueprint.tokens(answer.named(), answer.llm_output) if answer is not None and not cached else None
     chat = run.chat
+    prompt = _prompt(span, chat, parameters, encoder)
     return {
         "provider": run.provider,
         "model": run.model,
-        "parameters": encoder.jsonable({k: v for k, v in parameters.items() if k not in _NOT_PARAMETERS}),
-        "input": encoder.jsonable(_prompt(span, chat, parameters, encoder)),
+        "parameters": _parameters(parameters, prompt, encoder),
+        "input": prompt,
         "output": encoder.jsonable(_answer(span, chat, answer, encoder)),
         "input_tokens": usage.input_tokens if usage is not None else None,
         "output_tokens": usage.output_tokens if usage is not None else None,
@@ -109,7 +112,7 @@ def _llm_fields(span: Span, encoder: Encoder) -> dict[str, Any]:
         "error_type": error_type_of(span.status, span.error_types, span.error or ""),
         "attempt": _attempt(span),
         "cached": cached,
-        "request_tags": [tag for tag in span.tags if not tag.startswith(INTERNAL_TAGS)],
+        "request_tags": encoder.jsonable([tag for tag in span.tags if not tag.startswith(INTERNAL_TAGS)]),
         "request_metadata": _request_metadata(span, metadata, encoder),
         **_prompt_link(span, encoder),
     }
@@ -130,9 +133,25 @@ def _prompt_link(span: Span, encoder: Encoder) -> dict[str, Any]:
 
 def _prompt(span: Span, chat: bool, parameters: Mapping[str, Any], encoder: Encoder) -> Any:
     captured = span.raw_input if span.scope.capture & INPUTS else ()
-    if chat:
-        return _blueprint.chat_prompt(captured, encoder, parameters=parameters if captured else None)
-    return _blueprint.completion_prompt(captured, encoder)
+    if not chat:
+        return encoder.jsonable(_blueprint.completion_prompt(captured, encoder))
+    prompt = _blueprint.chat_prompt(captured, encoder, parameters=parameters if captured else None)
+    tools = {key: encoder.schema(prompt.pop(key)) for key in ("tools", "functions") if prompt.get(key)}
+    safe = encoder.jsonable(prompt)
+    assert isinstance(safe, dict)
+    return {**safe, **tools}
+
+
+def _parameters(parameters: Mapping[str, Any], prompt: Mapping[str, Any], encoder: Encoder) -> Any:
+    """Return what a model was called with, beside what the prompt says already; tools only if the prompt lacks some."""
+    rest = {key: value for key, value in parameters.items() if key not in _NOT_PARAMETERS}
+    schemas = {key: encoder.schema(rest.pop(key)) for key in _SCHEMAS if key in rest}
+    tools = parameters.get("tools")
+    if tools and len(prompt.get("tools") or ()) < len(tools) and prompt.get("messages"):
+        schemas["tools"] = encoder.schema(tools)
+    safe = encoder.jsonable(rest)
+    assert isinstance(safe, dict)
+    return {**safe, **schemas}
 
 
 def _answer(span: Span, chat: bool, answer: Answer | None, encoder: Encoder) -> Any:

@@ -146,9 +146,15 @@ def clean(text: str) -> str:
 
 
 class Rules:
-    """The default redaction: what names a secret, and what looks like one."""
+    """The default redaction: what names a secret, and what looks like one.
 
-    def __init__(self, extra: Iterable[str | re.Pattern[str]]) -> None:
+    Args:
+        extra: More names of secrets and patterns.
+        by_name: Whether names count; in a schema they name what a value will be, not a value.
+    """
+
+    def __init__(self, extra: Iterable[str | re.Pattern[str]], *, by_name: bool = True) -> None:
+        self._by_name = by_name
         # A lone string would otherwise be taken for a row of one-letter names.
         extra = (extra,) if isinstance(extra, str) else tuple(extra)
         self._names = frozenset(item.casefold() for item in extra if isinstance(item, str))
@@ -164,7 +170,8 @@ class Rules:
         if known is not None:
             return known
         snake = _NOT_WORD.sub("_", _HUMP.sub("_", name[-_LONGEST_NAME:]).lower()).strip("_")
-        secret = name.casefold() in self._names or _SECRET_NAME.search(snake) is not None
+        named = name.casefold() in self._names or _SECRET_NAME.search(snake) is not None
+        secret = self._by_name and named
         shown = clean(name)
         verdict = (self.mask(shown) if len(shown) >= self.shortest else shown, secret)
         if len(name) <= _LONGEST_NAME:

@@ -419,8 +419,7 @@ class Store:
         connection.execute("DELETE FROM operations WHERE span_id IN (SELECT span_id FROM pruned)")
         connection.execute("DELETE FROM deliveries WHERE seq IN (SELECT seq FROM pruned)")
         connection.execute(
-            "DELETE FROM operations WHERE span_id = '' AND state <> 0"
-            " AND id <= (SELECT max(id) FROM operations) - ?",
+            "DELETE FROM operations WHERE span_id = '' AND state <> 0 AND id <= (SELECT max(id) FROM operations) - ?",
             (_MOST_STRAY,),
         )
         return int(connection.execute("DELETE FROM spans WHERE seq IN (SELECT seq FROM pruned)").rowcount)

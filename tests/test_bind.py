@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import functools
-import gc
 import inspect
 import multiprocessing
 import pickle
@@ -34,7 +33,6 @@ def seen() -> Iterator[CapturedSpans]:
     """The spans that ended; the test fails if it leaves a scope or a run open."""
     with capture_spans() as spans:
         yield spans
-        gc.collect()
         spans.assert_nothing_open()
 
 

@@ -1,24 +1,40 @@
-"""The annotations say what the code does, as mypy in strict mode sees it."""
+"""The annotations say what the code does, as mypy and pyright see it in strict mode."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+import pltrace
+
 ROOT = Path(__file__).resolve().parents[1]
+USES = "tests/typing/api.py"
 
 
-def test_typed_uses_are_accepted_and_misuses_found() -> None:
+@pytest.mark.parametrize(
+    "checker",
+    [
+        # What other packages' versions do to our own modules is not asked here.
+        pytest.param(["mypy", "--follow-imports=silent"], id="mypy"),
+        # Brings a Node.js of its own, so it is installed for development alone.
+        pytest.param(["pyright", "--pythonpath", sys.executable], id="pyright", marks=pytest.mark.slow),
+    ],
+)
+def test_typed_uses_are_accepted_and_misuses_found(checker: list[str]) -> None:
     """`tests/typing/api.py` has no error but those that it announces, and it has all of those."""
     ended = subprocess.run(
-        # What other packages' versions do to our own modules is not asked here.
-        [sys.executable, "-m", "mypy", "--follow-imports=silent", "tests/typing/api.py"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
+        [sys.executable, "-m", *checker, USES], cwd=ROOT, capture_output=True, text=True, timeout=110, check=False
     )
 
     assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_the_uses_are_of_everything() -> None:
+    """Every public name is used there."""
+    text = (ROOT / USES).read_text(encoding="utf-8")
+
+    assert [name for name in pltrace.__all__ if not re.search(rf"\b{name}\b", text)] == []

@@ -1,8 +1,10 @@
-"""Typed uses of the public API: checked by mypy in strict mode, never run.
+"""Typed uses of the public API: checked by mypy and pyright in strict mode, never run.
 
-A line with `# type: ignore[code]` is a misuse that mypy has to find: where it doesn't, the comment is unused, which is
-an error too.
+A line with `# type: ignore[code]` is a misuse that both have to find: where one doesn't, the comment is unused, which
+is an error too.
 """
+
+# pyright: strict, reportUnnecessaryTypeIgnoreComment=true
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from langchain_openai import ChatOpenAI
 from typing_extensions import assert_type
 
 import pltrace
@@ -20,13 +23,16 @@ from pltrace import (
     ExportResult,
     PltraceError,
     PromptLayerCallbackHandler,
+    PromptLayerError,
     Request,
     Span,
     SpanExporter,
     StoredSpan,
+    StoreError,
     bind,
     traced,
 )
+from pltrace.testing import CapturedRequest, CapturedSpans, capture_spans
 
 # Functions of every kind keep their signature, in both forms of the decorator.
 
@@ -289,6 +295,69 @@ with bind(ThreadPoolExecutor()) as executor:
     assert_type(executor.submit(bare, "x").result(), list[str])
 bind(bare)(1)  # type: ignore[arg-type]
 
+# Functions of others, by name.
+
+pltrace.instrument("json.encoder:JSONEncoder.encode")
+pltrace.instrument("json:dumps", tags=["json"], metadata={"k": 1}, user="u", session="s", capture="inputs", sample=0.5)
+pltrace.instrument("json:dumps", on_request=on_request)
+pltrace.uninstrument("json:dumps")
+pltrace.instrument(len)  # type: ignore[arg-type]
+pltrace.instrument("json:dumps", tag=["json"])  # type: ignore[call-arg]
+pltrace.instrument("json:dumps", sample="all")  # type: ignore[arg-type]
+pltrace.uninstrument()  # type: ignore[call-arg]
+pltrace.instrument_threads()
+pltrace.instrument_threads(True)  # type: ignore[call-arg]
+pltrace.uninstrument_threads()
+
+# Prompts, and requests by their id.
+
+template = pltrace.prompts.get("joke", label="prod")
+assert_type(template.prompt_name, str)
+(template | ChatOpenAI()).invoke({"topic": "cats"})
+pltrace.prompts.get("joke", 1)  # type: ignore[call-arg]
+assert_type(pltrace.track.score(1, 100, "name"), bool)
+assert_type(pltrace.track.metadata(1, {"k": object()}), bool)
+assert_type(pltrace.track.prompt(1, "joke", {"topic": "cats"}, version=1), bool)
+assert_type(pltrace.track.group(1, 2), bool)
+pltrace.track.score("1", 100)  # type: ignore[arg-type]
+
+# Totals.
+
+usage = pltrace.current_span().usage
+assert_type(usage.requests, int)
+assert_type(usage.by_model["gpt"].errors, int)
+assert_type(usage.by_tag["draft"].by_model["gpt"].total_tokens, int)
+usage.requests = 5  # type: ignore[misc]
+usage.by_model["gpt"] = usage  # type: ignore[index]
+usage.tokens  # type: ignore[attr-defined]
+
+# In tests.
+
+with capture_spans() as spans:
+    assert_type(spans, CapturedSpans)
+    assert_type(spans[0], Span)
+    assert_type(spans.named("block").status is None, bool)
+    assert_type(spans.requests, list[CapturedRequest])
+    (captured,) = spans.assert_requests(1, model="m", tags=["t"], metadata={"k": 1}, prompt="p", status="SUCCESS")
+    assert_type(captured.model, str)
+    assert_type(captured.tags, list[str])
+    assert_type(captured.metadata, dict[str, str])
+    assert_type(captured.prompt_name, str | None)
+    assert_type(captured.span, Span)
+    spans.assert_nothing_open()
+    spans.assert_requests("1")  # type: ignore[arg-type]
+    spans.assert_requests(tag=["t"])  # type: ignore[call-arg]
+    captured.span = spans[0]  # type: ignore[misc]
+
+with capture_spans(deterministic=True, tags=["t"], sample=0.5, libraries={"lib": {"enabled": False}}):
+    pass
+capture_spans(True)  # type: ignore[call-arg]
+
+
+def test_with_the_fixture(pltrace_spans: CapturedSpans) -> None:
+    pltrace_spans.assert_requests(0)
+
+
 # The drop-in handler.
 
 PromptLayerCallbackHandler()
@@ -300,3 +369,5 @@ try:
 except ConfigError as error:
     as_base: PltraceError = error
     as_value_error: ValueError = error
+except (PromptLayerError, StoreError) as error:
+    as_base = error
