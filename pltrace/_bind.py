@@ -82,8 +82,8 @@ class BoundFunction(FunctionWrapper):
         self._self_scope = scope
         self._self_carrier = carrier
 
-    @property
-    def __class__(self) -> Any:  # type: ignore[misc]
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
         """The function's class; but cloudpickle would take it for a plain function, and send it without its scope."""
         return BoundFunction if _is_cloudpickle(sys._getframe(1)) else self.__wrapped__.__class__
 

@@ -311,10 +311,12 @@ def kinds(wrap: Callable[[Any], Any]) -> dict[str, Callable[..., Any]]:
 
 PLAIN, TRACED = kinds(lambda it: it), kinds(traced)
 KINDS = sorted(PLAIN)
-#: Decorated objects bind as functions do when they lie in a class, and all that is decorated can be referred to weakly.
+#: Decorated objects bind as functions do when they lie in a class, and all that is decorated can be referred to weakly
+#: and has a module.
 _MORE_THAN_BEFORE = {
     *((kind, "routine") for kind in KINDS if "partial" in kind or "object" in kind or kind == "bound method"),
     ("bound method", "weak reference"),
+    ("bound method", "module"),
 } - {("under partial", "routine")}
 #: How many spans a call makes where it isn't one.
 SPANS = {"decorated twice": 2}

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import pytest
-from langchain.agents import create_agent
 from langchain_core.chat_history import InMemoryChatMessageHistory
 from langchain_core.runnables import RunnableLambda
 from langchain_core.runnables.history import RunnableWithMessageHistory
@@ -820,6 +819,7 @@ def asks_for_two_cities(body: dict[str, Any]) -> Any:
 
 def weather_agent(llm: ScriptedOpenAI) -> Any:
     """Makes an agent whose tool opens a scope of its own and asks the model in it."""
+    create_agent = pytest.importorskip("langchain.agents").create_agent
     model = chat(llm)
 
     @tool
