@@ -83,7 +83,7 @@ class Encoder:
     ) -> None:
         self._redact = redact
         self._rules = Rules(extra) if redact is None else None
-        self._schema_rules = Rules(extra, by_name=False) if redact is None else None
+        self._schema_rules = Rules(extra, by_name=False)
         self.max_string = max_string
         self.max_depth = min(max_depth, _DEEPEST)
         self.max_items = max_items
@@ -98,7 +98,15 @@ class Encoder:
         Returns:
             New data of None, bool, int (64 bit), finite float, str, list and dict with str keys.
         """
-        return self._walked(value, self._rules)
+        return self._walked(value, self._redact, self._rules)
+
+    def label(self, value: object) -> Json:
+        """Return a name or tags as JSON-safe data, without what looks like a secret; never raises.
+
+        Args:
+            value: A text, or a list of texts; what the user's `redact` is for is values, so it isn't asked.
+        """
+        return self._walked(value, None, self._schema_rules)
 
     def schema(self, value: object) -> Json:
         """Return a schema, as of a tool's parameters, as JSON-safe data; never raises.
@@ -109,11 +117,11 @@ class Encoder:
         Returns:
             As `jsonable`.
         """
-        return self._walked(value, self._schema_rules)
+        return self._walked(value, self._redact, self._schema_rules if self._redact is None else None)
 
-    def _walked(self, value: object, rules: Rules | None) -> Json:
+    def _walked(self, value: object, redact: Redact | None, rules: Rules | None) -> Json:
         try:
-            return _Walk(self, self._redact, rules).value(value, "", 0)
+            return _Walk(self, redact, rules).value(value, "", 0)
         except BaseException as error:
             return _broken(value, error)
 

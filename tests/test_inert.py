@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,12 +97,30 @@ print(json.dumps({
     "modules": sorted(set(sys.modules) - modules),
 }))
 """
+#: A library that is decorated in a thousand places, and used.
+LIBRARY = (
+    "".join(
+        f"""
+@pltrace.traced("place {number}", tags=["library"])
+{"async " * (number % 4 == 3)}def place{number}(value):
+    {"yield" if number % 4 == 2 else "return"} value
+"""
+        for number in range(1_000)
+    )
+    + """
+for number in range(1_000):
+    result = globals()[f"place{number}"](number)
+    assert number == (list(result)[0] if number % 4 == 2 else finish(result) if number % 4 == 3 else result)
+"""
+)
 HEAVY = ("langchain_core", "promptlayer", "opentelemetry", "sqlite3", "http.client", "requests", "httpx", "pydantic")
 #: Newer versions of wrapt import it themselves.
 HEAVY_BESIDE_WRAPT = ("asyncio", "socket", "ssl", "urllib.request", "logging.config")
 
 
-@pytest.mark.parametrize("uses", ["", USES + "use()\n"], ids=["imported", "used"])
+@pytest.mark.parametrize(
+    "uses", ["", USES + "use()\n", USES + LIBRARY], ids=["imported", "used", "a library with a thousand places"]
+)
 @pytest.mark.parametrize("environment", [{}, {"PLTRACE_ENABLED": 0, "PROMPTLAYER_API_KEY": "pl_key"}], ids=["", "off"])
 def test_inert(tmp_path: Path, uses: str, environment: dict[str, object]) -> None:
     """Without an opt-in, importing and using it starts no thread, opens nothing, prints nothing, imports no giant."""
@@ -310,3 +331,13 @@ def test_bad_environment_alone(tmp_path: Path, name: str) -> None:
     assert name in line
     assert repr(value) in line
     assert allowed in line
+
+
+def test_the_benchmark() -> None:
+    """`python -m tests.benchmarks.inert` prints what pltrace adds, beside what it may; here with too few rounds."""
+    printed = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.inert", "--imports", "1", "--calls", "1"],
+        cwd=Path(__file__).resolve().parents[1], capture_output=True, text=True, check=True, timeout=60,
+    ).stdout  # fmt: skip
+    for line in ("import, over wrapt's own", "call of a function", "call of a method"):
+        assert re.search(rf"^{line} +[+-]\d+\.\d (ms|ns)  of \d+", printed, re.MULTILINE), printed

@@ -7,11 +7,11 @@ import logging
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain.agents import create_agent
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.documents import Document
@@ -29,11 +29,7 @@ from pltrace._runs import open_runs
 from tests.support.promptlayer_server import PromptLayerServer
 from tests.support.scripted_llm import ApiError, Reply, Script, ScriptedOpenAI
 from tests.support.traces import calls, chat, completion, said, spans, the_span, tree
-
-# Agents came with langchain 1; beside the lowest langchain-core that we support there is none (see .ci/run).
-_HAS_AGENTS = find_spec("langchain") is not None
-if _HAS_AGENTS:
-    from langchain.agents import create_agent
+from tests.support.versions import recent_agents
 
 Program = Callable[[ScriptedOpenAI], Awaitable[object]]
 
@@ -294,16 +290,17 @@ _TREES: list[tuple[Program, Script, str]] = [
     (_langgraph, "Hello.", _GRAPH),
     (_alanggraph, "Hello.", _GRAPH_ASYNC),
 ]
-if _HAS_AGENTS:
-    _TREES += [
-        (_agent, _CALLS_THE_TOOL, _AGENT),
-        (_aagent, _CALLS_THE_TOOL, _AGENT_ASYNC),
-        (_agent_stream, _CALLS_THE_TOOL, _AGENT_ASYNC),
-    ]
+_AGENT_TREES: list[tuple[Program, Script, str]] = [
+    (_agent, _CALLS_THE_TOOL, _AGENT),
+    (_aagent, _CALLS_THE_TOOL, _AGENT_ASYNC),
+    (_agent_stream, _CALLS_THE_TOOL, _AGENT_ASYNC),
+]
 
 
 @pytest.mark.parametrize(
-    ("program", "script", "expected"), [pytest.param(*row, id=row[0].__name__[1:]) for row in _TREES]
+    ("program", "script", "expected"),
+    [pytest.param(*row, id=row[0].__name__[1:]) for row in _TREES]
+    + [pytest.param(*row, id=row[0].__name__[1:], marks=recent_agents) for row in _AGENT_TREES],
 )
 async def test_the_tree(program: Program, script: Script, expected: str, local: Path) -> None:
     """Each run is one span of its kind under the right parent, in one trace, run in any way."""
@@ -522,7 +519,7 @@ async def test_an_abandoned_stream(how: str, deliver: Callable[..., None], promp
 def test_a_stream_that_breaks_off(local: Path) -> None:
     """A stream that the server breaks off is an error, with the text so far."""
     server = ScriptedOpenAI(Reply("One two three", cut_after=3))
-    with server, traced("root"), pytest.raises(Exception, match="Connection error") as caught:
+    with server, traced("root"), pytest.raises(Exception, match="Connection error|closed connection") as caught:
         list(chat(server).stream("Hi"))
     (call,) = calls(local)
     assert (call["status"], call["error"]) == ("error", f"{type(caught.value).__name__}: {caught.value}")

@@ -24,6 +24,7 @@ from tests.support.http_double import CLOSE, HANG
 from tests.support.promptlayer_server import PromptLayerServer
 from tests.support.scripted_llm import ScriptedOpenAI
 from tests.support.traces import calls, chat, completion
+from tests.support.versions import recent_agents
 
 Deliver = Callable[..., None]
 Linked = tuple[str | None, int | None, dict[str, Any] | None]
@@ -457,7 +458,7 @@ def test_completion_models_link_too(registry: PromptLayerServer, llm: ScriptedOp
     "system_prompt",
     [
         lambda prompt: prompt.format(who="Bo"),
-        lambda prompt: prompt.format_messages(who="Bo")[0],
+        pytest.param(lambda prompt: prompt.format_messages(who="Bo")[0], marks=recent_agents),
         lambda prompt: prompt.format(who="Bo") + "\n\nUse your tools.",
     ],
     ids=["string", "message", "with more behind it"],

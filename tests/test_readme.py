@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ import pltrace
 from pltrace._cli import _parser
 from pltrace._config import load
 from pltrace._queries import latest_traces, matching_traces, trace_records
+from pltrace.testing import CapturedSpans
 from tests.support.programs import run
 from tests.support.promptlayer_server import PromptLayerServer
 from tests.support.scripted_llm import ScriptedOpenAI
@@ -157,3 +159,16 @@ def test_the_changelog_is_the_last_section_and_knows_this_version() -> None:
 
     assert sections[-1] == "Changelog"
     assert re.findall(r"^### \[(.+?)\]", changelog, re.MULTILINE)[0] == PROJECT["version"]
+
+
+def test_the_snippets_test_passes(pltrace_spans: CapturedSpans, llm: ScriptedOpenAI) -> None:
+    """The test that the README shows to library authors passes, with the fixture that it names."""
+    snippets = [text for _, text in blocks("python")]
+    names: dict[str, Any] = {"__name__": "readme"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_API_KEY", "none")
+        patch.setenv("OPENAI_BASE_URL", llm.base_url)
+        for snippet in (snippets[0], *[text for text in snippets if "greet" in text]):
+            exec(snippet.replace("pltrace.configure()", ""), names)
+
+    names["test_greet"](pltrace_spans)

@@ -45,9 +45,7 @@ def server() -> Iterator[PromptLayerServer]:
     assert running.errors == []
 
 
-def a_span(
-    number: int = 1, parent: int | None = None, *, request: bool = False, **changes: Any
-) -> dict[str, Any]:
+def a_span(number: int = 1, parent: int | None = None, *, request: bool = False, **changes: Any) -> dict[str, Any]:
     """Makes a correct span."""
     span = {
         "name": f"span-{number}",
@@ -182,9 +180,7 @@ def test_a_broken_rule_refuses_the_whole_batch(server: PromptLayerServer, rule: 
         (422, {"body": []}),
     ],
 )
-def test_a_wrong_request_gets_its_status(
-    server: PromptLayerServer, expected: int, request_: dict[str, Any]
-) -> None:
+def test_a_wrong_request_gets_its_status(server: PromptLayerServer, expected: int, request_: dict[str, Any]) -> None:
     """Key, path, method, type and JSON are checked, and all but a wrong key is a violation."""
     status, answer = send(server, **{"body": {"spans": []}, **request_})
     assert (status, len(server.violations)) == (expected, 0 if expected == 401 else 1)
@@ -406,9 +402,7 @@ def test_the_schema_error_names_the_place() -> None:
 def a_chat(server: ScriptedOpenAI | LlamaServer, **options: Any) -> ChatOpenAI:
     """Makes a chat model that asks this server."""
     url = server.base_url if isinstance(server, ScriptedOpenAI) else server.url
-    return ChatOpenAI(
-        base_url=url, api_key="x", model="m", max_retries=0, stream_usage=True, timeout=20, **options
-    )
+    return ChatOpenAI(base_url=url, api_key="x", model="m", max_retries=0, stream_usage=True, timeout=20, **options)
 
 
 def streamed(model: ChatOpenAI) -> AIMessageChunk:
