@@ -6,6 +6,7 @@ import os
 import random
 import sqlite3
 import stat
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -161,6 +162,13 @@ class Database:
         _inherited.append(self._connection)
         self.lock = threading.Lock()
         self._connection = self._open()
+
+    def __del__(self) -> None:
+        """Close what nobody uses any more; a parent process's connection is not forgotten but kept, see `forked`."""
+        connection = getattr(self, "_connection", None)
+        # At the end of the process the writer may have been stopped in the middle of using it.
+        if connection is not None and not sys.is_finalizing():
+            connection.close()
 
     def close(self) -> None:
         """Close the connection; the file's log is merged into it if no other process uses it."""

@@ -519,7 +519,7 @@ async def test_an_abandoned_stream(how: str, deliver: Callable[..., None], promp
 def test_a_stream_that_breaks_off(local: Path) -> None:
     """A stream that the server breaks off is an error, with the text so far."""
     server = ScriptedOpenAI(Reply("One two three", cut_after=3))
-    with server, traced("root"), pytest.raises(Exception, match="Connection error|closed connection") as caught:
+    with server, traced("root"), pytest.raises(Exception, match=r"Connection error|closed connection") as caught:
         list(chat(server).stream("Hi"))
     (call,) = calls(local)
     assert (call["status"], call["error"]) == ("error", f"{type(caught.value).__name__}: {caught.value}")

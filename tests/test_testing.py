@@ -277,7 +277,7 @@ def test_deterministic_begins_at_one() -> None:
     "setting",
     [{"api_key": "k"}, {"base_url": "http://x"}, {"client": object()}, {"exporters": []}, {"store": "x.db"},
      {"enabled": True}],
-    ids=str,
+    ids=lambda setting: next(iter(setting)),
 )  # fmt: skip
 def test_loud_settings_are_refused(setting: dict[str, Any]) -> None:
     """What would send something is refused by name."""
