@@ -684,7 +684,7 @@ traced_builtin, traced_partial, traced_object = traced(len), traced(functools.pa
         by_name, async_by_name, Named.method, Named.above_classmethod, Named.below_classmethod,
         Named.above_staticmethod, functools.partial(by_name, 3),
     ],
-    ids=str,
+    ids=["function", "coroutine", "method", "above classmethod", "below classmethod", "staticmethod", "partial"],
 )  # fmt: skip
 def test_pickling_by_name(one: Any, protocol: int) -> None:
     """Functions and methods are pickled by name, as they were before, and come back as the same."""
@@ -694,7 +694,7 @@ def test_pickling_by_name(one: Any, protocol: int) -> None:
     assert back is one
 
 
-@pytest.mark.parametrize("one", [Named(4).method, Named(4).cached, traced_object, traced_partial], ids=str)
+@pytest.mark.parametrize("one", [Named(4).method, Named(4).cached, traced_object, traced_partial], ids=["method", "cached", "object", "partial"])
 @pytest.mark.parametrize("again", [lambda it: pickle.loads(pickle.dumps(it)), copy.copy, copy.deepcopy])
 def test_pickling_and_copying_by_value(one: Any, again: Callable[[Any], Any], seen: CapturedSpans) -> None:
     """Bound methods, partials and callable objects come back from pickling and copying whole, and once traced."""
