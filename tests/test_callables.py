@@ -694,7 +694,11 @@ def test_pickling_by_name(one: Any, protocol: int) -> None:
     assert back is one
 
 
-@pytest.mark.parametrize("one", [Named(4).method, Named(4).cached, traced_object, traced_partial], ids=["method", "cached", "object", "partial"])
+@pytest.mark.parametrize(
+    "one",
+    [Named(4).method, Named(4).cached, traced_object, traced_partial],
+    ids=["method", "cached", "object", "partial"],
+)
 @pytest.mark.parametrize("again", [lambda it: pickle.loads(pickle.dumps(it)), copy.copy, copy.deepcopy])
 def test_pickling_and_copying_by_value(one: Any, again: Callable[[Any], Any], seen: CapturedSpans) -> None:
     """Bound methods, partials and callable objects come back from pickling and copying whole, and once traced."""
