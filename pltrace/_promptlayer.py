@@ -206,6 +206,13 @@ def _attributes(record: Mapping[str, Any]) -> dict[str, Any]:
     return attributes
 
 
+#: Counts that a request log has no field for.
+_TOKEN_DETAILS = {
+    "cached_input_tokens": "gen_ai.usage.cache_read.input_tokens",
+    "reasoning_tokens": "gen_ai.usage.reasoning.output_tokens",
+}
+
+
 def _llm_attributes(record: Mapping[str, Any]) -> dict[str, Any]:
     attributes: dict[str, Any] = {
         "gen_ai.operation.name": "chat" if record["input"]["type"] == "chat" else "text_completion",
@@ -217,6 +224,9 @@ def _llm_attributes(record: Mapping[str, Any]) -> dict[str, Any]:
     for side in ("input", "output"):
         if record[f"{side}_tokens"] is not None:
             attributes[f"gen_ai.usage.{side}_tokens"] = record[f"{side}_tokens"]
+    for key, name in _TOKEN_DETAILS.items():
+        if record.get(key) is not None:
+            attributes[name] = record[key]
     if record["first_token_at_ns"] is not None:
         attributes["pltrace.time_to_first_token_s"] = (record["first_token_at_ns"] - record["started_at_ns"]) / 1e9
     for key in ("name", "version", "label"):

@@ -108,6 +108,8 @@ def _llm_fields(span: Span, encoder: Encoder) -> dict[str, Any]:
         "output": encoder.jsonable(_answer(span, chat, answer, encoder)),
         "input_tokens": usage.input_tokens if usage is not None else None,
         "output_tokens": usage.output_tokens if usage is not None else None,
+        "cached_input_tokens": usage.cached_input_tokens if usage is not None else None,
+        "reasoning_tokens": usage.reasoning_tokens if usage is not None else None,
         "first_token_at_ns": span.first_token_at_ns or None,
         "error_type": error_type_of(span.status, span.error_types, span.error or ""),
         "attempt": _attempt(span),
@@ -145,13 +147,21 @@ def _prompt(span: Span, chat: bool, parameters: Mapping[str, Any], encoder: Enco
 def _parameters(parameters: Mapping[str, Any], prompt: Mapping[str, Any], encoder: Encoder) -> Any:
     """Return what a model was called with, beside what the prompt says already; tools only if the prompt lacks some."""
     rest = {key: value for key, value in parameters.items() if key not in _NOT_PARAMETERS}
-    schemas = {key: encoder.schema(rest.pop(key)) for key in _SCHEMAS if key in rest}
+    schemas = {key: encoder.schema(_schema_of(rest.pop(key))) for key in _SCHEMAS if key in rest}
     tools = parameters.get("tools")
     if tools and len(prompt.get("tools") or ()) < len(tools) and prompt.get("messages"):
         schemas["tools"] = encoder.schema(tools)
     safe = encoder.jsonable(rest)
     assert isinstance(safe, dict)
     return {**safe, **schemas}
+
+
+def _schema_of(value: Any) -> Any:
+    """Return a structured output's schema as the provider gets it; LangChain keeps a pydantic class as it is."""
+    make = getattr(value, "model_json_schema", None)
+    if not isinstance(value, type) or make is None:
+        return value
+    return {"type": "json_schema", "json_schema": {"name": value.__name__, "schema": make()}}
 
 
 def _answer(span: Span, chat: bool, answer: Answer | None, encoder: Encoder) -> Any:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from copy import copy
+from copy import deepcopy
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, NamedTuple
@@ -156,11 +156,8 @@ def _asked(key: _Key, where: Account, template_from: Callable[..., Any]) -> Any:
 
 
 def _copied(template: Any) -> Any:
-    """Return a copy that the caller may append to."""
-    shared = ("messages", "tools", "model_settings", "prompt_metadata")
-    return template.model_copy(
-        update={name: copy(getattr(template, name)) for name in shared if hasattr(template, name)}
-    )
+    """Return a copy that the caller may change in any way: what is kept is everybody's."""
+    return deepcopy(template)
 
 
 def forget(name: str | None = None) -> None:
