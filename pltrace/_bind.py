@@ -111,7 +111,7 @@ class BoundFunction(FunctionWrapper):
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Pickle the function and the carrier."""
         fn = self.__wrapped__
-        if type(fn) is Wrapped and _by_value():
+        if issubclass(type(fn), Wrapped) and _by_value():
             # cloudpickle takes a decorated function for a plain one, and would send it without its decoration.
             return _restored, (fn.__wrapped__, fn._self_declaration, dict(self._self_carrier))
         return _restored, (fn, None, dict(self._self_carrier))

@@ -23,7 +23,7 @@ from pltrace._propagation import checked_carrier
 from pltrace._scope import Callback, Scope, attach, current, detach, entry_of
 from pltrace._snapshot import Arguments, arguments_of, snapshot
 from pltrace._span import INERT_SPAN, Span, SpanKind
-from pltrace._wrapping import RunnableProxy, Wrapped, code_flags, is_coroutine, is_runnable, rewrap
+from pltrace._wrapping import RunnableProxy, Wrapped, code_flags, is_coroutine, is_runnable, rewrap, wrapped_call
 
 __all__ = ["Traced", "traced"]
 
@@ -136,13 +136,13 @@ class Traced:
         if not callable(function):
             raise ConfigError(f"traced: expected a callable, got {function!r}")
         wrapper = self._wrapper_for(function, _name_of(function), _package_of(function))
-        return Wrapped(function, wrapper, _runtime.gate, self)
+        return wrapped_call(function, wrapper, _runtime.gate, self)
 
     def _traced_runnable(self, runnable: Any) -> RunnableProxy:
         name, package = str(runnable.get_name()), _package_of(runnable)
 
         def wrap(method: Any) -> Wrapped:
-            return Wrapped(method, self._wrapper_for(method, name, package), _runtime.gate, self)
+            return wrapped_call(method, self._wrapper_for(method, name, package), _runtime.gate, self)
 
         return RunnableProxy(runnable, wrap, (_traced_again, self))
 

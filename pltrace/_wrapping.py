@@ -22,6 +22,7 @@ __all__ = [
     "patched",
     "rewrap",
     "when_imported",
+    "wrapped_call",
 ]
 
 #: `wrapper(wrapped, instance, args, kwargs)`, as wrapt calls it.
@@ -71,22 +72,17 @@ class Wrapped(FunctionWrapper):
         super().__init__(wrapped, wrapper, enabled=gate)
         self._self_wrapper_of = (wrapper, gate)
         self._self_declaration = declaration
-        self._self_binding_kind = _binding_of(wrapped)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        """Bind as the function does: to a real method, whose function is this wrapper."""
-        kind = self._self_binding_kind
-        if kind == "method":
-            # wrapt's own binding costs three times as much, and its result is no real method.
-            return self if instance is None else MethodType(self, instance)
-        if kind == "none":
+        """Bind in its own way, if what it wraps does; a result that is a method becomes one of this wrapper."""
+        if not hasattr(type(self.__wrapped__), "__get__"):
             return self
         bound = self.__wrapped__.__get__(instance, owner)
         if bound is self.__wrapped__:
             return self
         if type(bound) is MethodType and bound.__func__ is self.__wrapped__:
             return MethodType(self, bound.__self__)
-        return Wrapped(bound, *self._self_wrapper_of, self._self_declaration)
+        return wrapped_call(bound, *self._self_wrapper_of, self._self_declaration)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set it on the function, as everything else also what `functools.wraps` sets: not what is called here."""
@@ -113,6 +109,22 @@ class Wrapped(FunctionWrapper):
 
     def _self_with(self, wrapped: Any) -> Any:
         return self if wrapped is self.__wrapped__ else self._self_declaration(wrapped)
+
+
+class WrappedFunction(Wrapped):
+    """The same for a plain function, whose binding has to be quick: wrapt's own takes three times as long."""
+
+    __annotations__ = annotations_of_wrapped
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        """Bind as the function does: to a real method, whose function is this wrapper."""
+        return self if instance is None else MethodType(self, instance)
+
+
+def wrapped_call(wrapped: Any, wrapper: Wrapper, gate: list[Any], declaration: Any) -> Wrapped:
+    """Return a callable with a wrapper around its calls; the arguments are those of `Wrapped`."""
+    kind = WrappedFunction if type(wrapped) is FunctionType else Wrapped
+    return kind(wrapped, wrapper, gate, declaration)
 
 
 #: The methods of a LangChain Runnable that run it.
@@ -190,13 +202,6 @@ def _as_one(runnable: Any) -> Any:
     if base is None or not isinstance(runnable, base.RunnableSequence):
         return runnable
     return base.RunnableBinding(bound=runnable)
-
-
-def _binding_of(wrapped: Any) -> str:
-    """Return how a callable binds when it is looked up on an instance: as a `method`, not at all, or its own way."""
-    if type(wrapped) is FunctionType:
-        return "method"
-    return "own" if hasattr(type(wrapped), "__get__") else "none"
 
 
 def rewrap(function: Any, decorate: Callable[[Any], Any]) -> Any:
