@@ -65,7 +65,12 @@ _ENDS = {
     "return": ("", 0, ""),
     "sys.exit": ("sys.exit(3)", 3, ""),
     "exception": ("raise ValueError('the program failed')", 1, "the program failed"),
-    "interrupt": ("os.kill(os.getpid(), signal.SIGINT); time.sleep(30)", -signal.SIGINT, "KeyboardInterrupt"),
+    # A shell has what it runs in the background ignore the signal, and children inherit that.
+    "interrupt": (
+        "signal.signal(signal.SIGINT, signal.default_int_handler); os.kill(os.getpid(), signal.SIGINT); time.sleep(30)",
+        -signal.SIGINT,
+        "KeyboardInterrupt",
+    ),
     "SIGTERM handled": (
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)",
         7,
