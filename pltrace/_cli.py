@@ -190,6 +190,7 @@ def _sync(options: argparse.Namespace) -> int:
         print(f"{waiting} spans wait", flush=True)
         if done and not waiting:
             return 0
+        time.sleep(min(0.5, max(deadline - time.monotonic(), 0.0)))  # Another process may be delivering them.
         if time.monotonic() >= deadline:
             print("pltrace: not all was delivered in time; `pltrace doctor` says why", file=sys.stderr)
             return 1

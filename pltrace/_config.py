@@ -123,6 +123,10 @@ def load(
         raise ConfigError(f"enabled={enabled!r}: expected True, False or None")
     if api_key is not None:
         checked_name("api_key", api_key)
+        if not re.fullmatch(r"[\x21-\x7e]+", api_key):
+            raise ConfigError(
+                "api_key: expected printable ASCII without spaces or line ends; strip what was read from a file"
+            )
     key = api_key or getattr(client, "api_key", None) or _key_of(environ)
     redactor, redact_also = _redaction(redact)
     return Config(

@@ -48,18 +48,20 @@ class Worker:
     def work(self) -> None:
         """Take note of new work."""
         self.pace.work()
-        self._start()
+        self.start()
 
-    def _start(self) -> None:
+    def start(self) -> bool:
+        """Start the thread if there is none; return whether there is one."""
         if not self._starting.acquire(blocking=False):
-            return  # Another caller does; two threads would send all twice.
+            return True  # Another caller does; two threads would send all twice.
         try:
             if self._thread is None or not self._thread.is_alive():
                 thread = threading.Thread(target=self._run, name=f"pltrace-{self._name}", daemon=True)
                 thread.start()
                 self._thread = thread
+            return True
         except RuntimeError:
-            pass  # The interpreter is shutting down; the next process delivers.
+            return False  # The interpreter is shutting down; the next process delivers.
         finally:
             self._starting.release()
 
@@ -98,7 +100,8 @@ class Worker:
             return True
         failures = None if patient else self.pace.failures
         self.pace.hurry()
-        self._start()
+        if not self.start():
+            return False
         while self._left(up_to):
             if not self.pace.wait_for_round(deadline, failures):
                 return False

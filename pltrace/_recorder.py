@@ -52,6 +52,7 @@ class SpanRecorder:
         encoder: Bounds and redacts what is written.
         callbacks: Runs `on_request` functions.
         wrote: Called by the writer after each commit.
+        began: Called when the writer is started, by the first to record in a process.
         sample: The share of traces that is recorded.
     """
 
@@ -61,12 +62,14 @@ class SpanRecorder:
         encoder: Encoder,
         callbacks: Waiting,
         wrote: Callable[[], None],
+        began: Callable[[], None],
         sample: float = 1.0,
     ) -> None:
         self.store = store
         self.registry = Registry(self, callbacks)
         self._encoder = encoder
         self._wrote = wrote
+        self._began = began
         self.sample = sample
         self._random = random.Random()
         self.new_bits = self._random.getrandbits
@@ -141,6 +144,8 @@ class SpanRecorder:
                 thread = threading.Thread(target=self._write_forever, name="pltrace-writer", daemon=True)
                 thread.start()
                 self._thread = thread
+                # Not later: at the end of the process Python may allow no new thread.
+                self._began()
         except RecursionError:
             pass  # Who records next, less deep, starts it.
         except RuntimeError:
@@ -226,6 +231,9 @@ class SpanRecorder:
         new_counts = self._new_counts()
         try:
             written = self.store.write(records, operations, new_counts)
+        except (ValueError, OverflowError, TypeError):
+            # One of them can't be stored, and would keep all others from it.
+            written = self._write_each(records, operations)
         except Exception as error:
             self._cannot_write(error)
             return False
@@ -235,6 +243,19 @@ class SpanRecorder:
         counts["recorded"] += len(records)
         self._tell(spans, written)
         return True
+
+    def _write_each(self, records: list[dict[str, Any]], operations: list[Asked]) -> list[Written]:
+        """Write one by one, giving up what can't be stored."""
+        written: list[Written] = []
+        parts: list[tuple[list[dict[str, Any]], list[Asked]]] = [([record], []) for record in records]
+        parts += [([], [asked]) for asked in operations]
+        for part in parts:
+            try:
+                written += self.store.write(*part)
+            except (ValueError, OverflowError, TypeError):
+                self._drop("not_encodable", 1)
+                failed("storing a span")
+        return written
 
     def _new_counts(self) -> dict[str, int]:
         return {reason: count - self._counted[reason] for reason, count in dict(counts).items()

@@ -62,8 +62,8 @@ class Scope:
     """
 
     __slots__ = (
-        "added", "callbacks", "capture", "closed", "entered_in", "entry", "lineage", "metadata", "open_runs", "outer",
-        "recorder", "sampled", "session", "span", "tags", "user",
+        "added", "callbacks", "capture", "closed", "entered_in", "entry", "left_early", "lineage", "metadata",
+        "open_runs", "outer", "recorder", "sampled", "session", "span", "tags", "user",
     )  # fmt: skip
 
     #: The open scopes with nothing around them, in any thread or task.
@@ -98,6 +98,7 @@ class Scope:
         self.lineage: tuple[Span, ...] = ()
         self.added = metadata  # What this block itself says, without the blocks around it.
         self.closed = False
+        self.left_early = False  # Left while an inner one was open, which skips it when it is left.
         self.open_runs: dict[int, Span] = {}
 
     def resumed_in(self, run: Span | None) -> Scope:
@@ -177,7 +178,10 @@ def detach(scope: Scope) -> None:
     """
     scope.closed = True
     top = _current.get()
-    while top is not None and top.closed:
+    if top is not scope:
+        scope.left_early = True
+    # Not all that is closed: in a task that outlives the block it was made in, the block's scope goes on to hold.
+    while top is not None and (top is scope or top.left_early):
         top = top.outer
     _current.set(top)
 

@@ -335,9 +335,10 @@ def _traced_again(runnable: Any, declaration: Traced) -> Any:
 
 def _leave(scope: Scope, error: BaseException | None = None) -> None:
     """Make what was around a call current again; nearly always the call's own scope is on top."""
-    if current() is scope:
+    outer = scope.outer
+    if current() is scope and (outer is None or not outer.left_early):
         scope.closed = True
-        attach(scope.outer)
+        attach(outer)
     else:
         _leave_all(scope, error)
 

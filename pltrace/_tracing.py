@@ -40,7 +40,7 @@ class Tracing:
         self.store = self._open_store()
         self.callbacks = CallbackRunner()
         encoder = Encoder(config.redact, config.redact_also)
-        self.recorder = recorder(self.store, encoder, self.callbacks, self._wrote, config.sample)
+        self.recorder = recorder(self.store, encoder, self.callbacks, self._wrote, self._began, config.sample)
         self.outermost = Scope(
             self.recorder,
             config.tags,
@@ -91,6 +91,11 @@ class Tracing:
                 error,
             )
             return Store(None, names, local_ids=local_ids)
+
+    def _began(self) -> None:
+        """Start the workers' threads, as long as that is possible."""
+        for worker in (*self._deliveries, *self._operations):
+            worker.start()
 
     def _wrote(self) -> None:
         """Let the workers know of a commit."""
