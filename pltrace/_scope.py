@@ -180,6 +180,11 @@ def detach(scope: Scope) -> None:
     top = _current.get()
     if top is not scope:
         scope.left_early = True
+        inner = top
+        while inner is not None and inner is not scope:
+            # Closed and still there: its leaving was interrupted.
+            inner.left_early = inner.left_early or inner.closed
+            inner = inner.outer
     # Not all that is closed: in a task that outlives the block it was made in, the block's scope goes on to hold.
     while top is not None and (top is scope or top.left_early):
         top = top.outer
