@@ -20,6 +20,8 @@ __all__ = ["Tracing"]
 
 #: How long the exit of a process waits for delivery; what is left is sent by the next process.
 EXIT_S = 2.0
+#: How long a flush waits for the disk at least.
+_WRITING_S = 0.5
 #: What is delivered, or was only ever local, is kept so long, and up to a size; in memory it is looked at more often.
 _KEEP_S = 30 * 86_400.0
 _FILE_BYTES, _MEMORY_BYTES, _OFF_BYTES = 2**30, 2**28, 2**24
@@ -151,7 +153,8 @@ class Tracing:
         return self._deliver(deadline, patient) and done
 
     def _deliver(self, deadline: float, patient: bool) -> bool:
-        if not self.recorder.drain(max(deadline - monotonic(), 0.0)):
+        # Writing takes milliseconds, and is owed to the caller however short its patience with the network is.
+        if not self.recorder.drain(max(deadline - monotonic(), _WRITING_S)):
             return False
         up_to = self.store.last()
         workers = (*self._deliveries, *self._operations)

@@ -377,13 +377,17 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = do_OPTIONS = _serve
 
     def _read_body(self) -> bytes | None:
-        """Gives the body; None when its length isn't told, which is answered here."""
+        """Gives the body; None when its length isn't told, which is answered here, or who sent it went away."""
         length = self.headers.get("Content-Length", "0")
         if "Transfer-Encoding" in self.headers or not length.isdecimal():
             self._send(Answer(411, {"success": False, "message": "A Content-Length is needed."}))
             self.close_connection = True
             return None
-        return self.rfile.read(int(length))
+        body = self.rfile.read(int(length))
+        if len(body) < int(length):
+            self.close_connection = True
+            return None
+        return body
 
     def _send(self, answer: Answer | Stream | None, cut: bool = False) -> None:
         if answer is None:
