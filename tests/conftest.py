@@ -87,3 +87,19 @@ def deliver(promptlayer: PromptLayerServer, tmp_path: Path) -> Callable[..., Non
         pltrace.configure(**{**defaults, **settings})
 
     return configure
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the figures that tests measured."""
+    figures = [
+        f"{report.nodeid.partition('::')[2]}  {figure}"
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if isinstance(report, pytest.TestReport) and report.when == "call"
+        for name, figure in report.user_properties
+        if name == "measured"
+    ]
+    if figures:
+        terminalreporter.section("measured")
+        for figure in figures:
+            terminalreporter.line(figure)
