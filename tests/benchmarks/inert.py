@@ -96,6 +96,13 @@ def calls(rounds: int) -> dict[str, list[float]]:
     return times
 
 
+def markdown(scale: float) -> str:
+    """Return a table of all that is measured, with `scale` times the usual rounds."""
+    rows = [(name, min(times), "ms") for name, times in imports(max(1, round(15 * scale))).items()]
+    rows += [(name, min(times), "ns") for name, times in calls(max(1, round(1_000 * scale))).items()]
+    return "| | least |\n|---|---:|\n" + "".join(f"| {name} | {least:.1f} {unit} |\n" for name, least, unit in rows)
+
+
 def main() -> int:
     """Measure, print, and compare with the budgets."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])

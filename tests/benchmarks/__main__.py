@@ -1,0 +1,134 @@
+"""What tracing costs, measured side by side: `python -m tests.benchmarks [--peers all] [--scale 1] [--out FOLDER]`.
+
+Measures no tracer, a callback handler that does nothing, and pltrace with everything on (scope, tags, metadata,
+capture, a store on disk, delivery to a local server in another process), in turns within one process, batch by batch;
+several such processes one after the other, and with `--peers` other tracers, each in an environment of its own, in
+between. The model answers at once, so that what is left is LangChain and who listens. Writes `report.md`, `added.svg`
+and the raw `results.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks import inert, report
+from tests.benchmarks.plan import SECTIONS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def main() -> int:
+    """Measure, and write the report."""
+    options = _options()
+    options.out.mkdir(parents=True, exist_ok=True)
+    interpreters = {"pltrace": sys.executable}
+    began, load = time.time(), os.getloadavg()[0]
+    results: list[dict[str, Any]] = []
+    with _sink() as sink, tempfile.TemporaryDirectory() as folder:
+        for number in range(options.processes):
+            for name, interpreter in interpreters.items():
+                sections = [s for s in options.sections if s != "volume" or (number == 0 and name == "pltrace")]
+                where = Path(folder) / f"{name}-{number}"
+                where.mkdir()
+                title = f"process {number + 1} of {options.processes}, {name}"
+                results += _measured(interpreter, name, sink, where, sections, options.scale, title)
+    circumstances = [
+        _method(options),
+        f"Python {platform.python_version()}, langchain-core {metadata.version('langchain-core')}, "
+        f"{os.cpu_count()} CPUs ({_cpu()}), load {load:.1f} before and {os.getloadavg()[0]:.1f} after, "
+        f"{time.time() - began:.0f} s.",
+    ]
+    text = report.markdown(results, circumstances)
+    if options.inert:
+        _say("import and inert calls")
+        text += "\n## While nobody switches it on\n\n" + inert.markdown(options.scale)
+    (options.out / "report.md").write_text(text)
+    (options.out / "added.svg").write_text(report.plot(results))
+    (options.out / "results.json").write_text("\n".join(map(json.dumps, results)) + "\n")
+    print(text)
+    _say(f"written to {options.out}", end="\n")
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks", description=(__doc__ or "").partition("\n")[0],
+    )  # fmt: skip
+    parser.add_argument("--scale", type=float, default=1.0, help="how much of everything (default 1)")
+    parser.add_argument("--processes", type=int, default=3, help="how often all is measured anew (default 3)")
+    parser.add_argument("--sections", default=",".join(SECTIONS), help="of %(default)s")
+    parser.add_argument("--no-inert", dest="inert", action="store_false", help="without import and inert calls")
+    parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "pltrace-benchmarks")
+    options = parser.parse_args()
+    options.sections = options.sections.split(",")
+    unknown = set(options.sections) - set(SECTIONS)
+    if unknown:
+        parser.error(f"--sections: there is no {', '.join(sorted(unknown))}")
+    return options
+
+
+@contextlib.contextmanager
+def _sink() -> Iterator[str]:
+    """Give the address of the local server that all tracers send to."""
+    command = [sys.executable, "-m", "tests.benchmarks.sink"]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
+        process.stdin.close()
+
+
+def _measured(
+    interpreter: str, name: str, sink: str, folder: Path, sections: list[str], scale: float, title: str
+) -> Iterator[dict[str, Any]]:
+    """Run a worker and give what it prints, with progress shown."""
+    command = [interpreter, "-m", "tests.benchmarks.worker", name, sink, str(folder), ",".join(sections), str(scale)]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PLTRACE_", "PROMPTLAYER_"))}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            result = json.loads(line)
+            _say(" · ".join(filter(None, (title, result["section"], result.get("workload"), result.get("tracer")))))
+            yield result
+    if process.returncode:
+        _say(f"{title}: the worker failed with {process.returncode}", end="\n")
+
+
+def _say(text: str, end: str = "") -> None:
+    """Show what is being done, on one line where that is a terminal."""
+    tty = sys.stderr.isatty()
+    sys.stderr.write(f"\r\x1b[K{text}{end}" if tty else f"{text}\n")
+    sys.stderr.flush()
+
+
+def _method(options: argparse.Namespace) -> str:
+    return (
+        "Each process measures no tracer, the no-op handler and one tracer in turns, batch by batch; the numbers are "
+        "the difference of the lower quartiles of the batches (what disturbs a measurement only makes it longer), and "
+        f"the median of {options.processes} processes. The background works while the next calls are timed, and is "
+        "waited for after each batch. Percentiles and worst are of all calls, of all processes."
+    )
+
+
+def _cpu() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""Turns results into Markdown tables and a plot."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+from xml.sax.saxutils import escape
+
+from tests.benchmarks.plan import WORKLOADS
+
+__all__ = ["markdown", "plot"]
+
+Result = dict[str, Any]
+_COLORS = ("#7a8ca3", "#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#bcbd22", "#17becf", "#ff7f0e")
+FLOOR = "no-op"
+
+
+class Results:
+    """What all processes measured, joined.
+
+    Args:
+        results: As the workers printed them.
+    """
+
+    def __init__(self, results: Iterable[Result]) -> None:
+        self.all = list(results)
+        #: The tracers, in the order they were measured, `none` first.
+        self.tracers = list(dict.fromkeys(result["tracer"] for result in self.all if "tracer" in result))
+
+    def of(self, section: str, workload: str, tracer: str, what: str) -> list[tuple[list[float], list[float]]]:
+        """Return, for each process that measured it, the samples of a tracer and those of nobody beside it."""
+        pairs = []
+        beside: list[float] = []
+        for result in self.all:
+            if result["section"] == section and result.get("workload", "") == workload:
+                if result["tracer"] == "none":
+                    beside = result[what]
+                if result["tracer"] == tracer:
+                    pairs.append((result[what], beside))
+        return pairs
+
+    def added(self, section: str, workload: str, tracer: str, what: str = "cpu") -> float | None:
+        """Return what a tracer adds to an operation, in microseconds: the median over the processes.
+
+        What disturbs a measurement makes it longer, never shorter, so each side is taken at its lower quartile.
+        """
+        pairs = self.of(section, workload, tracer, what)
+        if not pairs:
+            return None
+        return statistics.median(quantile(own, 0.25) - quantile(beside, 0.25) for own, beside in pairs)
+
+    def walls(self, section: str, workload: str, tracer: str) -> list[float]:
+        """Return all wall times of a tracer."""
+        return [wall for own, _ in self.of(section, workload, tracer, "wall") for wall in own]
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """Return the value that this share of the others is not above."""
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+def markdown(results: Iterable[Result], circumstances: Sequence[str]) -> str:
+    """Return the report: a section for each thing that was measured."""
+    joined = Results(results)
+    parts = ["# What tracing costs", *circumstances]
+    tracers = joined.tracers[1:]
+    parts += [
+        "## Added to one operation, µs of the calling thread's CPU",
+        _added_table(joined, tracers, "cpu"),
+        "## Added to one operation, µs of wall time",
+        _added_table(joined, tracers, "wall"),
+        "## Wall time of one call, µs: p50 / p99 / worst",
+        _wall_table(joined),
+        "## CPU of the whole process for 1,000 LLM calls, background included, ms above none",
+        _table(["tracer", "ms"], [[name, _number(joined.added("total", "", name))] for name in tracers]),
+    ]
+    parts += _volume(joined)
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _added_table(joined: Results, tracers: Sequence[str], what: str) -> str:
+    rows = []
+    for workload in WORKLOADS:
+        added = [joined.added("calls", workload.name, name, what) for name in tracers]
+        if any(value is not None for value in added):
+            bare = [quantile(own, 0.25) for own, _ in joined.of("calls", workload.name, "none", what)]
+            rows.append([workload.name, _number(statistics.median(bare)), *map(_number, added), _ratio(tracers, added)])
+    return _table(["", "none takes", *tracers, "pltrace / no-op"], rows)
+
+
+def _ratio(tracers: Sequence[str], added: Sequence[float | None]) -> str:
+    by_name = dict(zip(tracers, added, strict=True))
+    ours, floor = by_name.get("pltrace"), by_name.get(FLOOR)
+    return "" if ours is None or not floor or floor <= 0 else f"{ours / floor:.2f}"
+
+
+def _wall_table(joined: Results) -> str:
+    places = [("calls", workload.name, workload.name) for workload in WORKLOADS if workload.kind == "langchain"]
+    places += [("paced", "", "chain, 100 a second"), ("threads", "", "chain, from 4 threads")]
+    rows = []
+    for section, workload, title in places:
+        cells = []
+        for tracer in joined.tracers:
+            walls = joined.walls(section, workload, tracer)
+            cells.append(
+                f"{quantile(walls, 0.5):,.0f} / {quantile(walls, 0.99):,.0f} / {max(walls):,.0f}" if walls else ""
+            )
+        if any(cells):
+            rows.append([title, *cells])
+    return _table(["", *joined.tracers], rows)
+
+
+def _volume(joined: Results) -> list[str]:
+    rates = [r for r in joined.all if r["section"] == "throughput"]
+    sizes = [r for r in joined.all if r["section"] == "bytes"]
+    flat = [r for r in joined.all if r["section"] == "flatness"]
+    if not flat:
+        return []
+    rate_rows = {
+        (r["workload"], r["to"]): statistics.median(
+            other["rate"] for other in rates if (other["workload"], other["to"]) == (r["workload"], r["to"])
+        )
+        for r in rates
+    }
+    size_rows = {r["workload"]: statistics.median(o["bytes"] for o in sizes if o["workload"] == r["workload"])
+                 for r in sizes}  # fmt: skip
+    last = flat[-20:]
+    return [
+        "## pltrace: spans a second from one process, sustained",
+        _table(["recorded by", "to", "spans/s"], [[*key, f"{rate:,.0f}"] for key, rate in rate_rows.items()]),
+        "## pltrace: bytes on disk",
+        _table(["one", "bytes"], [[name, f"{size:,.0f}"] for name, size in size_rows.items()]),
+        "## pltrace: cost of a decorated call, after so many spans in one process",
+        _table(
+            ["spans", "µs of CPU", "µs of wall", "process, MB"],
+            [[f"{r['spans']:,}", f"{r['cpu_us']:.2f}", f"{r['wall_us']:.2f}", f"{r['rss_mb']:.0f}"] for r in last],
+        ),
+    ]
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+# The plot: bars on a logarithmic scale, drawn by hand so that nothing has to be installed.
+
+_WIDTH, _LEFT, _BAR, _GAP = 760, 190, 14, 14
+
+
+def plot(results: Iterable[Result]) -> str:
+    """Return an SVG picture of the CPU that each tracer adds to the calling thread."""
+    joined = Results(results)
+    tracers = joined.tracers[1:]
+    groups = []
+    for workload in WORKLOADS:
+        bars = [(name, joined.added("calls", workload.name, name)) for name in tracers]
+        known = [(name, value) for name, value in bars if value is not None and value > 0]
+        if known:
+            groups.append((workload.name, known))
+    values = [value for _, bars in groups for _, value in bars] or [1.0]
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)) + 0.01)
+
+    def x(value: float) -> float:
+        return _LEFT + (math.log10(value) - low) / (high - low) * (_WIDTH - _LEFT - 70)
+
+    shapes: list[str] = []
+    y = 60.0
+    for title, bars in groups:
+        shapes.append(_text(_LEFT - 8, y + len(bars) * _BAR / 2 + 4, title, "end"))
+        for name, value in bars:
+            color = _COLORS[tracers.index(name) % len(_COLORS)]
+            shapes.append(
+                f'<rect x="{_LEFT}" y="{y:.0f}" width="{max(1.0, x(value) - _LEFT):.1f}" height="{_BAR - 2}"'
+                f' fill="{color}"><title>{escape(f"{name}: {value:.2f} µs")}</title></rect>'
+            )
+            shapes.append(_text(x(value) + 4, y + 10, f"{name} {_number(value)}", "start"))
+            y += _BAR
+        y += _GAP
+    grid = [
+        f'<line x1="{x(10**power):.0f}" x2="{x(10**power):.0f}" y1="45" y2="{y:.0f}" stroke="#ddd"/>'
+        + _text(x(10**power), 40, f"{10**power:g} µs", "middle")
+        for power in range(low, high + 1)
+    ]
+    title = _text(10, 20, "CPU that a tracer adds to the calling thread, per operation (logarithmic)", "start")
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{y + 10:.0f}" font-family="sans-serif"'
+        f' font-size="11"><rect width="100%" height="100%" fill="white"/>{title}{"".join(grid + shapes)}</svg>\n'
+    )
+
+
+def _text(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}">{escape(text)}</text>'

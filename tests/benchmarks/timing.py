@@ -1,0 +1,165 @@
+"""Times runs: the caller's CPU and the wall, batch by batch, tracer by tracer in turns."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.benchmarks.plan import Workload
+from tests.benchmarks.tracers import Tracer
+from tests.benchmarks.workloads import make
+
+__all__ = ["Samples", "in_threads", "in_turns", "paced", "total_cpu"]
+
+#: How many chains a second paced load makes.
+PACE_HZ = 100
+THREADS = 4
+
+
+@dataclass
+class Samples:
+    """What was measured of one workload under one tracer, in microseconds of one operation.
+
+    Attributes:
+        cpu: The calling thread's CPU, a mean for each batch.
+        wall: The wall time of each call, or of each group of decorated calls.
+    """
+
+    cpu: list[float] = field(default_factory=list)
+    wall: list[float] = field(default_factory=list)
+
+
+Run = Callable[[], Any]
+
+
+def in_turns(workload: Workload, tracers: Sequence[Tracer], rounds: int, loop: Any) -> dict[str, Samples]:
+    """Run batches of a workload, one tracer after the other, round after round; the first round warms up."""
+    runs: dict[Tracer, Run] = {}
+    for tracer in tracers:
+        config = None if tracer.callbacks is None else {"callbacks": tracer.callbacks}
+        run = make(workload.name, config, tracer)
+        if run is not None:
+            runs[tracer] = run
+    samples = {tracer.name: Samples() for tracer in runs}
+    for number in range(rounds + 1):
+        for tracer, run in runs.items():
+            with tracer.on():
+                cpu, walls = _abatch(run, workload, loop) if workload.is_async else _batch(run, workload)
+            tracer.settle()
+            if number:
+                samples[tracer.name].cpu.append(cpu)
+                samples[tracer.name].wall += walls
+    return samples
+
+
+def _batch(run: Run, workload: Workload) -> tuple[float, list[float]]:
+    calls, clock = workload.calls, time.perf_counter_ns
+    walls = [0] * calls
+    cpu = time.thread_time_ns()
+    for number in range(calls):
+        began = clock()
+        run()
+        walls[number] = clock() - began
+    cpu = time.thread_time_ns() - cpu
+    return _per_operation(cpu, walls, workload.at_once)
+
+
+def _abatch(run: Run, workload: Workload, loop: Any) -> tuple[float, list[float]]:
+    async def batch() -> tuple[float, list[float]]:
+        calls, clock = workload.calls, time.perf_counter_ns
+        walls = [0] * calls
+        cpu = time.thread_time_ns()
+        for number in range(calls):
+            began = clock()
+            await run()
+            walls[number] = clock() - began
+        cpu = time.thread_time_ns() - cpu
+        return _per_operation(cpu, walls, workload.at_once)
+
+    found: tuple[float, list[float]] = loop.run_until_complete(batch())
+    return found
+
+
+def _per_operation(cpu: int, walls: list[int], at_once: int) -> tuple[float, list[float]]:
+    return cpu / 1e3 / len(walls) / at_once, [wall / 1e3 / at_once for wall in walls]
+
+
+def paced(tracers: Sequence[Tracer], rounds: int, calls: int) -> dict[str, Samples]:
+    """Run chains at a steady pace, as a service does, so that the background works beside each of them."""
+    samples = {tracer.name: Samples() for tracer in tracers}
+    for _ in range(rounds):
+        for tracer in tracers:
+            run = _chain(tracer)
+            with tracer.on():
+                samples[tracer.name].wall += _paced(run, calls)
+            tracer.settle()
+    return samples
+
+
+def _chain(tracer: Tracer, name: str = "chain of 5 runs") -> Run:
+    run = make(name, None if tracer.callbacks is None else {"callbacks": tracer.callbacks}, tracer)
+    assert run is not None
+    return run
+
+
+def _paced(run: Run, calls: int) -> list[float]:
+    walls = []
+    due = time.perf_counter()
+    for _ in range(calls):
+        time.sleep(max(0.0, due - time.perf_counter()))
+        began = time.perf_counter_ns()
+        run()
+        walls.append((time.perf_counter_ns() - began) / 1e3)
+        due += 1 / PACE_HZ
+    return walls
+
+
+def in_threads(tracers: Sequence[Tracer], rounds: int, calls: int) -> dict[str, Samples]:
+    """Run chains from several threads at once; CPU is that of the calling threads."""
+    samples = {tracer.name: Samples() for tracer in tracers}
+    for _ in range(rounds):
+        for tracer in tracers:
+            run, sample = _chain(tracer), samples[tracer.name]
+            workload = Workload("", "", calls)
+
+            def work(run: Run = run, sample: Samples = sample, workload: Workload = workload) -> None:
+                cpu, walls = _batch(run, workload)
+                sample.cpu.append(cpu)
+                sample.wall += walls
+
+            with tracer.on():
+                threads = [
+                    threading.Thread(target=contextvars.copy_context().run, args=(work,)) for _ in range(THREADS)
+                ]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+            tracer.settle()
+    return samples
+
+
+def total_cpu(tracers: Sequence[Tracer], rounds: int, calls: int) -> dict[str, Samples]:
+    """Return the CPU of the whole process for LLM calls, until the background has done its work."""
+    samples = {tracer.name: Samples() for tracer in tracers}
+    for _ in range(rounds):
+        for tracer in tracers:
+            run = _chain(tracer, "LLM call")
+            tracer.settle()
+            began = time.process_time_ns()
+            with tracer.on():
+                for _ in range(calls):
+                    run()
+            tracer.settle()
+            samples[tracer.name].cpu.append((time.process_time_ns() - began) / 1e3 / calls)
+    return samples
+
+
+def new_loop() -> asyncio.AbstractEventLoop:
+    """Return the event loop that async workloads run on."""
+    return asyncio.new_event_loop()

@@ -1,0 +1,100 @@
+"""Measures one tracer beside nobody and the no-op handler, in a process of its own; prints JSON lines.
+
+`python -m tests.benchmarks.worker TRACER SINK FOLDER SECTIONS SCALE`, by a Python that has the tracer.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks import timing
+from tests.benchmarks.plan import CALLS_AT_ONCE, WORKLOADS
+from tests.benchmarks.timing import Samples
+from tests.benchmarks.tracers import Nobody, Noop, Pltrace, Tracer
+
+Result = dict[str, Any]
+
+
+def _tracer(name: str, sink: str, folder: Path) -> Tracer:
+    if name == Pltrace.name:
+        return Pltrace(sink, folder)
+    from tests.benchmarks import peers
+
+    return peers.PEERS[name].load(sink, folder)
+
+
+def _results(section: str, samples: Mapping[str, Samples], workload: str = "") -> Iterator[Result]:
+    for tracer, sample in samples.items():
+        yield {"section": section, "workload": workload, "tracer": tracer, "cpu": sample.cpu, "wall": sample.wall}
+
+
+def _calls(tracers: list[Tracer], scale: float) -> Iterator[Result]:
+    loop = timing.new_loop()
+    for workload in WORKLOADS:
+        yield from _results("calls", timing.in_turns(workload, tracers, _times(30, scale), loop), workload.name)
+    loop.close()
+
+
+def _paced(tracers: list[Tracer], scale: float) -> Iterator[Result]:
+    yield from _results("paced", timing.paced(tracers, _times(5, scale), _times(100, scale)))
+
+
+def _threads(tracers: list[Tracer], scale: float) -> Iterator[Result]:
+    yield from _results("threads", timing.in_threads(tracers, _times(10, scale), _times(30, scale)))
+
+
+def _total(tracers: list[Tracer], scale: float) -> Iterator[Result]:
+    yield from _results("total", timing.total_cpu(tracers, _times(10, scale), _times(300, scale)))
+
+
+def _volume(tracers: list[Tracer], scale: float) -> Iterator[Result]:
+    from tests.benchmarks import volume
+
+    tracer = tracers[-1]
+    if not isinstance(tracer, Pltrace):
+        return
+    kinds = {
+        "decorated call": (CALLS_AT_ONCE, 100_000),
+        "LLM call": (1, 5_000),
+        "chain of 5 runs": (1, 4_000),
+    }
+    for name, (at_once, spans) in kinds.items():
+        spans = _times(spans // at_once, scale) * at_once
+        each = 5 if name.startswith("chain") else at_once
+        for deliver in (False, True):
+            rate = volume.throughput(tracer, name, each, spans // (5 if deliver else 1) // each * each, deliver=deliver)
+            yield {"section": "throughput", "workload": name, "to": "a server" if deliver else "disk", "rate": rate}
+        yield {
+            "section": "bytes",
+            "workload": name,
+            "bytes": volume.stored_bytes(tracer, name, at_once, _times(1_000 // at_once, scale) * at_once),
+        }
+    for part in volume.flatness(tracer, _times(1_000, scale) * CALLS_AT_ONCE * 2):
+        yield {"section": "flatness", **part}
+
+
+_MEASURES = {"calls": _calls, "paced": _paced, "threads": _threads, "total": _total, "volume": _volume}
+
+
+def _times(count: int, scale: float) -> int:
+    return max(1, round(count * scale))
+
+
+def main() -> None:
+    """Measure what the command line asks for."""
+    name, sink, folder, sections, scale = sys.argv[1:]
+    logging.disable(logging.WARNING)  # Peers have much to say about a server that isn't theirs.
+    where = Path(folder)
+    tracers: list[Tracer] = [Nobody(sink, where), Noop(sink, where), _tracer(name, sink, where)]
+    for section in sections.split(","):
+        for result in _MEASURES[section](tracers, float(scale)):
+            print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()
