@@ -28,6 +28,7 @@ class CallbackRunner:
         self._changed = threading.Condition(threading.Lock())
         self._queue: deque[tuple[tuple[Callback, ...], Request]] = deque()
         self._busy = False
+        self._stopped = False
         self._on_loops: dict[Future[Any], asyncio.AbstractEventLoop] = {}
         self._thread: threading.Thread | None = None
 
@@ -38,6 +39,7 @@ class CallbackRunner:
             self._changed.notify_all()
             if self._thread is not None and self._thread.is_alive():
                 return
+            # One that was stopped ends again when it has done this.
             self._thread = threading.Thread(target=self._run, name="pltrace-callbacks", daemon=True)
             try:
                 self._thread.start()
@@ -49,6 +51,9 @@ class CallbackRunner:
         while True:
             with self._changed:
                 while not self._queue:
+                    if self._stopped:
+                        self._thread = None
+                        return
                     self._changed.wait()
                 callbacks, request = self._queue.popleft()
                 self._busy = True
@@ -102,6 +107,12 @@ class CallbackRunner:
             failed("ending an on_request function")
         with self._changed:
             self._on_loops.pop(future, None)
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Let the thread end when nothing is left for it."""
+        with self._changed:
+            self._stopped = True
             self._changed.notify_all()
 
     def wait(self, deadline: float | None) -> bool:

@@ -87,7 +87,7 @@ _inherited: list[sqlite3.Connection] = []
 
 
 class Database:
-    """One SQLite connection of this process, behind one lock.
+    """One SQLite connection of this process, behind one lock; closed, it opens again at its next use.
 
     Args:
         path: The file; None keeps it in memory.
@@ -101,7 +101,7 @@ class Database:
         # Every use of SQLite in this process holds it, and so does a fork: a child of a fork that happened while a
         # thread was inside SQLite would hang in SQLite's own mutexes.
         self.lock = threading.Lock()
-        self._connection = self._open()
+        self._connection: sqlite3.Connection | None = self._open()
 
     def _open(self) -> sqlite3.Connection:
         if self.path is None:
@@ -125,7 +125,12 @@ class Database:
     def reading(self) -> Iterator[sqlite3.Connection]:
         """Give the connection for some short reads."""
         with self.lock:
-            yield self._connection
+            yield self._connected()
+
+    def _connected(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._connection = self._open()
+        return self._connection
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
@@ -133,9 +138,10 @@ class Database:
 
         Raises:
             sqlite3.OperationalError: The disk is full or failing, or other processes kept the file for 30 seconds.
+            StoreError: It was closed, and can't be opened any more.
         """
         with self.lock:
-            connection = self._connection
+            connection = self._connected()
             self._begin(connection)
             try:
                 yield connection
@@ -159,21 +165,24 @@ class Database:
 
     def forked(self) -> None:
         """Start afresh in the child of a fork, leaving the parent's connection alone."""
-        _inherited.append(self._connection)
+        if self._connection is not None:
+            _inherited.append(self._connection)
         self.lock = threading.Lock()
-        self._connection = self._open()
+        self._connection = None
 
     def __del__(self) -> None:
         """Close what nobody uses any more; a parent process's connection is not forgotten but kept, see `forked`."""
-        connection = getattr(self, "_connection", None)
+        connection: sqlite3.Connection | None = getattr(self, "_connection", None)
         # At the end of the process the writer may have been stopped in the middle of using it.
         if connection is not None and not sys.is_finalizing():
             connection.close()
 
     def close(self) -> None:
-        """Close the connection; the file's log is merged into it if no other process uses it."""
+        """Close the connection; the file's log is merged into it if no other process uses it. Memory stays open."""
         with self.lock:
-            self._connection.close()
+            if self._connection is not None and self.path is not None:
+                self._connection.close()
+                self._connection = None
 
 
 def _connect(path: str) -> sqlite3.Connection:

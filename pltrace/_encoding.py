@@ -43,6 +43,9 @@ _DEEPEST = 200
 _ROOM = 10
 _SHORT = 200
 
+#: Keys of a Prompt Blueprint, and of tool schemas, whose values its published description lists.
+_SHAPE = frozenset({"type", "role", "format", "media_type", "template_format", "tool_choice", "function_call"})
+
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
@@ -83,7 +86,7 @@ class Encoder:
     ) -> None:
         self._redact = redact
         self._rules = Rules(extra) if redact is None else None
-        self._schema_rules = Rules(extra, by_name=False)
+        self._label_rules = Rules(extra, by_name=False)
         self.max_string = max_string
         self.max_depth = min(max_depth, _DEEPEST)
         self.max_items = max_items
@@ -100,13 +103,26 @@ class Encoder:
         """
         return self._walked(value, self._redact, self._rules)
 
+    def text(self, value: str) -> str:
+        """Return a text as JSON-safe text, whatever the user's `redact` makes of it; never raises."""
+        return str(self._walked(value, self._redact, self._rules, texts=True))
+
+    def shaped(self, value: object) -> Json:
+        """Return data in the shape of a Prompt Blueprint as JSON-safe data in that shape; never raises.
+
+        Args:
+            value: Such data. What its shape consists of, `type` and `role` and numbers and the like, is kept as it is;
+                the user's `redact` is asked about the texts in it, which stay texts.
+        """
+        return self._walked(value, self._redact, self._rules, texts=True)
+
     def label(self, value: object) -> Json:
         """Return a name or tags as JSON-safe data, without what looks like a secret; never raises.
 
         Args:
             value: A text, or a list of texts; what the user's `redact` is for is values, so it isn't asked.
         """
-        return self._walked(value, None, self._schema_rules)
+        return self._walked(value, None, self._label_rules)
 
     def schema(self, value: object) -> Json:
         """Return a schema, as of a tool's parameters, as JSON-safe data; never raises.
@@ -115,13 +131,13 @@ class Encoder:
             value: Anything; what stands under the name of a secret describes it and is kept.
 
         Returns:
-            As `jsonable`.
+            As `shaped`.
         """
-        return self._walked(value, self._redact, self._schema_rules if self._redact is None else None)
+        return self._walked(value, self._redact, self._label_rules if self._redact is None else None, texts=True)
 
-    def _walked(self, value: object, redact: Redact | None, rules: Rules | None) -> Json:
+    def _walked(self, value: object, redact: Redact | None, rules: Rules | None, *, texts: bool = False) -> Json:
         try:
-            return _Walk(self, redact, rules).value(value, "", 0)
+            return _Walk(self, redact, rules, texts).value(value, "", 0)
         except BaseException as error:
             return _broken(value, error)
 
@@ -145,11 +161,12 @@ class _Walk:
 
     __slots__ = (
         "_budget", "_harmless", "_items", "_known", "_max_depth", "_max_string",
-        "_path", "_redact", "_room", "_rules",
+        "_path", "_redact", "_room", "_rules", "_texts",
     )  # fmt: skip
 
-    def __init__(self, encoder: Encoder, redact: Redact | None, rules: Rules | None) -> None:
+    def __init__(self, encoder: Encoder, redact: Redact | None, rules: Rules | None, texts: bool) -> None:
         self._redact = redact
+        self._texts = texts  # Only texts are redacted, and stay texts: the rest is the shape.
         self._rules = rules
         self._known = rules.verdicts if rules is not None else {}
         # Shorter texts need no look.
@@ -203,9 +220,12 @@ class _Walk:
             return _left_out(len(text))
         text = clean(text)
         if self._redact is not None:
+            if self._texts and key in _SHAPE:
+                return text
             kept = self.asked(text, key)
             if type(kept) is not str:
-                return self.plain(kept, depth)
+                plain = self.plain(kept, depth)
+                return self.as_text(plain) if self._texts else plain
             text = clean(kept)
         elif self._rules is not None and len(text) >= self._rules.shortest:
             text = self._rules.mask(text)
@@ -230,7 +250,9 @@ class _Walk:
         if type(value) is float and not math.isfinite(value):
             name = "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
             return self.text(name, key, depth)
-        return value if self._redact is None else self.plain(self.asked(value, key), depth)
+        if self._redact is None or self._texts:
+            return value
+        return self.plain(self.asked(value, key), depth)
 
     def asked(self, value: object, key: str) -> object:
         """Ask the user's redactor; where it raises, nothing of the value stays."""
@@ -247,6 +269,12 @@ class _Walk:
             return self.value(value, "", depth)
         finally:
             self._redact = redact
+
+    def as_text(self, value: Json) -> str:
+        """Return what a redactor put in a text's place as a text."""
+        if isinstance(value, str):
+            return value
+        return REDACTED if value is None else json.dumps(value, ensure_ascii=False)
 
     def shown(self, value: object, key: str, depth: int) -> Json:
         """Convert by `str`, which is short and readable for the types it is used for."""
@@ -324,7 +352,7 @@ class _Walk:
         most = self._items if self._items < self._budget else self._budget
         try:
             items = list(islice(iterate(), most))
-        except RuntimeError:
+        except _CHANGING:
             items = _retried(iterate, most)
         self._budget -= len(items)
         return items
@@ -479,6 +507,8 @@ _ABSTRACT: tuple[tuple[type | tuple[type, ...], _Kind], ...] = (
     (Mapping, _Walk.mapping),
     ((Sequence, Set, MappingView), _Walk.sequence),
 )
+# What reading raises while another thread changes a dict, or a Mapping that looks up key by key.
+_CHANGING = (RuntimeError, KeyError)
 # Those that hold other values: they count for depth and cycles.
 _NESTING = frozenset(
     {_Walk.mapping, _Walk.sequence, _Walk.named_tuple, _Walk.dataclass, _Walk.attrs, _Walk.model}
@@ -522,7 +552,7 @@ def _retried(iterate: Callable[[], Iterable[Any]], most: int) -> list[Any]:
         try:
             items += islice(iterate(), most)
             return items
-        except RuntimeError as error:
+        except _CHANGING as error:
             failure = error
     if not items:
         raise failure

@@ -12,7 +12,7 @@ from langchain_core.callbacks.manager import AsyncCallbackManager
 
 from pltrace import _runs
 from pltrace._blueprint import tokens
-from pltrace._checks import INPUTS, OUTPUTS, checked_tags
+from pltrace._checks import checked_tags
 from pltrace._health import counts, failed, warn_once
 from pltrace._links import seen as rendered_here
 from pltrace._record import Answer
@@ -159,7 +159,7 @@ class SpanHandler(BaseCallbackHandler):
             span.run_fields = run
             if parent is not parent_run:
                 span.run_around = parent_run
-            if scope.capture & INPUTS or kind == "llm":  # A call is linked to its prompt by what it says.
+            if scope.capture or kind == "llm":  # A call is linked to its prompt by what it says.
                 span.raw_input = snapshot(raw_input)
             if kind not in _CHAINS:
                 _runs.remember_starter(span, key)
@@ -226,7 +226,7 @@ class SpanHandler(BaseCallbackHandler):
 
     def _end(self, span: Span, output: Any) -> None:
         try:
-            if span.scope.capture & OUTPUTS:
+            if span.scope.capture:  # Which side of it is kept, `_record` says.
                 span.raw_output = snapshot(output)
             span.status = "ok"
             span.ended_at_ns = span.scope.recorder.now_ns()

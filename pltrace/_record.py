@@ -66,7 +66,7 @@ def record_of(span: Span, encoder: Encoder) -> dict[str, Any]:
         "name": encoder.label(span.name),
         "kind": span.kind,
         "status": span.status,
-        "error": None if span.error is None else encoder.jsonable(span.error),
+        "error": None if span.error is None else encoder.text(span.error),
         "started_at_ns": span.started_at_ns,
         "ended_at_ns": span.ended_at_ns or None,
         "tags": encoder.label(span.tags),
@@ -78,12 +78,33 @@ def record_of(span: Span, encoder: Encoder) -> dict[str, Any]:
     if span.kind == "llm":
         record.update(_llm_fields(span, encoder))
     else:
-        record["input"] = _value(span.raw_input, scope.capture & INPUTS, encoder)
-        record["output"] = _value(span.raw_output, scope.capture & OUTPUTS or span.output_is_set, encoder)
+        needed_in, needed_out = _needed_capture(span)
+        record["input"] = _value(span.raw_input, span.input_is_set or _holds(scope.capture, needed_in), encoder)
+        record["output"] = _value(span.raw_output, span.output_is_set or _holds(scope.capture, needed_out), encoder)
     return record
 
 
-def _value(raw: Any, captured: int | bool, encoder: Encoder) -> Any:
+def _needed_capture(span: Span) -> tuple[int, int]:
+    """Return what has to be captured for a span's input and its output to be kept.
+
+    What a prompt template gives is what a model will be asked, and what a parser takes is what one has answered.
+    Between the steps of a chain nobody knows which of the two it is.
+    """
+    if span.kind == "prompt":
+        return INPUTS, INPUTS
+    if span.kind == "parser":
+        return OUTPUTS, OUTPUTS
+    around = span.run_around or span.parent
+    if span.kind == "chain" and isinstance(around, Span) and around.run_fields is not None:
+        return INPUTS | OUTPUTS, INPUTS | OUTPUTS
+    return INPUTS, OUTPUTS
+
+
+def _holds(captured: int, needed: int) -> bool:
+    return captured & needed == needed
+
+
+def _value(raw: Any, captured: bool, encoder: Encoder) -> Any:
     if raw is None or not captured:
         return None
     return encoder.jsonable(raw.named() if type(raw) is Arguments else raw)
@@ -105,7 +126,7 @@ def _llm_fields(span: Span, encoder: Encoder) -> dict[str, Any]:
         "model": run.model,
         "parameters": _parameters(parameters, prompt, encoder),
         "input": prompt,
-        "output": encoder.jsonable(_answer(span, chat, answer, encoder)),
+        "output": encoder.shaped(_answer(span, chat, answer, encoder)),
         "input_tokens": usage.input_tokens if usage is not None else None,
         "output_tokens": usage.output_tokens if usage is not None else None,
         "cached_input_tokens": usage.cached_input_tokens if usage is not None else None,
@@ -136,10 +157,10 @@ def _prompt_link(span: Span, encoder: Encoder) -> dict[str, Any]:
 def _prompt(span: Span, chat: bool, parameters: Mapping[str, Any], encoder: Encoder) -> Any:
     captured = span.raw_input if span.scope.capture & INPUTS else ()
     if not chat:
-        return encoder.jsonable(_blueprint.completion_prompt(captured, encoder))
+        return encoder.shaped(_blueprint.completion_prompt(captured, encoder))
     prompt = _blueprint.chat_prompt(captured, encoder, parameters=parameters if captured else None)
     tools = {key: encoder.schema(prompt.pop(key)) for key in ("tools", "functions") if prompt.get(key)}
-    safe = encoder.jsonable(prompt)
+    safe = encoder.shaped(prompt)
     assert isinstance(safe, dict)
     return {**safe, **tools}
 
@@ -183,12 +204,14 @@ def _request_metadata(span: Span, metadata: Mapping[str, Any], encoder: Encoder)
         own["user_id"] = span.scope.user
     if span.scope.session is not None:
         own["conversation_id"] = span.scope.session
-    own["_langchain_run_id"] = str(run.run_id)
-    own["_langchain_parent_run_id"] = str(run.parent_run_id)
-    own["_langchain_tags"] = str(run.tags or [])
     safe = encoder.jsonable(own)
     assert isinstance(safe, dict)
-    return {key: value if isinstance(value, str) else encoder.dumps(value) for key, value in safe.items()}
+    return {
+        **{key: value if isinstance(value, str) else encoder.dumps(value) for key, value in safe.items()},
+        "_langchain_run_id": str(run.run_id),
+        "_langchain_parent_run_id": str(run.parent_run_id),
+        "_langchain_tags": str(encoder.label(run.tags or [])),
+    }
 
 
 def _attempt(span: Span) -> int:

@@ -67,6 +67,7 @@ class SpanRecorder:
     ) -> None:
         self.store = store
         self.registry = Registry(self, callbacks)
+        self._callbacks = callbacks
         self._encoder = encoder
         self._wrote = wrote
         self._began = began
@@ -75,6 +76,8 @@ class SpanRecorder:
         self.new_bits = self._random.getrandbits
         self.now_ns = time.time_ns
         self._forked_at_ns = 0
+        self._put: Callable[[Span | _Ask], None] = self._enqueue
+        self._retired = False
         self._start_afresh()
 
     def _start_afresh(self) -> None:
@@ -116,7 +119,7 @@ class SpanRecorder:
         """Take something that is asked of a request by its id."""
         self._put(_Ask(kind, 0, 0, dict(arguments), False, request_id))
 
-    def _put(self, item: Span | _Ask) -> None:
+    def _enqueue(self, item: Span | _Ask) -> None:
         queue = self._queue
         queue.append(item)
         if self._asleep or self._thread is None:
@@ -190,6 +193,11 @@ class SpanRecorder:
                     continue
             if self._inline:
                 return  # Those who record write.
+            if self._retired:
+                self._thread = None  # Before the last look: who records after it starts another.
+                if self._queue:
+                    continue
+                return
             empty_rounds += 1
             if empty_rounds < _ROUNDS_AWAKE:
                 time.sleep(GROUP_COMMIT_S)
@@ -335,21 +343,40 @@ class SpanRecorder:
         closed = not span.scope.sampled
         return [self.registry.handle(span.trace_bits, bits, closed=closed) for bits in request_bits]
 
+    def succeed(self, before: SpanRecorder) -> None:
+        """Take over from the recorder of earlier settings: what is still open there is recorded here when it ends."""
+        if before.store.database is self.store.database:
+            self.registry = before.registry
+            self.registry.serve(self, self._callbacks)
+        else:
+            before.registry.shut()
+            before.registry = self.registry
+        before._retire_for(self)
+
+    def _retire_for(self, successor: SpanRecorder) -> None:
+        same_store = successor.store.database is self.store.database
+
+        def put(item: Span | _Ask) -> None:
+            # What is asked of a request is of use where the request's span is; those under a span may be in both.
+            if same_store or type(item) is Span or (type(item) is _Ask and item.subtree):
+                successor._put(item)
+            if not same_store and type(item) is _Ask:
+                self._enqueue(item)
+
+        self._put = put
+
+    def retire(self) -> None:
+        """Let the writer's thread end when nothing is left to write; what still comes starts another."""
+        self._retired = True
+        with suppress(RuntimeError):  # It is awake.
+            self._wake.release()
+
     def shutting_down(self) -> None:
         """From now on commit on the recording thread: the process may end before the writer wakes."""
         self._inline = True
         self._thread = None
         with suppress(RuntimeError):  # It is awake.
             self._wake.release()
-
-    def before_fork(self) -> bool:
-        """Keep the writer out of the store while the process forks; return whether that worked within a second."""
-        return self.store.database.lock.acquire(timeout=1.0)
-
-    def after_fork_in_parent(self, held: bool) -> None:
-        """Let the writer go on."""
-        if held:
-            self.store.database.lock.release()
 
     def after_fork_in_child(self) -> None:
         """Start afresh: what is queued here is the parent's to write."""

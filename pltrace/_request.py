@@ -245,12 +245,20 @@ class Registry:
     """Knows which requests wait for their id, and whom to tell.
 
     A request costs memory here only while somebody holds its handle or has an `on_request` for it.
+
+    Args:
+        records: The process's recorder.
+        callbacks: Runs `on_request` functions.
     """
 
     def __init__(self, records: Records, callbacks: Waiting) -> None:
+        self.serve(records, callbacks)
+        self.forked()
+
+    def serve(self, records: Records, callbacks: Waiting) -> None:
+        """Go on with another recorder, which took the place of the one before: what waits, waits on."""
         self.records = records
         self._callbacks = callbacks
-        self.forked()
 
     def forked(self) -> None:
         """Start empty, as in the child of a fork: what is waited for is the parent's to be told."""

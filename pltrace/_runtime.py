@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakSet
 
 from pltrace import _client, _langchain, _links, _runs, _scope, _usage
 from pltrace._errors import ConfigError, StoreError
@@ -16,6 +17,7 @@ from pltrace._scope import Scope
 
 if TYPE_CHECKING:
     import re
+    from threading import Lock
 
     from pltrace._config import Config, Library, Redaction
     from pltrace._exporter import SpanExporter
@@ -36,13 +38,15 @@ class StandIn(Protocol):
     def settings(self, config: Config) -> Config:
         """Return what is left of the application's settings."""
 
-    def tracing(self, config: Config) -> Tracing:
+    def tracing(self, config: Config, before: Tracing | None) -> Tracing:
         """Return what to record with."""
 
 
 _active: Tracing | None = None
 _configured: Config | None = None
 _stand_in: StandIn | None = None
+#: What was switched off; a block that was opened before may still end.
+_switched_off: WeakSet[Tracing] = WeakSet()
 _deciding = threading.RLock()
 _hooked = False
 _when_on: list[Callable[[], None]] = []
@@ -139,7 +143,8 @@ def configure(
         capture: The most that is kept of arguments, prompts and results: True, False, `"inputs"` or `"outputs"`; else
             `PLTRACE_CAPTURE`.
         redact: A function `(key, value) -> value` that replaces the default redaction and is called for each leaf
-            value, or a list of key names and compiled patterns that extend it.
+            value (in prompts, answers and tool definitions for each text), or a list of key names and compiled patterns
+            that extend it.
         sample: The share of traces that is recorded, 0.0 to 1.0; else `PLTRACE_SAMPLE`.
         enabled: True or False; None is on, unless `PLTRACE_ENABLED=0`.
         libraries: Package name → `{"enabled": bool, "tags": [...], "capture": ...}`, for the functions defined there.
@@ -161,20 +166,23 @@ def configure(
         _configured = config
         if _active is not None and _active.config == config:
             return
+        before = _active
         _switch_off(2.0, patient=False)
         forget_warnings()
         if config.enabled:
-            _switch_on(config)
+            _switch_on(config, before)
+        elif before is not None:
+            before.recorder.registry.shut()
 
 
-def _switch_on(config: Config) -> None:
+def _switch_on(config: Config, before: Tracing | None = None) -> None:
     global _hooked
     if _stand_in is not None:
-        _use(_stand_in.tracing(config))
+        _use(_stand_in.tracing(config, before))
     else:
         from pltrace._tracing import Tracing
 
-        _use(Tracing(config))
+        _use(Tracing(config, before))
     if not _hooked:
         _hooked = True
         _hook_exit()
@@ -192,6 +200,7 @@ def _switch_off(timeout: float, *, patient: bool) -> bool:
     tracing = _use(None)
     if tracing is None:
         return True
+    _switched_off.add(tracing)
     return tracing.shutdown(timeout, patient=patient)
 
 
@@ -222,6 +231,7 @@ def instead(stand_in: StandIn, config: Config) -> Iterator[None]:
             gate[:], _configured, _stand_in = decided, configured, outer
         if stood_in is not None:
             stood_in.shutdown(0.0, patient=False)
+            stood_in.recorder.registry.shut()
 
 
 def when_on(call: Callable[[], None]) -> None:
@@ -256,7 +266,10 @@ def shutdown(timeout: float | None = None) -> bool:
         Whether all was stored and delivered; what wasn't is sent by the next process.
     """
     with _deciding:
+        before = _active
         done = _switch_off(LONGEST_FLUSH_S if timeout is None else timeout, patient=timeout is not None)
+        if before is not None:
+            before.recorder.registry.shut()
         _links.forget()
         return done
 
@@ -270,25 +283,32 @@ def _hook_exit() -> None:
     atexit.register(_at_exit)
 
 
+def _all() -> list[Tracing]:
+    """Return what records now, and what was switched off and may be written to yet."""
+    return [*_switched_off, *([] if _active is None else [_active])]
+
+
 def _at_exit() -> None:
-    if _active is not None:
+    for tracing in _all():
         try:
-            _active.at_exit()
+            tracing.at_exit()
         except Exception:
             failed("leaving the process")
 
 
-_held = False
+#: Locks of databases that nobody uses while the process forks; but a fork waits for none longer than a second.
+_held: list[Lock] = []
 
 
 def _before_fork() -> None:
-    global _held
-    _held = _active is not None and _active.recorder.before_fork()
+    locks = {tracing.store.database.lock for tracing in _all()}
+    _held[:] = [lock for lock in locks if lock.acquire(timeout=1.0)]
 
 
 def _after_fork_in_parent() -> None:
-    if _active is not None:
-        _active.recorder.after_fork_in_parent(_held)
+    for lock in _held:
+        lock.release()
+    _held.clear()
 
 
 def _after_fork_in_child() -> None:
@@ -299,9 +319,10 @@ def _after_fork_in_child() -> None:
     _links.forked()
     _client.forked()
     Scope.roots.clear()
-    if _active is not None:
+    _held.clear()
+    for tracing in _all():
         try:
-            _active.forked()
+            tracing.forked()
         except StoreError as error:
             warn_once("forked", "pltrace can't open its store in a forked process: %s", error)
         except Exception:

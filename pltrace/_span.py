@@ -59,6 +59,8 @@ class Span:
     #: read it.
     raw_input: Any = None
     raw_output: Any = None
+    #: Given by `update`: then it is kept whatever is captured.
+    input_is_set: bool = False
     output_is_set: bool = False
     #: The fields of `run`, as a bare tuple: making a named one costs the caller five times as much.
     run_fields: tuple[Any, ...] | None = None
@@ -199,6 +201,7 @@ class Span:
             self.added_metadata = {**self.added_metadata, **checked_metadata("metadata", metadata)}
         if input is not None:
             self.raw_input = input
+            self.input_is_set = True
         if output is not None:
             self.raw_output = output
             self.output_is_set = True

@@ -51,7 +51,7 @@ class Store:
     """The spans of this process, and of all that share the file.
 
     Args:
-        path: The file; None keeps everything in memory.
+        place: The file, or a database that is open already; None keeps everything in memory.
         exporters: Names of the exporters that every span is for.
         local_ids: Requests get the store's own ids, because no exporter gives them any.
         keep: Delivered spans stay for reading.
@@ -61,9 +61,9 @@ class Store:
     """
 
     def __init__(
-        self, path: Path | None, exporters: Sequence[str] = (), *, local_ids: bool = True, keep: bool = True
+        self, place: Path | Database | None, exporters: Sequence[str] = (), *, local_ids: bool = True, keep: bool = True
     ) -> None:
-        self.database = Database(path)
+        self.database = place if isinstance(place, Database) else Database(place)
         self.exporters = tuple(exporters)
         self._local_ids = local_ids
         self._keep = keep
@@ -425,7 +425,7 @@ class Store:
         return int(connection.execute("DELETE FROM spans WHERE seq IN (SELECT seq FROM pruned)").rowcount)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; it opens again if something comes yet."""
         self.database.close()
 
 

@@ -33,13 +33,19 @@ class Tracing:
 
     Args:
         config: The settings.
+        before: What is replaced, and was shut down: its open blocks go on, and so does who waits for an id.
         recorder: Makes what spans are recorded with.
     """
 
-    def __init__(self, config: Config, recorder: Callable[..., SpanRecorder] = SpanRecorder) -> None:
+    def __init__(
+        self,
+        config: Config,
+        before: Tracing | None = None,
+        recorder: Callable[..., SpanRecorder] = SpanRecorder,
+    ) -> None:
         self.config = config
         self.exporters = _exporters(config)
-        self.store = self._open_store()
+        self.store = self._open_store(before)
         self.callbacks = CallbackRunner()
         encoder = Encoder(config.redact, config.redact_also)
         self.recorder = recorder(self.store, encoder, self.callbacks, self._wrote, self._began, config.sample)
@@ -72,19 +78,22 @@ class Tracing:
             if isinstance(exporter, TracksRequests)
         ]
         self._exit_left_s = EXIT_S
+        self._is_shut = False
+        if before is not None:
+            self.recorder.succeed(before.recorder)
         self._prune_at = monotonic()
         for worker in self._deliveries:
             worker.adopted = self._work_on_operations
             worker.work()  # An earlier process may have left something.
 
-    def _open_store(self) -> Store:
+    def _open_store(self, before: Tracing | None) -> Store:
         names = [exporter.name for exporter in self.exporters]
         local_ids = not any(isinstance(exporter, TracksRequests) for exporter in self.exporters)
         keep = self.config.store != "off"
-        if isinstance(self.config.store, str):
-            return Store(None, names, local_ids=local_ids, keep=keep)
+        path = None if isinstance(self.config.store, str) else self.config.store
+        place = path if before is None or before.store.database.path != path else before.store.database
         try:
-            return Store(self.config.store, names, local_ids=local_ids)
+            return Store(place, names, local_ids=local_ids, keep=keep)
         except StoreError as error:
             warn_once(
                 "no_store",
@@ -96,11 +105,16 @@ class Tracing:
 
     def _began(self) -> None:
         """Start the workers' threads, as long as that is possible."""
+        if self._is_shut:
+            return
         for worker in (*self._deliveries, *self._operations):
             worker.start()
 
     def _wrote(self) -> None:
         """Let the workers know of a commit."""
+        if self._is_shut:
+            self._let_go()  # What ended late is for who comes next.
+            return
         for worker in (*self._deliveries, *self._operations):
             worker.work()
         if monotonic() >= self._prune_at:
@@ -162,10 +176,11 @@ class Tracing:
         return all(flushed)
 
     def shutdown(self, timeout: float, *, patient: bool) -> bool:
-        """Flush, then let go of connections and of the lease on what is left."""
+        """Flush, then let go of threads, connections, the file, and the lease on what is left."""
         done = self._flush(monotonic() + timeout, patient)
-        self.recorder.shutting_down()
-        self.recorder.registry.shut()
+        self._is_shut = True
+        self.recorder.retire()
+        self.callbacks.stop()
         for worker in (*self._deliveries, *self._operations):
             worker.stop()
         self._leave()
@@ -177,7 +192,7 @@ class Tracing:
         """Put all on disk, deliver for a bounded time, and leave the rest to the next process."""
         self.recorder.shutting_down()
         self.recorder.drain(timeout=EXIT_S)
-        if not any(worker.pace.failures for worker in self._deliveries):
+        if not self._is_shut and not any(worker.pace.failures for worker in self._deliveries):
             began = monotonic()
             self._flush(began + self._exit_left_s, patient=False)
             # It is called twice: before other threads are waited for, and after.
@@ -187,8 +202,16 @@ class Tracing:
     def _leave(self) -> None:
         try:
             self.recorder.write_counts()
+        except Exception:
+            failed("writing counts to the store")
+        self._let_go()
+
+    def _let_go(self) -> None:
+        try:
             if self.exporters:
                 self.store.leave()
+            if self._is_shut:
+                self.store.close()
         except Exception:
             failed("leaving the store")
 

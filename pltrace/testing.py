@@ -238,9 +238,9 @@ class _Capture:
         """Return the settings without those that would send or write something."""
         return replace(config, api_key=None, base_url=Config.base_url, client=None, store="memory", exporters=())
 
-    def tracing(self, config: Config) -> Tracing:
+    def tracing(self, config: Config, before: Tracing | None) -> Tracing:
         """Return what to record with."""
-        return _CapturingTracing(config, self._recorder)
+        return _CapturingTracing(config, before, self._recorder)
 
     def _recorder(self, *parts: Any) -> _CapturingRecorder:
         recorder = _CapturingRecorder(*parts)

@@ -50,6 +50,10 @@ class PlainJson:
         except (TypeError, ValueError, RecursionError):
             return json.dumps(f"<{type(value).__name__}>")
 
+    def schema(self, value: object) -> object:
+        """The same for a schema."""
+        return self.jsonable(value)
+
     def jsonable(self, value: object) -> object:
         """The value as JSON data."""
         return json.loads(self.dumps(value), parse_constant=str)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,12 +12,20 @@ from typing import Any
 
 import pytest
 from langchain_core.language_models.fake_chat_models import FakeListChatModel, GenericFakeChatModel
+from langchain_core.messages import HumanMessage, SystemMessage
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.runnables import RunnableLambda
+from langchain_core.tools import tool
+from openai import BadRequestError
 
 import pltrace
 from pltrace import ConfigError, ExportResult, traced
+from tests.support.http_double import HANG
 from tests.support.programs import run, stored
 from tests.support.promptlayer_server import PromptLayerServer
-from tests.support.traces import spans
+from tests.support.scripted_llm import ApiError, Reply, ScriptedOpenAI
+from tests.support.traces import chat, spans
 
 
 class Exporter:
@@ -152,6 +162,63 @@ def test_settings_replace_each_other(local: Path) -> None:
     assert (block["tags"], block["metadata"]) == ([], {"second": True})
 
 
+@pytest.mark.parametrize("store", ["same", "another"])
+def test_settings_replaced_inside_a_block(
+    deliver: Callable[..., None], promptlayer: PromptLayerServer, tmp_path: Path, store: str
+) -> None:
+    """What is open when `configure` replaces the settings is delivered under the new ones, with its ids and scores."""
+    deliver()
+    told: list[int] = []
+    model = FakeListChatModel(responses=["answer"])
+    with traced("outer", tags=["outer"], on_request=lambda request: told.append(int(request))) as outer:
+        deliver(tags=["new"], **({} if store == "same" else {"store": tmp_path / "another.db"}))
+        model.invoke("late")
+        with traced("inner"):
+            model.invoke("later")
+        outer.score(90)
+    assert pltrace.flush(10.0)
+    assert sorted(span["name"] for span in promptlayer.spans.values()) == [
+        "FakeListChatModel", "FakeListChatModel", "inner", "outer",
+    ]  # fmt: skip
+    ids = sorted(log["id"] for log in promptlayer.request_logs)
+    assert sorted(told) == sorted(request.wait(10.0) or 0 for request in outer.requests) == ids
+    assert sorted(score["request_id"] for score in promptlayer.operations) == ids
+
+
+def test_who_waits_for_an_id_waits_on(deliver: Callable[..., None], promptlayer: PromptLayerServer) -> None:
+    """Other settings for the same store lose no `on_request` and no handle that still waits for its id."""
+    told: list[int] = []
+    promptlayer.fault = HANG
+    deliver()
+    with traced("block", on_request=lambda request: told.append(int(request))) as span:
+        FakeListChatModel(responses=["answer"]).invoke("hello")
+    (request,) = span.requests
+    deliver(tags=["new"])
+    promptlayer.fault = None
+    promptlayer.release()
+    assert pltrace.flush(30.0)
+    assert [request.wait(10.0)] == told == [log["id"] for log in promptlayer.request_logs]
+
+
+def test_nothing_stays_of_former_settings(deliver: Callable[..., None]) -> None:
+    """Each `configure` lets go of the threads and files of the one before, and `shutdown` of all."""
+    for number in range(5):
+        deliver(tags=[str(number)])
+        with traced("block", on_request=print):
+            FakeListChatModel(responses=["answer"]).invoke("hello")
+        assert pltrace.flush(10.0)
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("pltrace-")]
+    pltrace.shutdown()
+    for thread in threads:
+        thread.join(10.0)
+    names = [thread.name for thread in threads if not thread.is_alive()]
+    assert len(set(names)) == len(names) == len(threads)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("pltrace-")]
+    if os.path.isdir("/proc/self/fd"):
+        opened = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+        assert not [path for path in opened if "traces.db" in path]
+
+
 def test_arguments_win(tmp_path: Path, promptlayer: PromptLayerServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Arguments win over the environment, each by itself."""
     for name, value in {
@@ -286,6 +353,29 @@ def test_capture_caps(local: Path, application: bool | str, block: bool | str, i
     assert (b"secret-out" in raw) == outputs
 
 
+@pytest.mark.parametrize("capture", ["inputs", "outputs"])
+def test_capture_of_steps(local: Path, capture: str) -> None:
+    """What a prompt template gives counts as an input, what a parser takes as an output, whatever runs around them."""
+    chain = ChatPromptTemplate.from_template("the {what}") | GenericFakeChatModel(messages=iter(["an answer"]))
+    with traced("block", capture=capture):
+        (chain | StrOutputParser() | RunnableLambda(lambda text: f"{text} indeed")).invoke({"what": "question"})
+    pltrace.flush()
+    raw = b"".join(file.read_bytes() for file in local.parent.iterdir())
+    assert (b"question" in raw, b"an answer" in raw) == (capture == "inputs", capture == "outputs")
+    kept = {span["name"]: (span["input"] is not None, span["output"] is not None) for span in spans(local)}
+    assert kept["ChatPromptTemplate"] == (capture == "inputs",) * 2
+    assert kept["StrOutputParser"] == (capture == "outputs",) * 2
+    assert kept["RunnableSequence"] == (capture == "inputs", capture == "outputs")
+
+
+def test_what_is_given_is_kept(local: Path) -> None:
+    """What `update` is told is kept, whatever is captured."""
+    with traced("block", capture=False) as span:
+        span.update(input="asked", output="answered")
+    (block,) = spans(local)
+    assert (block["input"], block["output"]) == ("asked", "answered")
+
+
 # Redaction.
 
 SECRET = {"password": "hunter2", "note": "nothing", "nested": [{"api_key": "k-123456"}], "text": "sk-" + "a1B2" * 10}
@@ -333,6 +423,42 @@ def test_redaction_fails_closed(local: Path) -> None:
     assert span["name"] == "echo"
     raw = b"".join(file.read_bytes() for file in local.parent.iterdir())
     assert b"secret-in" not in raw
+
+
+def _refuse(key: str, value: Any) -> Any:
+    raise RuntimeError("redaction is broken")
+
+
+@pytest.mark.parametrize(
+    "redact",
+    [lambda key, value: "X", lambda key, value: None, lambda key, value: {"was": 1}, _refuse],
+    ids=["changes all", "removes all", "gives objects", "raises"],
+)
+def test_redaction_keeps_the_shape(deliver: Callable[..., None], promptlayer: PromptLayerServer, redact: Any) -> None:
+    """Whatever a redactor does to texts, PromptLayer gets valid requests: roles, types and tools keep their shape."""
+
+    @tool
+    def look_up(password: str, most: int = 3) -> str:
+        """Look something up."""
+        return "found"
+
+    deliver(redact=redact)
+    called = Reply("secret-out", tool_calls=[("look_up", {"password": "secret-in"})])
+    with ScriptedOpenAI([Reply("secret-out"), called, ApiError(400, "secret-out")]) as llm:
+        model = chat(llm).bind_tools([look_up])
+        with traced("block", metadata={"note": "secret-in"}):
+            asked = [SystemMessage("secret-in"), HumanMessage([{"type": "text", "text": "secret-in"}])]
+            model.invoke(asked)
+            model.invoke(asked)
+            with pytest.raises(BadRequestError):
+                model.invoke(asked)
+    assert pltrace.flush(10.0)
+    assert len(promptlayer.request_logs) == 3
+    assert "secret" not in str(promptlayer.spans)
+    for log in promptlayer.request_logs:
+        assert [message["role"] for message in log["input"]["messages"]] == ["system", "user"]
+        (offered,) = log["input"]["tools"]
+        assert offered["function"]["parameters"]["properties"]["most"]["type"] == "integer"
 
 
 # Libraries.

@@ -9,13 +9,16 @@ Block = dict[str, Any]
 
 
 class JsonEncoder(Protocol):
-    """What the blueprint needs of `pltrace._encoding.Encoder`; neither method ever raises."""
+    """What the blueprint needs of `pltrace._encoding.Encoder`; no method ever raises."""
 
     def dumps(self, value: object, /) -> str:
         """The value as strict JSON text, redacted and bounded."""
 
     def jsonable(self, value: object, /) -> object:
         """The value as plain JSON data, redacted and bounded."""
+
+    def schema(self, value: object, /) -> object:
+        """The same for a schema, in which names are no secrets."""
 
 
 class MisfitError(Exception):

@@ -74,7 +74,7 @@ def _function(raw: Block, encoder: JsonEncoder) -> list[Block]:
         made["strict"] = raw["strict"]
     schema = first_of(raw, "parameters", "input_schema", "parameters_json_schema", "inputSchema")
     if isinstance(schema, dict):
-        made["parameters"] = object_of(schema.get("json", schema), encoder)
+        made["parameters"] = encoder.schema(schema.get("json", schema))
     return [made]
 
 
