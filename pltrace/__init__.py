@@ -12,6 +12,7 @@ from pltrace._runtime import configure, flush, shutdown
 from pltrace._scope import current_span
 from pltrace._span import Span
 from pltrace._traced import traced
+from pltrace._usage import Usage
 
 if TYPE_CHECKING:
     from pltrace import prompts, track
@@ -31,6 +32,7 @@ __all__ = [
     "SpanExporter",
     "StoreError",
     "StoredSpan",
+    "Usage",
     "bind",
     "configure",
     "current_span",
@@ -60,14 +62,16 @@ _LATER = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _LATER:
-        raise AttributeError(f"module 'pltrace' has no attribute {name!r}")
-    from importlib import import_module
+if not TYPE_CHECKING:  # Type checkers know all names from above, and would take any other for one of these.
 
-    module = import_module(_LATER[name])
-    value = globals()[name] = module if _LATER[name] == f"pltrace.{name}" else getattr(module, name)
-    return value
+    def __getattr__(name: str) -> Any:
+        if name not in _LATER:
+            raise AttributeError(f"module 'pltrace' has no attribute {name!r}")
+        from importlib import import_module
+
+        module = import_module(_LATER[name])
+        value = globals()[name] = module if _LATER[name] == f"pltrace.{name}" else getattr(module, name)
+        return value
 
 
 def __dir__() -> list[str]:

@@ -32,12 +32,12 @@ _CAPTURE_WORDS = {
 
 @dataclass(frozen=True)
 class Library:
-    """What the application decided about the functions of one package.
+    """What the application decided about the functions and blocks of one package.
 
     Attributes:
         enabled: Whether they are traced.
         tags: Added to what they record.
-        capture: The most that is kept of their arguments and results.
+        capture: The most that is kept of arguments, prompts and results inside them.
     """
 
     enabled: bool = True
@@ -63,7 +63,7 @@ class Config:
         redact: Replaces the default redaction of leaf values, or None.
         redact_also: More key names and patterns for the default redaction.
         sample: The share of traces that is recorded.
-        libraries: What holds for the functions of some packages.
+        libraries: What holds for the functions and blocks of some packages.
     """
 
     enabled: bool = False

@@ -52,12 +52,14 @@ _hooked = False
 _when_on: list[Callable[[], None]] = []
 
 
-def is_on(package: str = "") -> bool:
-    """Return whether what runs now is traced, in a function of `package`; the first call reads the environment."""
+def is_on(module: str | None = None) -> bool:
+    """Return whether what runs now is traced, as what `module` says is; the first call reads the environment."""
     if _active is None:
         return bool(gate) and _decide()
-    library = _active.config.libraries.get(package) if package else None
-    return library is None or library.enabled
+    if not _active.config.libraries:
+        return True
+    found = library(module)
+    return found is None or found.enabled
 
 
 # A handler in a `callbacks` list may be all that a program has of pltrace: its first run decides too.
@@ -71,9 +73,11 @@ def base() -> Scope:
     return scope
 
 
-def library(package: str) -> Library | None:
-    """Return what the application decided about a package, if anything."""
-    return _active.config.libraries.get(package) if _active is not None else None
+def library(module: str | None) -> Library | None:
+    """Return what the application decided about the package that a module is in, if anything."""
+    if _active is None or not _active.config.libraries:
+        return None
+    return _active.config.libraries.get(str(module).partition(".")[0])
 
 
 def active() -> Tracing | None:
@@ -147,7 +151,7 @@ def configure(
             that extend it.
         sample: The share of traces that is recorded, 0.0 to 1.0; else `PLTRACE_SAMPLE`.
         enabled: True or False; None is on, unless `PLTRACE_ENABLED=0`.
-        libraries: Package name → `{"enabled": bool, "tags": [...], "capture": ...}`, for the functions defined there.
+        libraries: Package name → `{"enabled": bool, "tags": [...], "capture": ...}`, for its functions and blocks.
 
     Raises:
         ConfigError: An argument or environment variable is wrong; the message names it.

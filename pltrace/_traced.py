@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from pltrace import _runs, _runtime
 from pltrace._checks import (
+    CAPTURE_ALL,
     INPUTS,
     OUTPUTS,
     checked_capture,
     checked_metadata,
-    checked_optional_name,
+    checked_name,
     checked_sample,
     checked_tags,
 )
@@ -25,19 +27,25 @@ from pltrace._snapshot import Arguments, arguments_of, snapshot
 from pltrace._span import INERT_SPAN, Span, SpanKind
 from pltrace._wrapping import RunnableProxy, Wrapped, code_flags, is_coroutine, is_runnable, rewrap, wrapped_call
 
+if TYPE_CHECKING:
+    from langchain_core.runnables import Runnable
+
 __all__ = ["Traced", "traced"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+AnyRunnable = TypeVar("AnyRunnable", bound="Runnable[Any, Any]")
+
+_NO_TAGS: tuple[str, ...] = ()
 
 
 class Traced:
     """A declaration made by `traced(...)`; it never changes, so it can be used anywhere, by many at once, and again."""
 
     __slots__ = (
-        "_callback", "_capture", "_metadata", "_name", "_on_request", "_open", "_parent", "_sample", "_session",
-        "_tags", "_user",
+        "_callback", "_capture", "_metadata", "_module", "_name", "_on_request", "_open", "_parent", "_sample",
+        "_session", "_tags", "_user",
     )  # fmt: skip
 
     def __init__(
@@ -51,17 +59,19 @@ class Traced:
         capture: int,
         sample: float | None,
         parent: Any,
+        module: str | None,
     ) -> None:
         self._name = name
         self._tags = tags
         self._metadata = metadata
         self._on_request = on_request
-        self._callback = _callback_maker(on_request)
+        self._callback = None if on_request is None else _callback_maker(on_request)
         self._user = user
         self._session = session
         self._capture = capture
         self._sample = sample
         self._parent = parent
+        self._module = module  # Where it was made: a block belongs to it, as a function does to its own.
         # Blocks that are open, latest last: for one that is left in another context than it was entered in. Told by
         # their spans: a scope is copied where it goes on inside another run.
         self._open: dict[int, Scope] = {}
@@ -70,17 +80,17 @@ class Traced:
         """Pickle what was declared; what is open isn't part of it."""
         return Traced, (
             self._name, self._tags, self._metadata, self._on_request, self._user, self._session, self._capture,
-            self._sample, self._parent,
+            self._sample, self._parent, self._module,
         )  # fmt: skip
 
     # As a context manager.
 
     def __enter__(self) -> Span:
         """Open a block: what runs inside it is recorded under its span."""
-        if not _runtime.gate or not _runtime.is_on():
+        if not _runtime.gate or not _runtime.is_on(self._module):
             return INERT_SPAN
         try:
-            scope = self._enter(self._name or "traced", "block", self)
+            scope = self._enter(self._name or "traced", "block", self, self._module)
             self._open[id(scope.span)] = scope
         except Exception:
             failed("entering a traced block")
@@ -114,6 +124,8 @@ class Traced:
     # As a decorator.
 
     @overload
+    def __call__(self, function: AnyRunnable, /) -> AnyRunnable: ...
+    @overload
     def __call__(self, function: classmethod[T, P, R], /) -> classmethod[T, P, R]: ...
     @overload
     def __call__(self, function: staticmethod[P, R], /) -> staticmethod[P, R]: ...
@@ -135,42 +147,43 @@ class Traced:
             return self._traced_runnable(function)
         if not callable(function):
             raise ConfigError(f"traced: expected a callable, got {function!r}")
-        wrapper = self._wrapper_for(function, _name_of(function), _package_of(function))
+        wrapper = self._wrapper_for(function, _name_of(function), _module_of(function))
         return wrapped_call(function, wrapper, _runtime.gate, self)
 
     def _traced_runnable(self, runnable: Any) -> RunnableProxy:
-        name, package = str(runnable.get_name()), _package_of(runnable)
+        # Its own class is LangChain's; it belongs to who traces it.
+        name, module = str(runnable.get_name()), self._module
 
         def wrap(method: Any) -> Wrapped:
-            return wrapped_call(method, self._wrapper_for(method, name, package), _runtime.gate, self)
+            return wrapped_call(method, self._wrapper_for(method, name, module), _runtime.gate, self)
 
         return RunnableProxy(runnable, wrap, (_traced_again, self))
 
-    def _wrapper_for(self, function: Any, name: str, package: str) -> Any:
+    def _wrapper_for(self, function: Any, name: str, module: str | None) -> Any:
         """Return what is called in place of `function`: chosen once, by what calling it makes."""
         name = self._name or name
         flags = code_flags(function)
         for flag, drive in _DRIVERS:
             if flags & flag:
-                return self._driven(name, package, drive)
-        return self._plain(name, package)
+                return self._driven(name, module, drive)
+        return self._plain(name, module)
 
-    def _driven(self, name: str, package: str, drive: Any) -> Any:
+    def _driven(self, name: str, module: str | None, drive: Any) -> Any:
         def call(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
             source = wrapped(*args, **kwargs)
-            if not _runtime.is_on(package):
+            if not _runtime.is_on(module):
                 return source
-            return drive(Call(self, name, package, arguments_of(wrapped, args, kwargs)), source)
+            return drive(Call(self, name, module, arguments_of(wrapped, args, kwargs)), source)
 
         return call
 
-    def _plain(self, name: str, package: str) -> Any:
+    def _plain(self, name: str, module: str | None) -> Any:
         def call(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
-            if not _runtime.is_on(package):
+            if not _runtime.is_on(module):
                 return wrapped(*args, **kwargs)
             scope = None
             try:
-                scope = self._enter(name, "function", None, package)
+                scope = self._enter(name, "function", None, module)
             except RecursionError:
                 pass  # There is no room for us, nor is there for the call.
             except Exception:
@@ -195,7 +208,7 @@ class Traced:
 
         return call
 
-    def _enter(self, name: str, kind: SpanKind, entry: object, package: str = "") -> Scope:
+    def _enter(self, name: str, kind: SpanKind, entry: object, module: str | None) -> Scope:
         """Derive a scope from the current one, with an open span, and make it current."""
         outer = current()
         base = outer if outer is not None else _runtime.base()
@@ -206,10 +219,9 @@ class Traced:
             # Each function once: a recursive one is entered many times.
             callbacks = (callback, *[other for other in callbacks if other.function != callback.function])
         tags, capture = self._tags, base.capture & self._capture
-        if package:
-            library = _runtime.library(package)
-            if library is not None:
-                tags, capture = (*tags, *library.tags), capture & library.capture
+        library = _runtime.library(module)
+        if library is not None:
+            tags, capture = (*tags, *library.tags), capture & library.capture
         run = _runs.around()
         parent: Any = base.span
         if run is not None and run is not base.entered_in and not _descends(base.span, run):
@@ -258,24 +270,24 @@ class Call:
     Args:
         declaration: Opens the scope, at the first step.
         name: The span's name.
-        package: Where the function was defined.
+        module: Where the function was defined.
         arguments: As they were at the call.
         scope: The scope, if it is open already.
     """
 
-    __slots__ = ("_arguments", "_declaration", "_ended", "_inside", "_name", "_package", "_scope")
+    __slots__ = ("_arguments", "_declaration", "_ended", "_inside", "_module", "_name", "_scope")
 
     def __init__(
         self,
         declaration: Traced,
         name: str,
-        package: str = "",
+        module: str | None = None,
         arguments: Arguments | None = None,
         scope: Scope | None = None,
     ) -> None:
         self._declaration = declaration
         self._name = name
-        self._package = package
+        self._module = module
         self._arguments = arguments
         self._scope = scope
         self._inside = scope  # What is current inside, blocks that were opened there included.
@@ -294,9 +306,9 @@ class Call:
         return outside
 
     def _open(self) -> None:
-        if not _runtime.is_on(self._package):
+        if not _runtime.is_on(self._module):
             return  # No longer.
-        scope = self._scope = self._declaration._enter(self._name, "function", None, self._package)
+        scope = self._scope = self._declaration._enter(self._name, "function", None, self._module)
         if scope.capture & INPUTS:
             scope.span.raw_input = self._arguments
         self._arguments = None
@@ -394,22 +406,22 @@ def _name_of(function: Any) -> str:
     return str(getattr(inner, "__qualname__", None) or type(inner).__qualname__)
 
 
-def _package_of(function: Any) -> str:
-    """Return the top-level package that a callable was defined in."""
+def _module_of(function: Any) -> str:
+    """Return the module that a callable was defined in."""
     inner = getattr(function, "func", function)
-    return str(getattr(inner, "__module__", None) or type(inner).__module__).partition(".")[0]
+    return str(getattr(inner, "__module__", None) or type(inner).__module__)
 
 
-def _callback_maker(on_request: Callable[[Any], Any] | None) -> Callable[[], Callback] | None:
+def _callback_maker(on_request: Callable[[Any], Any]) -> Callable[[], Callback]:
     """Return what makes the scope's callback at its entry: an async one remembers the loop it is entered on."""
-    if on_request is None:
-        return None
     if not is_coroutine(on_request):
         callback = Callback(on_request, None)
         return lambda: callback
     return lambda: Callback(on_request, _runs.running_loop())
 
 
+@overload
+def traced(function: AnyRunnable, /) -> AnyRunnable: ...
 @overload
 def traced(function: classmethod[T, P, R], /) -> classmethod[T, P, R]: ...
 @overload
@@ -467,23 +479,34 @@ def traced(
     Raises:
         ConfigError: An argument has a wrong type or value.
     """
+    runnable = None
     if name is not None and not isinstance(name, str):
-        if callable(name) or isinstance(name, (classmethod, staticmethod)) or is_runnable(name):
+        if is_runnable(name):
+            name, runnable = None, name
+        elif callable(name) or isinstance(name, (classmethod, staticmethod)):
             return _DEFAULT(name)
-        raise ConfigError(f"name={name!r}: expected a string, got {type(name).__name__}")
+        else:
+            raise ConfigError(f"name={name!r}: expected a string, got {type(name).__name__}")
     if on_request is not None and not callable(on_request):
         raise ConfigError(f"on_request={on_request!r}: expected a function that takes a Request")
-    return Traced(
-        checked_optional_name("name", name),
-        checked_tags("tags", tags),
-        checked_metadata("metadata", metadata) if metadata is not None else {},
+    try:
+        module = sys._getframe(1).f_globals.get("__name__")
+    except ValueError:  # Called by no Python code, as a thread's first function is.
+        module = None
+    # What isn't given isn't checked: blocks are declared where they are entered, also while tracing is off.
+    declaration = Traced(
+        None if name is None else checked_name("name", name),
+        () if tags is _NO_TAGS else checked_tags("tags", tags),
+        {} if metadata is None else checked_metadata("metadata", metadata),
         on_request,
-        checked_optional_name("user", user),
-        checked_optional_name("session", session),
-        checked_capture("capture", capture),
+        None if user is None else checked_name("user", user),
+        None if session is None else checked_name("session", session),
+        CAPTURE_ALL if capture is True else checked_capture("capture", capture),
         None if sample is None else checked_sample("sample", sample),
         None if parent is None else checked_carrier("parent", parent),
+        module,
     )
+    return declaration if runnable is None else declaration(runnable)
 
 
 _DEFAULT = traced()

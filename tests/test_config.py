@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import threading
 from collections.abc import Callable
@@ -468,6 +469,8 @@ def test_redaction_keeps_the_shape(deliver: Callable[..., None], promptlayer: Pr
 def library() -> SimpleNamespace:
     """A library that decorates its functions, without knowing the application."""
     source = """
+from contextlib import ExitStack
+from langchain_core.runnables import RunnableLambda
 from pltrace import traced
 
 @traced("lib.function", tags=["of-library"])
@@ -487,9 +490,24 @@ class Class:
 async def coroutine():
     return 3
 
+declaration = traced("lib.declaration")
+
+def blocks():
+    with declaration as first, traced("lib.block") as second, ExitStack() as stack:
+        third = stack.enter_context(traced("lib.stacked"))
+        return [span.name for span in (first, second, third)]
+
+async def async_block():
+    async with traced("lib.async block"):
+        return 4
+
+runnable = traced(RunnableLambda(lambda number: number + 1, name="lib.runnable"))
+named_runnable = traced("lib.named runnable")(RunnableLambda(lambda number: number + 1))
+
 @traced("lib.outer")
 def outer(callback):
-    return callback()
+    with traced("lib.around"):
+        return callback()
 """
     names: dict[str, Any] = {"__name__": "mylib.core", "model": GenericFakeChatModel(messages=iter(["secret-out"]))}
     exec(source, names)
@@ -501,15 +519,51 @@ async def _use(library: SimpleNamespace) -> None:
     assert list(library.generator()) == [1]
     assert library.Class().method() == 2
     assert await library.coroutine() == 3
+    library.blocks()
+    assert await library.async_block() == 4
+    assert library.runnable.invoke(4) == 5
+    assert library.named_runnable.invoke(5) == 6
 
 
 async def test_library_switched_off(local: Path, library: SimpleNamespace) -> None:
-    """A library that the application switched off records no span of its own, whatever kind its functions are."""
+    """A library that the application switched off records nothing of its own, with functions of any kind or blocks."""
     pltrace.configure(store=local, libraries={"mylib": {"enabled": False}})
     with traced("application"):
         await _use(library)
         _echo(1)
-    assert [span["name"] for span in spans(local)] == ["application", "GenericFakeChatModel", "echo"]
+    names = [span["name"] for span in spans(local)]
+    # What LangChain runs in it is the application's.
+    assert names == ["application", "GenericFakeChatModel", "lib.runnable", "RunnableLambda", "echo"]
+
+
+def test_a_block_switched_off_is_inert(local: Path, library: SimpleNamespace) -> None:
+    """A block of a library that is switched off gives the span that does nothing, as while tracing is off."""
+    pltrace.configure(store=local, libraries={"mylib": {"enabled": False}})
+    assert library.blocks() == ["", "", ""]
+    pltrace.configure(store=local)
+    assert library.blocks() == ["lib.declaration", "lib.block", "lib.stacked"]
+
+
+def test_a_declaration_is_of_the_library_that_made_it(local: Path, library: SimpleNamespace) -> None:
+    """Who enters a declaration doesn't matter, nor does a pickle: it is governed by where it was made."""
+    pltrace.configure(store=local, libraries={"mylib": {"enabled": False}})
+    mine = traced("mine")
+    theirs = pickle.loads(pickle.dumps(library.declaration))
+    with mine as outer, library.declaration as span, theirs as copied, mine as inner:
+        assert (bool(outer), bool(span), bool(copied), bool(inner)) == (True, False, False, True)
+        library.outer(lambda: mine(_echo)(1))
+        assert pltrace.current_span() is inner
+    assert not pltrace.current_span()
+    assert [span["name"] for span in spans(local)] == ["mine", "mine", "mine", "echo"]
+
+
+def test_settings_that_change_inside_a_block(local: Path, library: SimpleNamespace) -> None:
+    """A block that was entered before its library was switched off is left as any other."""
+    with library.declaration as span:
+        pltrace.configure(store=local, libraries={"mylib": {"enabled": False}})
+        with traced("mine") as inner:
+            assert inner.parent_id == span.id
+    assert not pltrace.current_span()
 
 
 def test_library_off_is_transparent(local: Path, library: SimpleNamespace) -> None:
@@ -530,7 +584,9 @@ async def test_library_tags(local: Path, library: SimpleNamespace) -> None:
     tags = {span["name"]: span["tags"] for span in spans(local)}
     assert tags == {
         "application": [], "lib.function": ["of-library", "mine"], "GenericFakeChatModel": ["of-library", "mine"],
-        "lib.generator": ["mine"], "lib.method": ["mine"], "lib.coroutine": ["mine"], "echo": [],
+        "lib.generator": ["mine"], "lib.method": ["mine"], "lib.coroutine": ["mine"], "lib.declaration": ["mine"],
+        "lib.block": ["mine"], "lib.stacked": ["mine"], "lib.async block": ["mine"], "lib.runnable": ["mine"],
+        "lib.named runnable": ["mine"], "RunnableLambda": ["mine"], "echo": [],
     }  # fmt: skip
 
 
@@ -549,4 +605,4 @@ async def test_other_libraries_are_left_alone(local: Path, library: SimpleNamesp
     """A setting for one package doesn't touch another whose name begins so."""
     pltrace.configure(store=local, libraries={"my": {"enabled": False}, "mylibrary": {"enabled": False}})
     await _use(library)
-    assert len(spans(local)) == 5
+    assert len([span for span in spans(local) if span["name"].startswith("lib.")]) == 11

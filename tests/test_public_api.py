@@ -25,6 +25,7 @@ PUBLIC = [
     "SpanExporter",
     "StoreError",
     "StoredSpan",
+    "Usage",
     "bind",
     "configure",
     "current_span",
@@ -64,6 +65,7 @@ MEMBERS = {
                 "metadata", "model", "output", "output_tokens", "provider", "score", "span_id", "status", "tags",
                 "trace_id", "wait"],
     "SpanExporter": ["export", "name", "shutdown"],
+    "Usage": ["by_model", "by_tag", "errors", "input_tokens", "output_tokens", "requests", "total_tokens"],
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
@@ -10,9 +11,13 @@ from pathlib import Path
 import pytest
 
 import pltrace
+from pltrace import Request, Span, prompts, track
+from pltrace.testing import CapturedSpans
 
 ROOT = Path(__file__).resolve().parents[1]
 USES = "tests/typing/api.py"
+#: Methods of public classes that aren't for users.
+INTERNAL = {"count_call", "set_error"}
 
 
 @pytest.mark.parametrize(
@@ -38,3 +43,23 @@ def test_the_uses_are_of_everything() -> None:
     text = (ROOT / USES).read_text(encoding="utf-8")
 
     assert [name for name in pltrace.__all__ if not re.search(rf"\b{name}\b", text)] == []
+
+
+def test_the_misuses_are_of_every_function() -> None:
+    """Every public function and method is misused there."""
+    text = (ROOT / USES).read_text(encoding="utf-8")
+    functions = [
+        name
+        for owner, names in ((pltrace, pltrace.__all__), (prompts, prompts.__all__), (track, track.__all__))
+        for name in names
+        if inspect.isfunction(getattr(owner, name))
+    ]
+    methods = [
+        name
+        for owner in (Span, Request, CapturedSpans)
+        for name, found in vars(owner).items()
+        if inspect.isfunction(found) and not name.startswith("_") and name not in INTERNAL
+    ]
+
+    names = [*functions, *methods, "capture_spans", "PromptLayerCallbackHandler"]
+    assert [name for name in names if not re.search(rf"\b{name}\(.*# type: ignore\[", text)] == []

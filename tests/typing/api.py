@@ -12,8 +12,9 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from langchain_core.runnables import RunnableLambda
 from langchain_openai import ChatOpenAI
 from typing_extensions import assert_type
 
@@ -29,6 +30,7 @@ from pltrace import (
     SpanExporter,
     StoredSpan,
     StoreError,
+    Usage,
     bind,
     traced,
 )
@@ -103,6 +105,32 @@ def consumes() -> None:
         assert_type(number, int)
 
 
+# A generic function stays generic, and a LangChain Runnable what it was.
+
+T = TypeVar("T")
+
+
+@traced
+def identity(value: T) -> T:
+    return value
+
+
+@traced("pair")
+async def pair(first: T, *others: T) -> list[T]:
+    return [first, *others]
+
+
+assert_type(identity("x"), str)
+assert_type(traced(lambda: 5)(), int)
+length = traced(RunnableLambda(len))
+named_length = traced("length", tags=["t"])(RunnableLambda(len))
+assert_type(length.invoke([1]), int)
+assert_type((named_length | RunnableLambda(str)).invoke([1]), str)
+model = traced(ChatOpenAI())
+assert_type(model, ChatOpenAI)
+traced(5)  # type: ignore[call-overload]
+traced("n")(5)  # type: ignore[call-overload]
+
 as_callable: Callable[[str], Awaitable[int]] = coroutine
 as_coroutine_function: Callable[[str], Coroutine[Any, Any, int]] = coroutine
 
@@ -168,6 +196,7 @@ with declaration as span:
     assert_type(span.tags, tuple[str, ...])
     assert_type(span.metadata, dict[str, Any])
     assert_type(span.requests, list[Request])
+    assert_type(span.usage, Usage)
     assert_type(span.usage.total_tokens, int)
     assert_type(span.error, str | None)
     assert_type(span.ended_at_ns, int)
@@ -176,6 +205,9 @@ with declaration as span:
     span.score(90)
     span.score(90, "helpful")
     span.score(0.9)  # type: ignore[arg-type]
+    span.add_to_group(7)
+    span.add_to_group("7")  # type: ignore[arg-type]
+    span.id = "0"  # type: ignore[misc]
     kind_is_literal: str = span.kind
     is_agent = span.kind == "agent"  # type: ignore[comparison-overlap]
 
@@ -186,9 +218,15 @@ async def enters() -> None:
 
 
 assert_type(pltrace.current_span(), Span)
+pltrace.current_span(1)  # type: ignore[call-arg]
 assert_type(pltrace.inject(), dict[str, str])
 assert_type(pltrace.inject({"accept": "*/*"}), dict[str, str])
 pltrace.inject({"accept": 1})  # type: ignore[dict-item]
+
+# A misspelt name is found, whatever is loaded on first use.
+
+pltrace.tracde  # type: ignore[attr-defined]
+pltrace.track.scores  # type: ignore[attr-defined]
 
 traced("n", "m")  # type: ignore[call-overload]
 traced(name="n")  # type: ignore[call-overload]
@@ -205,6 +243,7 @@ def on_request(request: Request) -> None:
     assert_type(int(request), int)
     assert_type(request.id, int | None)
     assert_type(request.wait(timeout=1.0), int | None)
+    request.wait("1")  # type: ignore[arg-type]
     assert_type(request.provider, str | None)
     assert_type(request.model, str | None)
     assert_type(request.tags, tuple[str, ...])
@@ -263,6 +302,8 @@ assert_type(pltrace.flush(), bool)
 assert_type(pltrace.flush(timeout=1.0), bool)
 assert_type(pltrace.shutdown(1), bool)
 pltrace.flush("1")  # type: ignore[arg-type]
+pltrace.shutdown("1")  # type: ignore[arg-type]
+pltrace.configure(tags="t", libraries={"lib": False})  # type: ignore[dict-item]
 
 # Exporters are anything of this shape.
 
@@ -294,6 +335,7 @@ assert_type(bind(len)("x"), int)
 with bind(ThreadPoolExecutor()) as executor:
     assert_type(executor.submit(bare, "x").result(), list[str])
 bind(bare)(1)  # type: ignore[arg-type]
+bind()  # type: ignore[call-arg]
 
 # Functions of others, by name.
 
@@ -308,6 +350,7 @@ pltrace.uninstrument()  # type: ignore[call-arg]
 pltrace.instrument_threads()
 pltrace.instrument_threads(True)  # type: ignore[call-arg]
 pltrace.uninstrument_threads()
+pltrace.uninstrument_threads(True)  # type: ignore[call-arg]
 
 # Prompts, and requests by their id.
 
@@ -319,11 +362,20 @@ assert_type(pltrace.track.score(1, 100, "name"), bool)
 assert_type(pltrace.track.metadata(1, {"k": object()}), bool)
 assert_type(pltrace.track.prompt(1, "joke", {"topic": "cats"}, version=1), bool)
 assert_type(pltrace.track.group(1, 2), bool)
+assert_type(pltrace.track.create_group(), int)
 pltrace.track.score("1", 100)  # type: ignore[arg-type]
+pltrace.track.metadata(1, {1: "x"})  # type: ignore[dict-item]
+pltrace.track.prompt(1, "joke")  # type: ignore[call-arg]
+pltrace.track.group(1, "2")  # type: ignore[arg-type]
+pltrace.track.create_group("g")  # type: ignore[call-arg]
+pltrace.prompts.publish("joke", template, labels=["prod"], tags=["t"], metadata={"k": 1})
+pltrace.prompts.publish("joke", template, label="prod")  # type: ignore[call-arg]
+pltrace.prompts.refresh()
+pltrace.prompts.refresh(1)  # type: ignore[arg-type]
 
 # Totals.
 
-usage = pltrace.current_span().usage
+usage: Usage = pltrace.current_span().usage
 assert_type(usage.requests, int)
 assert_type(usage.by_model["gpt"].errors, int)
 assert_type(usage.by_tag["draft"].by_model["gpt"].total_tokens, int)
@@ -344,7 +396,11 @@ with capture_spans() as spans:
     assert_type(captured.metadata, dict[str, str])
     assert_type(captured.prompt_name, str | None)
     assert_type(captured.span, Span)
+    assert_type(spans.tree(), list[Any])
     spans.assert_nothing_open()
+    spans.assert_nothing_open("here")  # type: ignore[call-arg]
+    spans.named(1)  # type: ignore[arg-type]
+    spans.tree(1)  # type: ignore[call-arg]
     spans.assert_requests("1")  # type: ignore[arg-type]
     spans.assert_requests(tag=["t"])  # type: ignore[call-arg]
     captured.span = spans[0]  # type: ignore[misc]
