@@ -71,6 +71,8 @@ class Span:
     starter: Any = None
     #: What the context that started an LLM call knows of prompts from the registry; `_links` reads it.
     rendered: tuple[Any, ...] = ()
+    #: What the steps of a sequence rendered, by their numbers; `_links` keeps it here.
+    rendered_in_steps: tuple[tuple[int, Any], ...] = ()
     added_tags: tuple[str, ...] = ()
     added_metadata: Mapping[str, Any] = _NOTHING
 

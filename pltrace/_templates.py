@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from langchain_core.messages import BaseMessage
-from langchain_core.prompt_values import ChatPromptValue, PromptValue
+from langchain_core.prompt_values import ChatPromptValue
 from langchain_core.prompts import BasePromptTemplate, ChatPromptTemplate, PromptTemplate
-from langchain_core.runnables import RunnableConfig
 
 from pltrace import _links, _runs
 from pltrace._health import failed
-from pltrace._links import Link, Place
-from pltrace._scope import current
-from pltrace._span import Span
+from pltrace._links import Link
+from pltrace._snapshot import snapshot
 
 __all__ = ["RegistryChatPromptTemplate", "RegistryPromptTemplate"]
 
@@ -34,41 +31,54 @@ class _Linked(BasePromptTemplate[Any]):
     model_settings: dict[str, Any]
     prompt_metadata: dict[str, Any]
 
-    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> PromptValue:
-        """Return what a model takes, with the variables filled in."""
-        with _links.gathered(), _handed(config):
-            return super().invoke(input, config, **kwargs)
-
-    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> PromptValue:
-        """Return what a model takes, with the variables filled in."""
-        with _links.gathered(), _handed(config):
-            return await super().ainvoke(input, config, **kwargs)
-
-    def batch(self, inputs: list[Any], config: Any = None, **kwargs: Any) -> list[PromptValue]:
-        """Return what a model takes, for each input."""
-        with _links.gathered():
-            return super().batch(inputs, config, **kwargs)
-
-    async def abatch(self, inputs: list[Any], config: Any = None, **kwargs: Any) -> list[PromptValue]:
-        """Return what a model takes, for each input."""
-        with _links.gathered():
-            return await super().abatch(inputs, config, **kwargs)
-
     def _merge_partial_and_user_variables(self, **kwargs: Any) -> dict[str, Any]:
         resolved: dict[str, Any] | None = kwargs.get(_RESOLVED)
         return super()._merge_partial_and_user_variables(**kwargs) if resolved is None else resolved
 
-    def _rendered(self, variables: Mapping[str, Any], messages: Sequence[BaseMessage], *strings: str) -> None:
-        """Note what the template rendered to."""
-        try:
-            names = {*self.input_variables, *self.optional_variables, *self.partial_variables}
-            given = {name: value for name, value in variables.items() if name in names}
-            link = Link(self.prompt_name, self.prompt_version, self.prompt_label, given)
-            if messages:  # A completion model is given the messages as LangChain writes them out.
-                strings = (*strings, ChatPromptValue(messages=messages).to_string())
-            _links.note(link, messages, strings, _place())
-        except Exception:
-            failed("noting what a prompt of the registry rendered to")
+    def _link(self, variables: Mapping[str, Any]) -> Link:
+        names = {*self.input_variables, *self.optional_variables, *self.partial_variables}
+        given = {name: value for name, value in variables.items() if name in names}
+        return Link(self.prompt_name, self.prompt_version, self.prompt_label, snapshot(given))
+
+    def _noted(self, variables: Mapping[str, Any], text: str) -> str:
+        """Note a text that the template rendered to; return it as an object of its own."""
+        text = _links.fresh(text)
+        _note(self._link(variables), [text])
+        return text
+
+
+def _note(link: Link, texts: Sequence[str | None]) -> None:
+    try:
+        _links.note(link, texts, _runs.around())
+    except Exception:
+        failed("noting what a prompt of the registry rendered to")
+
+
+class LinkedPromptValue(ChatPromptValue):
+    """LangChain's `ChatPromptValue`, which a completion model makes a string of: the string is linked too."""
+
+    _link: Link | None = None
+
+    @classmethod
+    def lc_id(cls) -> list[str]:
+        """Return LangChain's own id: loaded from its serialised form, the value is a plain one."""
+        return [*cls.get_lc_namespace(), "ChatPromptValue"]
+
+    def to_string(self) -> str:
+        """Return the messages as one string."""
+        text = _links.fresh(super().to_string())
+        if self._link is not None:
+            _note(self._link, [text])
+        return text
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ChatPromptValue) and list(self.messages) == list(other.messages)
+
+    __hash__ = None  # type: ignore[assignment]  # As the base: it can be changed.
+
+    def __reduce__(self) -> Any:
+        """Be pickled as a plain one: what was noted is this process's."""
+        return partial(ChatPromptValue, messages=self.messages), ()
 
 
 class RegistryChatPromptTemplate(_Linked, ChatPromptTemplate):
@@ -95,35 +105,95 @@ class RegistryChatPromptTemplate(_Linked, ChatPromptTemplate):
         """Return LangChain's own id: loaded from its serialised form, the template is a plain one."""
         return [*cls.get_lc_namespace(), "ChatPromptTemplate"]
 
+    def __add__(self, other: Any) -> ChatPromptTemplate:
+        """Return a template that goes on with `other`; what is rendered from it is linked as a beginning."""
+        made: ChatPromptTemplate = ChatPromptTemplate([self]) + other
+        return made
+
     def format_messages(self, **kwargs: Any) -> list[BaseMessage]:
         """Return the messages, with the variables filled in."""
         variables = self._merge_partial_and_user_variables(**kwargs)
         messages = super().format_messages(**{_RESOLVED: variables})
-        self._rendered(variables, messages)
+        self._noted_messages(variables, messages)
         return messages
 
     async def aformat_messages(self, **kwargs: Any) -> list[BaseMessage]:
         """Return the messages, with the variables filled in."""
         variables = self._merge_partial_and_user_variables(**kwargs)
         messages = await super().aformat_messages(**{_RESOLVED: variables})
-        self._rendered(variables, messages)
+        self._noted_messages(variables, messages)
         return messages
+
+    def format_prompt(self, **kwargs: Any) -> ChatPromptValue:
+        """Return what a model takes, with the variables filled in."""
+        variables = self._merge_partial_and_user_variables(**kwargs)
+        messages = super().format_messages(**{_RESOLVED: variables})
+        return self._value(self._noted_messages(variables, messages), messages)
+
+    async def aformat_prompt(self, **kwargs: Any) -> ChatPromptValue:
+        """Return what a model takes, with the variables filled in."""
+        variables = self._merge_partial_and_user_variables(**kwargs)
+        messages = await super().aformat_messages(**{_RESOLVED: variables})
+        return self._value(self._noted_messages(variables, messages), messages)
 
     def format(self, **kwargs: Any) -> str:
         """Return the prompt as one string, with the variables filled in."""
         variables = self._merge_partial_and_user_variables(**kwargs)
-        messages = super().format_messages(**{_RESOLVED: variables})
-        text = _text(messages)
-        self._rendered(variables, messages, text)
-        return text
+        return self._noted(variables, _text(super().format_messages(**{_RESOLVED: variables})))
 
     async def aformat(self, **kwargs: Any) -> str:
         """Return the prompt as one string, with the variables filled in."""
         variables = self._merge_partial_and_user_variables(**kwargs)
-        messages = await super().aformat_messages(**{_RESOLVED: variables})
-        text = _text(messages)
-        self._rendered(variables, messages, text)
-        return text
+        return self._noted(variables, _text(await super().aformat_messages(**{_RESOLVED: variables})))
+
+    def _value(self, link: Link, messages: Sequence[BaseMessage]) -> ChatPromptValue:
+        value = LinkedPromptValue(messages=messages)
+        value._link = link
+        return value
+
+    def _noted_messages(self, variables: Mapping[str, Any], messages: Sequence[BaseMessage]) -> Link:
+        """Note the messages that the template rendered to, and make their texts objects of their own."""
+        link = self._link(variables)
+        given = {id(message) for message in (*_fixed_in(self), *_messages_among(variables.values()))}
+        texts: list[str | None] = []
+        for message in messages:
+            if id(message) in given:
+                texts += [None] * len(list(_links.texts_in(message.content)))
+            else:
+                message.content = _freshened(message.content)
+                texts += _links.texts_in(message.content)
+        _note(link, texts)
+        return link
+
+
+def _freshened(content: Any) -> Any:
+    """Return the content of a message with texts that are objects of their own."""
+    if isinstance(content, str):
+        return _links.fresh(content)
+    return [
+        _links.fresh(part)
+        if isinstance(part, str)
+        else {**part, "text": _links.fresh(part["text"])}
+        if isinstance(part.get("text"), str)
+        else part
+        for part in content
+    ]
+
+
+def _fixed_in(template: ChatPromptTemplate) -> Iterator[BaseMessage]:
+    """Give the messages in a template that aren't rendered but handed on."""
+    for part in template.messages:
+        if isinstance(part, BaseMessage):
+            yield part
+        elif isinstance(part, ChatPromptTemplate):
+            yield from _fixed_in(part)
+
+
+def _messages_among(values: Iterable[Any]) -> Iterator[BaseMessage]:
+    """Give the messages that variables were given, for placeholders."""
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from (item for item in value if isinstance(item, BaseMessage))
 
 
 class RegistryPromptTemplate(_Linked, PromptTemplate):
@@ -145,48 +215,10 @@ class RegistryPromptTemplate(_Linked, PromptTemplate):
     def format(self, **kwargs: Any) -> str:
         """Return the prompt, with the variables filled in."""
         variables = self._merge_partial_and_user_variables(**kwargs)
-        text = super().format(**{_RESOLVED: variables})
-        self._rendered(variables, (), text)
-        return text
+        return self._noted(variables, super().format(**{_RESOLVED: variables}))
 
 
 def _text(messages: Sequence[BaseMessage]) -> str:
     if len(messages) == 1 and isinstance(messages[0].content, str):
         return messages[0].content
     return ChatPromptValue(messages=messages).to_string()
-
-
-#: The run that a template's `invoke` was handed in its config. It may be known from there alone: on Python 3.10
-#: LangChain doesn't set its own context in async code.
-_handed_run: ContextVar[Span | None] = ContextVar("pltrace_handed_run", default=None)
-
-
-@contextmanager
-def _handed(config: RunnableConfig | None) -> Iterator[None]:
-    run_id = getattr((config or {}).get("callbacks"), "parent_run_id", None)
-    outer = _handed_run.get()
-    _handed_run.set(None if run_id is None else _runs.open_runs.get(run_id.int))
-    try:
-        yield
-    finally:
-        _handed_run.set(outer)
-
-
-def _place() -> Place:
-    """Return where the running code is.
-
-    What a LangChain run renders is for the run around it, a sequence mostly: LangChain runs each step in a context of
-    its own, so what one step rendered isn't known to the next.
-    """
-    in_task = _runs.in_task()
-    handed = _handed_run.get()
-    if handed is not None:
-        return Place(handed.trace_bits, handed.span_bits, in_task)
-    run = _runs.around()
-    scope = current()
-    if run is not None and (scope is None or not scope.span or scope.span.trace_bits == run.trace_bits):
-        around = run.run_around or run.parent
-        if isinstance(around, Span) and around.run_fields is not None:
-            return Place(run.trace_bits, around.span_bits, in_task)
-        return Place(run.trace_bits, 0, in_task)
-    return Place(scope.span.trace_bits if scope is not None else 0, 0, in_task)

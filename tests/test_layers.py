@@ -19,7 +19,6 @@ RANKS = {
     "_client": 0,
     "_errors": 0,
     "_exporter": 0,
-    "_fingerprints": 0,
     "_health": 0,
     "_http": 0,
     "_provider_errors": 0,

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import pickle
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.load import dumpd, dumps, load
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage, convert_to_openai_messages
+from langchain_core.prompt_values import ChatPromptValue
 from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder, PromptTemplate
-from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables import RunnableLambda, RunnableParallel
 
 import pltrace
 from pltrace import PltraceError, PromptLayerCallbackHandler, prompts, traced
@@ -180,6 +185,11 @@ def test_templates_are_ordinary_ones(registry: PromptLayerServer) -> None:
     assert pickle.loads(pickle.dumps(prompt)) == prompt
     assert prompt.lc_id()[-1] == "ChatPromptTemplate"
     assert type(prompt + "more") is ChatPromptTemplate
+    value = prompt.invoke(VARIABLES)
+    plain = ChatPromptValue(messages=value.to_messages())
+    assert (value == plain, plain == value, value == "x", dumps(value)) == (True, True, False, dumps(plain))
+    assert type(pickle.loads(pickle.dumps(value))) is ChatPromptValue
+    assert load(dumpd(value)) == plain
 
 
 # Errors and the cache.
@@ -381,14 +391,39 @@ WAYS: dict[str, Callable[[Any, Any], Any]] = {
     "inside a larger prompt": lambda prompt, model: (ChatPromptTemplate([prompt, ("human", "Now!")]) | model).invoke(
         VARIABLES
     ),
-    "in another thread": lambda prompt, model: _in_thread(model, prompt.format_messages(**VARIABLES)),
+    "before a message more": lambda prompt, model: ((prompt + "Now!") | model).invoke(VARIABLES),
+    "in messages of one's own": lambda prompt, model: model.invoke(
+        [(message.type, message.content) for message in prompt.format_messages(**VARIABLES)]
+    ),
+    "as dicts": lambda prompt, model: model.invoke(convert_to_openai_messages(prompt.invoke(VARIABLES).to_messages())),
+    "as a variable of another template": lambda prompt, model: (
+        ChatPromptTemplate([("system", "{instructions}"), ("human", "{question}")]) | model
+    ).invoke({"instructions": prompt.format(**VARIABLES), "question": "Now!"}),
+    "with more behind its text": lambda prompt, model: model.invoke(prompt.format(**VARIABLES) + " Be brief."),
+    "with more behind its text, by one step for the next": lambda prompt, model: (
+        RunnableLambda(lambda given: prompt.format(**given) + "\n\nBe brief.") | model
+    ).invoke(VARIABLES),
+    "with more behind its text, in a block in a step": lambda prompt, model: (
+        RunnableLambda(lambda given: prompt.format(**given) + "\n\nBe brief.") | _in_a_block(model)
+    ).invoke(VARIABLES),
+    "copied": lambda prompt, model: model.invoke(deepcopy(prompt.invoke(VARIABLES))),
+    "rendered in another thread": lambda prompt, model: model.invoke(_in_thread(prompt.format_messages, **VARIABLES)),
+    "in another thread": lambda prompt, model: _in_thread(model.invoke, prompt.format_messages(**VARIABLES)),
     "with a value more": lambda prompt, model: (prompt | model).invoke({**VARIABLES, "unused": 1}),
 }
 
 
-def _in_thread(model: Any, messages: Any) -> None:
+def _in_thread(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(pltrace.bind(model.invoke), messages).result()
+        return pool.submit(pltrace.bind(call), *args, **kwargs).result()
+
+
+def _in_a_block(model: Any) -> Any:
+    def call(given: Any) -> Any:
+        with traced("inside"):
+            return model.invoke(given)
+
+    return RunnableLambda(call)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -409,6 +444,9 @@ ASYNC_WAYS: dict[str, Callable[[Any, Any], Any]] = {
     "formatted": lambda prompt, model: _then(prompt.aformat(**VARIABLES), model.ainvoke),
     "formatted as messages": lambda prompt, model: _then(prompt.aformat_messages(**VARIABLES), model.ainvoke),
     "formatted before, in tasks of its own": lambda prompt, model: _gathered(model, prompt.format(**VARIABLES)),
+    "rendered in a task of its own": lambda prompt, model: _from_a_task(prompt.ainvoke(VARIABLES), model.ainvoke),
+    "formatted in a task of its own": lambda prompt, model: _from_a_task(prompt.aformat(**VARIABLES), model.ainvoke),
+    "formatted in a thread": lambda prompt, model: _from_a_thread(prompt.format, model.ainvoke),
     "formatted, and called in a thread": lambda prompt, model: asyncio.to_thread(
         model.invoke, prompt.format(**VARIABLES)
     ),
@@ -426,6 +464,14 @@ async def _then(made: Any, use: Any) -> None:
 
 async def _gathered(model: Any, prompt: str) -> None:
     await asyncio.gather(model.ainvoke(prompt))
+
+
+async def _from_a_task(call: Any, use: Any) -> None:
+    await use(await asyncio.create_task(call))
+
+
+async def _from_a_thread(call: Any, use: Any) -> None:
+    await use(await asyncio.to_thread(call, **VARIABLES))
 
 
 @pytest.mark.parametrize("way", ASYNC_WAYS)
@@ -460,8 +506,14 @@ def test_completion_models_link_too(registry: PromptLayerServer, llm: ScriptedOp
         lambda prompt: prompt.format(who="Bo"),
         pytest.param(lambda prompt: prompt.format_messages(who="Bo")[0], marks=recent_agents),
         lambda prompt: prompt.format(who="Bo") + "\n\nUse your tools.",
+        pytest.param(
+            lambda prompt: SystemMessage(
+                [{"type": "text", "text": prompt.format(who="Bo"), "cache_control": {"type": "ephemeral"}}]
+            ),
+            marks=recent_agents,
+        ),
     ],
-    ids=["string", "message", "with more behind it"],
+    ids=["string", "message", "with more behind it", "in a block of content"],
 )
 @pytest.mark.parametrize("rendered", ["before", "inside"])
 def test_an_agent_links_its_system_prompt(
@@ -535,55 +587,193 @@ def test_what_is_not_from_the_registry_is_not_linked(registry: PromptLayerServer
     assert links(registry) == [UNLINKED] * 5
 
 
-def test_the_same_words_of_another_trace_are_not_linked(registry: PromptLayerServer, llm: ScriptedOpenAI) -> None:
-    """A rendering belongs to its trace."""
+HANDWRITTEN = [("system", "You are terse."), ("human", "Tell me about tea.")]
+RENDERED: dict[str, Callable[[Any], Any]] = {
+    "messages": lambda prompt: prompt.format_messages(**VARIABLES),
+    "a value": lambda prompt: prompt.invoke(VARIABLES),
+    "a string": lambda prompt: prompt.format(**VARIABLES),
+}
+
+
+@pytest.mark.parametrize("used", [True, False], ids=["used", "unused"])
+@pytest.mark.parametrize("form", RENDERED)
+@pytest.mark.parametrize("where", ["before any block", "in the same block", "in another trace"])
+def test_the_same_words_written_by_hand_are_not_linked(
+    registry: PromptLayerServer, llm: ScriptedOpenAI, where: str, form: str, used: bool
+) -> None:
+    """Words that are equal to a rendering's, but are not what it gave, are somebody else's, wherever it was made."""
+    model, prompt = chat(llm), prompts.get("joke")
+    made = RENDERED[form](prompt) if where == "before any block" else None
+    with traced("linking"):
+        if where == "in the same block":
+            made = RENDERED[form](prompt)
+        elif where == "in another trace":
+            with traced("another", parent={}):
+                made = RENDERED[form](prompt)
+        if used:
+            model.invoke(made)
+        model.invoke(HANDWRITTEN)
+        model.invoke("System: You are terse.\nHuman: Tell me about tea.")
+        completion(llm).invoke("System: You are terse.\nHuman: Tell me about tea.")
+
+    assert links(registry) == [joke()] * used + [UNLINKED] * 3
+
+
+@pytest.mark.parametrize("batch", [False, True], ids=["branches", "batch"])
+def test_siblings_that_say_the_same_are_told_apart(
+    registry: PromptLayerServer, llm: ScriptedOpenAI, batch: bool
+) -> None:
+    """Of the branches of one `RunnableParallel`, or the items of one batch, those of the registry are linked."""
+    model = chat(llm)
+    plain = ChatPromptTemplate(HANDWRITTEN)
+    linked = prompts.get("joke")
+    ways: list[Any] = [
+        linked | model.with_config(tags=["linked"]),
+        plain | model,
+        RunnableLambda(lambda given: linked.format_messages(**given)) | model.with_config(tags=["linked"]),
+        RunnableLambda(lambda given: plain.format_messages()) | model,
+        RunnableLambda(lambda given: linked.format(**given) + "\nNow!") | model.with_config(tags=["linked"]),
+        RunnableLambda(lambda given: "System: You are terse.\nHuman: Tell me about tea.\nNow!") | model,
+    ]
+    with traced("linking"):
+        if batch:
+            RunnableLambda(lambda number: ways[number].invoke(VARIABLES)).batch([*range(len(ways))])
+        else:
+            RunnableParallel({str(number): way for number, way in enumerate(ways)}).invoke(VARIABLES)
+
+    links(registry)
+    assert sorted((log.get("prompt_name") or "", log["tags"]) for log in registry.request_logs) == [
+        *[("", [])] * 3,
+        *[("joke", ["linked"])] * 3,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("template", "written"),
+    [
+        ("You are", "You are Bob, the builder."),
+        ("You are", "You are\nBob."),
+        ("Yes.", "Yes. Of course."),
+        ("You are a helpful assistant", "You are a helpful assistant who knows tea."),
+        ("You are a helpful assistant", "You are a helpful assistants' assistant."),
+    ],
+)
+def test_a_common_beginning_is_no_link(
+    registry: PromptLayerServer, llm: ScriptedOpenAI, template: str, written: str
+) -> None:
+    """A few words, or a part of a sentence, that another prompt happens to begin with say nothing."""
+    registry.add_prompt("beginning", [text("system", template)])
+    with traced("linking"):
+        prompts.get("beginning").format()
+        chat(llm).invoke([("system", written), ("human", "Hi")])
+        chat(llm).invoke(written)
+
+    assert links(registry) == [UNLINKED] * 2
+
+
+def test_a_beginning_counts_where_it_was_rendered(registry: PromptLayerServer, llm: ScriptedOpenAI) -> None:
+    """Where a text was put behind a prompt's, words have to tell: only in code that is known to have rendered them."""
+    prompt, model = prompts.get("agent"), chat(llm)
+
+    def render() -> None:
+        prompt.format(who="Bo")
+
+    with traced("linking"):
+        thread = threading.Thread(target=pltrace.bind(render))
+        thread.start()
+        thread.join()
+        model.invoke([("system", "You are Bo, an agent. Use your tools."), ("human", "Hi")])
+        render()
+        model.invoke([("system", "You are Bo, an agent. Use your tools."), ("human", "Hi")])
+
+    assert links(registry) == [UNLINKED, ("agent", 1, {"who": "Bo"})]
+
+
+def test_what_a_prompt_was_given_is_not_its_own(registry: PromptLayerServer, llm: ScriptedOpenAI) -> None:
+    """A string or message of the user's own that went through a prompt links nothing where it is used elsewhere."""
+    registry.add_prompt("bare", [text("user", "{question}")])
+    registry.add_prompt("past", [{"role": "placeholder", "name": "history"}])
+    question, history = "Why is tea green?", [HumanMessage("What is tea?")]
+    with traced("linking"):
+        chat(llm).invoke(prompts.get("bare").format_messages(question=question))
+        chat(llm).invoke(question)
+        chat(llm).invoke(prompts.get("past").format_messages(history=history))
+        chat(llm).invoke(history)
+        chat(llm).invoke([("system", "Judge this."), ("human", "Really."), ("human", question)])
+
+    assert links(registry) == [("bare", 1, {"question": question})] + [UNLINKED] * 4
+    assert history == [HumanMessage("What is tea?")]
+
+
+def test_a_part_of_another_request_is_not_linked(registry: PromptLayerServer, llm: ScriptedOpenAI) -> None:
+    """A request that holds a rendered message somewhere, but doesn't begin with all of it, was not made from it."""
+    with traced("linking"):
+        system, human = prompts.get("joke").format_messages(**VARIABLES)
+        for messages in ([human], [system], [human, system], [HumanMessage("Judge this."), system, human]):
+            chat(llm).invoke(messages)
+
+    assert links(registry) == [UNLINKED] * 4
+
+
+def test_the_same_rendering_in_another_trace_is_linked(registry: PromptLayerServer, llm: ScriptedOpenAI) -> None:
+    """What was rendered once is linked wherever it is used."""
     with traced("one"):
         said = prompts.get("joke").format_messages(**VARIABLES)
     with traced("two"):
         chat(llm).invoke([(message.type, message.content) for message in said])
 
-    assert links(registry) == [UNLINKED]
+    assert links(registry) == [joke()]
 
 
 def test_a_later_rendering_is_not_linked_to_an_earlier_call(registry: PromptLayerServer, llm: ScriptedOpenAI) -> None:
     """A call can't have been made from what was rendered after it had begun."""
     with traced("linking"):
-        chat(llm).invoke([("system", "You are terse."), ("human", "Tell me about tea.")])
-        prompts.get("joke").format_messages(**VARIABLES)
+        chat(llm).invoke([("system", "You are Bo, an agent. Use your tools."), ("human", "Tell me about tea.")])
+        prompts.get("agent").format(who="Bo")
 
     assert links(registry) == [UNLINKED]
 
 
-def test_two_prompts_that_say_the_same_link_nothing(registry: PromptLayerServer, llm: ScriptedOpenAI) -> None:
-    """Where it can't be told from which prompt a request was made, it is linked to none."""
-    registry.add_prompt("double", JOKE)
+def test_of_two_prompts_that_say_the_same_the_one_that_was_used_is_linked(
+    registry: PromptLayerServer, llm: ScriptedOpenAI
+) -> None:
+    """Equal words don't confuse; but where words alone can tell, and fit two prompts, none is linked."""
+    registry.add_prompt("double", AGENT)
+    said = {name: prompts.get(name).format(who="Bo") for name in ("double", "agent")}
     with traced("linking"):
-        prompts.get("double").invoke(VARIABLES)
-        chat(llm).invoke(prompts.get("joke").invoke(VARIABLES))
+        for name in said:
+            chat(llm).invoke(said[name])
+        chat(llm).invoke(said["agent"] + " Use your tools.")
 
-    assert links(registry) == [UNLINKED]
+    assert links(registry) == [("double", 1, {"who": "Bo"}), ("agent", 1, {"who": "Bo"}), UNLINKED]
 
 
 def test_the_longer_beginning_wins(registry: PromptLayerServer, llm: ScriptedOpenAI) -> None:
-    """Of two prompts that a request begins with, the one that says more is meant."""
-    registry.add_prompt("start", [JOKE[0]])
+    """Of two prompts whose words a request begins with, the one that says more is meant."""
+    registry.add_prompt("longer", [text("system", "You are {who}, an agent. You have tools.")])
     with traced("linking"):
-        prompts.get("start").invoke({"mood": "terse"})
-        messages = prompts.get("joke").format_messages(**VARIABLES)
-        chat(llm).invoke([*messages, AIMessage("Well…"), HumanMessage("Go on.")])
+        longer = prompts.get("longer").format(who="Bo")
+        prompts.get("agent").format(who="Bo")
+        chat(llm).invoke(longer + " Use them.")
 
-    assert links(registry) == [joke()]
+    assert links(registry) == [("longer", 1, {"who": "Bo"})]
 
 
-def test_variables_that_differ_are_left_out(registry: PromptLayerServer, llm: ScriptedOpenAI) -> None:
-    """Two renderings of one prompt that say the same link it, without the variables that nobody can tell apart."""
-    registry.add_prompt("glued", [text("user", "{one}{two}")])
+def test_variables_that_cant_be_told_apart_are_left_out(registry: PromptLayerServer, llm: ScriptedOpenAI) -> None:
+    """Two renderings of one prompt that say the same keep their variables; where words alone tell, none are sent."""
+    registry.add_prompt("glued", [text("user", "You are an agent of {one}{two}.")])
     glued = prompts.get("glued")
     with traced("linking"):
-        glued.format(one="ab", two="c")
-        chat(llm).invoke(glued.format(one="a", two="bc"))
+        one, other = glued.format(one="ab", two="c"), glued.format(one="a", two="bc")
+        chat(llm).invoke(one)
+        chat(llm).invoke(other)
+        chat(llm).invoke(one + " Hi.")
 
-    assert links(registry) == [("glued", 1, {})]
+    assert links(registry) == [
+        ("glued", 1, {"one": "ab", "two": "c"}),
+        ("glued", 1, {"one": "a", "two": "bc"}),
+        ("glued", 1, {}),
+    ]
 
 
 @pytest.mark.parametrize("same_words", [False, True], ids=["other words", "the same words"])
@@ -633,6 +823,26 @@ async def test_twenty_tasks_of_which_half_use_the_registry(
 
 
 # What is kept.
+
+
+def test_what_is_remembered_is_bounded(registry: PromptLayerServer) -> None:
+    """What prompts rendered to is forgotten when much has been rendered since, with what the variables held."""
+
+    class Topic(str):
+        pass
+
+    prompt = prompts.get("joke")
+    with traced("linking"):
+        first = Topic("x" * 1_000_000)
+        freed = weakref.ref(first)
+        prompt.format_messages(mood="terse", topic=first)
+        prompt.format(mood="terse", topic=first)
+        del first
+        for _ in range(20):
+            prompt.format(mood="terse", topic="x" * 1_000_000)
+        gc.collect()
+
+        assert freed() is None
 
 
 def test_secrets_in_variables_are_redacted(registry: PromptLayerServer, llm: ScriptedOpenAI, tmp_path: Path) -> None:
