@@ -17,7 +17,7 @@ from pltrace._health import counts, failed, warn_once
 from pltrace._links import seen as rendered_here
 from pltrace._record import Answer
 from pltrace._request import Request
-from pltrace._runs import open_runs
+from pltrace._runs import RunId, open_runs, vanished
 from pltrace._scope import Callback, Scope, outermost
 from pltrace._snapshot import snapshot
 from pltrace._span import Span, SpanKind
@@ -71,7 +71,8 @@ class SpanHandler(BaseCallbackHandler):
     ) -> None:
         """Open a span for a chain, a prompt or a parser."""
         kind = _CHAIN_KINDS.get(options.get("run_type"), "chain")
-        self._open(kind, inputs, (run_id, parent_run_id, serialized, tags, metadata, options, False))
+        parent = parent_run_id and parent_run_id.int
+        self._open(kind, inputs, run_id, (run_id.int, parent, serialized, tags, metadata, options, False))
 
     def on_chat_model_start(
         self,
@@ -87,7 +88,8 @@ class SpanHandler(BaseCallbackHandler):
         """Open a span for a call of a chat model."""
         # The list is LangChain's own and fresh; what is in it isn't changed.
         prompt = messages[0] if messages else []
-        self._open("llm", prompt, (run_id, parent_run_id, serialized, tags, metadata, options, True))
+        parent = parent_run_id and parent_run_id.int
+        self._open("llm", prompt, run_id, (run_id.int, parent, serialized, tags, metadata, options, True))
 
     def on_llm_start(
         self,
@@ -101,7 +103,8 @@ class SpanHandler(BaseCallbackHandler):
         **options: Any,
     ) -> None:
         """Open a span for a call of a completion model."""
-        self._open("llm", prompts, (run_id, parent_run_id, serialized, tags, metadata, options, False))
+        parent = parent_run_id and parent_run_id.int
+        self._open("llm", prompts, run_id, (run_id.int, parent, serialized, tags, metadata, options, False))
 
     def on_tool_start(
         self,
@@ -117,7 +120,8 @@ class SpanHandler(BaseCallbackHandler):
     ) -> None:
         """Open a span for a call of a tool."""
         given = input_str if inputs is None else inputs
-        self._open("tool", given, (run_id, parent_run_id, serialized, tags, metadata, options, False))
+        parent = parent_run_id and parent_run_id.int
+        self._open("tool", given, run_id, (run_id.int, parent, serialized, tags, metadata, options, False))
 
     def on_retriever_start(
         self,
@@ -131,21 +135,22 @@ class SpanHandler(BaseCallbackHandler):
         **options: Any,
     ) -> None:
         """Open a span for a retriever's query."""
-        self._open("retriever", query, (run_id, parent_run_id, serialized, tags, metadata, options, False))
+        parent = parent_run_id and parent_run_id.int
+        self._open("retriever", query, run_id, (run_id.int, parent, serialized, tags, metadata, options, False))
 
-    def _open(self, kind: SpanKind, raw_input: Any, run: tuple[Any, ...]) -> Span | None:
+    def _open(self, kind: SpanKind, raw_input: Any, run_id: UUID, run: tuple[Any, ...]) -> Span | None:
         try:
-            run_id, parent_id, serialized, _, _, options, _ = run
-            parent_run = None if parent_id is None else open_runs.get(parent_id.int)
-            scope = self._scope(parent_run)
-            if scope is None:
-                if parent_id is None:
-                    _note_unscoped()
-                return None
-            key: int = run_id.int
+            key, parent_key, serialized, _, _, options, _ = run
             seen = open_runs.get(key)
             if seen is not None:
+                counts["runs_merged"] += 1
                 return seen  # Another of our handlers was first: one run is one span.
+            parent_run = None if parent_key is None else open_runs.get(parent_key)
+            scope = self._scope(parent_run)
+            if scope is None:
+                if parent_key is None:
+                    _note_unscoped()
+                return None
             recorder = scope.recorder
             if parent_run is None:
                 parent: Any = scope.span
@@ -159,8 +164,12 @@ class SpanHandler(BaseCallbackHandler):
             span.run_fields = run
             if parent is not parent_run:
                 span.run_around = parent_run
+            if parent.failures:
+                span.failed_before = parent.failures
             if scope.capture or kind == "llm":  # A call is linked to its prompt by what it says.
                 span.raw_input = snapshot(raw_input)
+            span.run_id = run_ref = RunId(run_id, vanished)
+            run_ref.key = key
             if kind not in _CHAINS:
                 _runs.remember_starter(span, key)
                 if kind == "llm":
@@ -192,6 +201,7 @@ class SpanHandler(BaseCallbackHandler):
         """End the span of a chain, prompt or parser."""
         span = open_runs.pop(run_id.int, None)
         if span is not None:
+            span.run_id = None
             self._end(span, outputs)
 
     def on_tool_end(self, output: Any, *, run_id: UUID, **options: Any) -> None:
@@ -257,6 +267,7 @@ class SpanHandler(BaseCallbackHandler):
         try:
             _runs.finish(span, key)
             span.set_error(error)
+            _runs.note_failure(span)
             if response is not None:
                 span.raw_output = _answer(response)
             span.ended_at_ns = span.scope.recorder.now_ns()
@@ -294,8 +305,8 @@ class PromptLayerCallbackHandler(SpanHandler):
         assert self.pl_id_callback is not None
         return self.pl_id_callback(int(request))
 
-    def _open(self, kind: SpanKind, raw_input: Any, run: tuple[Any, ...]) -> Span | None:
-        span = super()._open(kind, raw_input, run)
+    def _open(self, kind: SpanKind, raw_input: Any, run_id: UUID, run: tuple[Any, ...]) -> Span | None:
+        span = super()._open(kind, raw_input, run_id, run)
         if span is not None:
             span.scope = self._added_to(span.scope)
         return span

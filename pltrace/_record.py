@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from pltrace import _blueprint, _links
 from pltrace._checks import INPUTS, OUTPUTS
@@ -208,18 +209,17 @@ def _request_metadata(span: Span, metadata: Mapping[str, Any], encoder: Encoder)
     assert isinstance(safe, dict)
     return {
         **{key: value if isinstance(value, str) else encoder.dumps(value) for key, value in safe.items()},
-        "_langchain_run_id": str(run.run_id),
-        "_langchain_parent_run_id": str(run.parent_run_id),
+        "_langchain_run_id": str(UUID(int=run.run_id)),
+        "_langchain_parent_run_id": str(run.parent_run_id and UUID(int=run.parent_run_id)),
         "_langchain_tags": str(encoder.label(run.tags or [])),
     }
 
 
 def _attempt(span: Span) -> int:
-    """Return which attempt of `with_retry` it was; LangChain tags the second and later ones of what is retried."""
+    """Return which attempt a call is: 1, and one more for each time that it, or what is around it, was tried before."""
+    attempt = 1
     around: Any = span
     while isinstance(around, Span):
-        for tag in (around.run.tags if around.run is not None else None) or ():
-            if tag.startswith("retry:attempt:"):
-                return int(tag.rpartition(":")[2])
+        attempt += around.attempt - 1
         around = around.parent
-    return 1
+    return attempt

@@ -8,11 +8,14 @@ import weakref
 from contextvars import ContextVar
 from typing import Any
 
-from pltrace._health import counts
+from pltrace._health import counts, failed
 from pltrace._scope import Scope, current
-from pltrace._span import Span
+from pltrace._span import Failure, Span
 
-__all__ = ["around", "finish", "in_task", "open_runs", "remember_starter", "running_loop", "settle", "sweep"]
+__all__ = [
+    "RunId", "around", "finish", "in_task", "note_failure", "open_runs", "remember_starter", "running_loop", "settle",
+    "sweep", "vanished",
+]  # fmt: skip
 
 #: Open runs by the integer of their run id: hashing the UUID itself costs twice as much.
 open_runs: dict[int, Span] = {}
@@ -44,6 +47,27 @@ def remember_starter(span: Span, key: int) -> None:
     span.scope.open_runs[key] = span
 
 
+class RunId(weakref.ref[Any]):
+    """The id of an open run, weakly: LangChain's run manager holds it for as long as the run can still end."""
+
+    __slots__ = ("key",)
+    key: int
+
+
+def vanished(run: RunId) -> None:
+    """Close a run whose id nobody holds any longer: a cancelled `ainvoke` drops its run manager, and says nothing.
+
+    It is called wherever the id dies, in the middle of other code and by the garbage collector too.
+    """
+    span = open_runs.get(run.key)
+    if span is not None and span.run_id is run:
+        try:
+            finish(span, run.key)
+            close_cancelled(span, run.key)
+        except Exception:
+            failed("closing a run that LangChain dropped")
+
+
 def finish(span: Span, key: int) -> None:
     """Forget an ended run that has a starter."""
     scope: Scope | None = span.scope
@@ -56,11 +80,14 @@ def finish(span: Span, key: int) -> None:
 def settle(scope: Scope) -> None:
     """Close, at the end of a block or call, the runs in it that LangChain will never report the end of.
 
-    A cancelled `ainvoke` of a model, tool or retriever fires a start and then nothing. Only such runs that emitted no
-    token, and whose task has ended, is being cancelled or is leaving the block, are closed; all others go on.
+    A cancelled `ainvoke` of a model, tool or retriever fires a start and then nothing. Mostly `vanished` has closed it
+    by now, but its id may be held: by another tracer, or by an exception that somebody keeps. Of them only those that
+    emitted no token, and whose task has ended, is being cancelled or is leaving the block, are closed; all others go
+    on.
     """
     here = _current_task()
-    for key, span in list(scope.open_runs.items()):
+    # `copy` allocates nothing in between: the collector could end runs while the items are listed.
+    for key, span in scope.open_runs.copy().items():
         scope.open_runs.pop(key, None)
         if key not in open_runs:
             continue
@@ -104,15 +131,28 @@ def close_cancelled(span: Span, key: int) -> None:
     span.error_types = ("CancelledError",)
     span.ended_at_ns = span.scope.recorder.now_ns()
     counts["closed_as_cancelled"] += 1
+    note_failure(span)
     if span.kind == "llm":
         span.count_call(1, 0, 0)
     span.scope.recorder.record(span)
 
 
+#: So many failed runs under one span are remembered, the latest.
+_MOST_FAILURES = 32
+
+
+def note_failure(span: Span) -> None:
+    """Remember on the span around a run that it failed: one that tries the same again is told apart from it."""
+    parent = span.parent
+    if isinstance(parent, Span) and span.error is not None and span.run_fields is not None:
+        failure = Failure(span.kind, span.name, span.run_fields[3] or (), span.raw_input)
+        parent.failures = (*parent.failures[1 - _MOST_FAILURES :], failure)
+
+
 def sweep() -> None:
     """Close runs by age when there are suspiciously many; called when one more would be `_MANY`."""
     oldest_ns = -1
-    for key, span in list(open_runs.items()):
+    for key, span in open_runs.copy().items():
         if oldest_ns < 0:
             oldest_ns = span.scope.recorder.now_ns() - int(_OLDEST_S * 1e9)
         if span.started_at_ns < oldest_ns or len(open_runs) > _MOST:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pltrace._checks import (
@@ -13,7 +13,7 @@ from pltrace._checks import (
     checked_score,
     checked_tags,
 )
-from pltrace._usage import Run, Totals, Usage
+from pltrace._usage import INTERNAL_TAGS, Run, Totals, Usage
 
 if TYPE_CHECKING:
     from pltrace._request import Request
@@ -33,6 +33,20 @@ class RemoteSpan(NamedTuple):
 
     trace_bits: int
     span_bits: int
+
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        """Nothing is known of the runs under it in another process."""
+        return ()
+
+
+class Failure(NamedTuple):
+    """A LangChain run that failed, as far as one that tries the same again is told by it."""
+
+    kind: str
+    name: str
+    tags: Sequence[str]
+    raw_input: Any
 
 
 class Span:
@@ -67,8 +81,12 @@ class Span:
     #: The run that the LangChain run's parent id names, where the scope's span is the parent instead.
     run_around: Span | None = None
     first_token_at_ns: int = 0
-    #: The task or thread that started the run, as a weak reference.
+    #: The task or thread that started the run, and the run's id, as weak references while it is open.
     starter: Any = None
+    run_id: Any = None
+    #: The runs under it that failed; and those that had failed around it when it started.
+    failures: tuple[Failure, ...] = ()
+    failed_before: tuple[Failure, ...] = ()
     #: What the context that started an LLM call knows of prompts from the registry; `_links` reads it.
     rendered: tuple[Any, ...] = ()
     #: What the steps of a sequence rendered, by their numbers; `_links` keeps it here.
@@ -113,6 +131,30 @@ class Span:
     def run(self) -> Run | None:
         """What LangChain said of the run; None for a function or block."""
         return None if self.run_fields is None else Run(*self.run_fields)
+
+    @property
+    def attempt(self) -> int:
+        """Which try of the same run under the same span this is, 1 for the first; LangChain says it of its retries."""
+        run = self.run
+        for tag in (run.tags if run is not None else None) or ():
+            if tag.startswith("retry:attempt:"):
+                return int(tag.rpartition(":")[2])
+        return 1 + sum(self._tries_again(failure) for failure in self.failed_before)
+
+    def _tries_again(self, failure: Failure) -> bool:
+        """Return whether a run does what one that failed should have done: a fallback, or a retry by hand.
+
+        Branches of one step are given the same too; they differ in LangChain's tags, or nodes of a graph in their name.
+        """
+        assert self.run_fields is not None
+        mine, its = ([tag for tag in tags or () if tag.startswith(INTERNAL_TAGS)]
+                     for tags in (self.run_fields[3], failure.tags))  # fmt: skip
+        if self.kind != failure.kind or mine != its or (mine and self.name != failure.name):
+            return False
+        try:
+            return self.raw_input is not None and bool(self.raw_input == failure.raw_input)
+        except Exception:  # Arrays can't be compared so, nor can all that users make.
+            return False
 
     @property
     def tags(self) -> tuple[str, ...]:

@@ -26,10 +26,13 @@ _is_folding = False
 
 
 class Run(NamedTuple):
-    """What LangChain said of a run when it started, by reference; it is read when the span is written."""
+    """What LangChain said of a run when it started, by reference; it is read when the span is written.
 
-    run_id: object
-    parent_run_id: object
+    Of its ids the integers: an id is held by LangChain alone, so that it dies with the run.
+    """
+
+    run_id: int
+    parent_run_id: int | None
     serialized: Mapping[str, Any] | None
     tags: list[str] | None
     metadata: dict[str, Any] | None

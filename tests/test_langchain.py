@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import logging
 import sys
 import threading
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -493,6 +496,69 @@ async def test_a_task_that_goes_on_is_not_closed(local: Path) -> None:
     assert calls(local)[0]["output"]["messages"][0]["content"][0]["text"] == "Late."
 
 
+@pytest.mark.parametrize("when", ["inside", "afterwards"])
+@pytest.mark.parametrize("tokens", [0, 2])
+async def test_a_cancelled_call_is_closed_soon(when: str, tokens: int, local: Path) -> None:
+    """A cancelled call is closed as soon as nothing can end it any more, be there tokens, or its block left before."""
+    first_token = asyncio.Event()
+
+    class Tokens(AsyncCallbackHandler):
+        async def on_llm_new_token(self, *_: Any, **__: Any) -> None:
+            first_token.set()
+
+    async def ask(server: ScriptedOpenAI) -> None:
+        model = chat(server, streaming=bool(tokens))
+        with contextlib.suppress(asyncio.CancelledError):
+            await model.ainvoke("Hi", {"callbacks": [Tokens()]})
+
+    with ScriptedOpenAI(Reply("One two three four", hang_after=tokens)) as server:
+        with traced("root") as root:
+            task = asyncio.create_task(ask(server))
+            await (first_token.wait() if tokens else asyncio.to_thread(server.wait_for, lambda: server.bodies))
+            if when == "inside":
+                task.cancel()
+                await until(lambda: not open_runs)
+        if when == "afterwards":
+            assert len(open_runs) == 1
+            task.cancel()
+            await until(lambda: not open_runs)
+    (call,) = calls(local)
+    assert (call["status"], call["first_token_at_ns"] is not None) == ("cancelled", bool(tokens))
+    assert root.usage[:2] == (1, 1)
+    assert counts["closed_as_cancelled"] == 1
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Lets the event loop run until a condition holds."""
+    async with asyncio.timeout(10) if sys.version_info >= (3, 11) else contextlib.nullcontext():
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def test_runs_of_a_loop_that_was_stopped(local: Path) -> None:
+    """Runs that an event loop left half-way, and that nobody holds any longer, are closed, chains too."""
+
+    async def begin() -> AsyncIterator[str]:
+        pieces = joke(server).astream({"topic": "cats"})
+        await anext(pieces)
+        return pieces
+
+    with ScriptedOpenAI(Reply("One two three four", pause=0.01)) as server:
+        loop = asyncio.new_event_loop()
+        with traced("root"):
+            pieces = loop.run_until_complete(begin())
+        assert len(open_runs) == 3
+        with warnings.catch_warnings(record=True):  # Python and LangChain tell of what the loop left behind.
+            warnings.simplefilter("always")
+            loop.close()
+            del pieces
+            gc.collect()
+        assert open_runs == {}
+    assert {span["status"] for span in spans(local) if span["name"] not in ("root", "ChatPromptTemplate")} == {
+        "cancelled"
+    }
+
+
 @pytest.mark.parametrize("how", ["stream", "astream"])
 async def test_an_abandoned_stream(how: str, deliver: Callable[..., None], promptlayer: PromptLayerServer) -> None:
     """A stream that is closed half-way is logged as WARNING, a partial response with the text so far."""
@@ -544,11 +610,78 @@ async def test_attempts_are_numbered(local: Path) -> None:
 
 
 def test_a_fallback(local: Path) -> None:
-    """With a fallback, both models' calls are there, the failed and the good one, told apart by their models."""
+    """With a fallback, both models' calls are there, the failed and the good one, numbered as attempts."""
     with ScriptedOpenAI([ApiError(500), Reply("Yes.")]) as server, traced("root"):
         assert chat(server, model="a").with_fallbacks([chat(server, model="b")]).invoke("Hi").content == "Yes."
-    assert [(call["model"], call["status"]) for call in calls(local)] == [("a", "error"), ("b", "ok")]
+    assert [(call["model"], call["status"], call["attempt"]) for call in calls(local)] == [
+        ("a", "error", 1), ("b", "ok", 2),
+    ]  # fmt: skip
     assert tree(local) == ("root block\n  RunnableWithFallbacks chain\n    ChatOpenAI llm\n    ChatOpenAI llm error\n")
+
+
+def _retried_fallback(server: ScriptedOpenAI) -> Any:
+    retried = joke(server).with_retry(stop_after_attempt=2, wait_exponential_jitter=False)
+    return joke(server).with_fallbacks([retried]).with_config(run_name="jokes")
+
+
+async def _invoked(runnable: Any) -> None:
+    runnable.invoke({"topic": "cats"})
+
+
+async def _ainvoked(runnable: Any) -> None:
+    await runnable.ainvoke({"topic": "cats"})
+
+
+async def _streamed(runnable: Any) -> None:
+    assert list(runnable.stream({"topic": "cats"}))
+
+
+async def _astreamed(runnable: Any) -> None:
+    assert [piece async for piece in runnable.astream({"topic": "cats"})]
+
+
+@pytest.mark.parametrize("way", [_invoked, _ainvoked])
+async def test_a_retry_in_a_fallback(way: Callable[[Any], Awaitable[None]], local: Path) -> None:
+    """A retry of what was fallen back to is an attempt more."""
+    with ScriptedOpenAI([ApiError(500)] * 2 + ["Yes."]) as server, traced("root"):
+        await way(_retried_fallback(server))
+    assert [(call["attempt"], call["status"]) for call in calls(local)] == [(1, "error"), (2, "error"), (3, "ok")]
+
+
+@pytest.mark.parametrize("way", [_streamed, _astreamed])
+async def test_a_fallback_of_a_stream(way: Callable[[Any], Awaitable[None]], local: Path) -> None:
+    """A stream that falls back is numbered too."""
+    with ScriptedOpenAI([ApiError(500)] * 2 + ["Yes."]) as server, traced("root"):
+        await way(joke(server).with_fallbacks([joke(server), joke(server)]))
+    assert [(call["attempt"], call["status"]) for call in calls(local)] == [(1, "error"), (2, "error"), (3, "ok")]
+
+
+def test_a_retry_by_hand(local: Path) -> None:
+    """Who asks the same again in the same block makes a further attempt; who asks something else doesn't."""
+    with ScriptedOpenAI([ApiError(500)] * 2 + ["Yes.", "No."]) as server, traced("root"):
+        for text in ("Hi", "Hi", "Hi", "Ho"):
+            with contextlib.suppress(Exception):
+                chat(server).invoke(text)
+    assert [call["attempt"] for call in calls(local)] == [1, 2, 3, 1]
+
+
+@recent_agents
+def test_an_agents_fallback(local: Path) -> None:
+    """An agent's fallback to another model is numbered."""
+    middleware = pytest.importorskip("langchain.agents.middleware")
+    with ScriptedOpenAI([ApiError(500), "Yes."]) as server, traced("root"):
+        fallback = middleware.ModelFallbackMiddleware(chat(server, model="b"))
+        create_agent(chat(server, model="a"), middleware=[fallback]).invoke({"messages": [("user", "Hi")]})
+    assert [(call["model"], call["attempt"]) for call in calls(local)] == [("a", 1), ("b", 2)]
+
+
+def test_branches_are_no_attempts(local: Path) -> None:
+    """Branches are given the same and may fail, one after the other: each is the first attempt of its own."""
+    with ScriptedOpenAI([ApiError(500), "Yes."]) as server:
+        both = RunnableParallel(a=chat(server), b=chat(server))
+        with traced("root"), pytest.raises(Exception, match="500"):
+            both.invoke("Hi", {"max_concurrency": 1})
+    assert [call["attempt"] for call in calls(local)] == [1, 1]
 
 
 async def test_a_cache_hit(local: Path) -> None:
@@ -651,6 +784,15 @@ async def test_two_of_our_handlers_make_one_request(
     assert promptlayer.duplicate_request_logs == 0
     assert ids == [log["id"] for log in promptlayer.request_logs] == [int(request) for request in seen]
     assert len(promptlayer.spans) == 5
+    assert counts["runs_merged"] == 6
+    assert counts["runs_without_scope"] == 0
+
+
+def test_a_handler_that_is_handed_over_is_not_without_scope(local: Path, llm: ScriptedOpenAI) -> None:
+    """A call outside any block that a handler was handed to is recorded, so it counts as merged, not as missed."""
+    chat(llm).invoke("Hi", config={"callbacks": [PromptLayerCallbackHandler()]})
+    assert len(calls(local)) == 1
+    assert (counts["runs_merged"], counts["runs_without_scope"]) == (1, 0)
 
 
 class _Notes:
