@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from time import monotonic
 from typing import Any
 
+from pltrace._background import Background
 from pltrace._health import counts, failed, logger
 from pltrace._request import Request
 from pltrace._scope import Callback, attach
@@ -30,7 +31,8 @@ class CallbackRunner:
         self._busy = False
         self._stopped = False
         self._on_loops: dict[Future[Any], asyncio.AbstractEventLoop] = {}
-        self._thread: threading.Thread | None = None
+        self._thread: Background | None = None
+        self._ident: int | None = None
 
     def submit(self, callbacks: tuple[Callback, ...], request: Request) -> None:
         """Call `callbacks` one after the other with `request`, soon."""
@@ -40,13 +42,13 @@ class CallbackRunner:
             if self._thread is not None and self._thread.is_alive():
                 return
             # One that was stopped ends again when it has done this.
-            self._thread = threading.Thread(target=self._run, name="pltrace-callbacks", daemon=True)
             try:
-                self._thread.start()
+                self._thread = Background(self._run, "pltrace-callbacks").start()
             except RuntimeError:  # The interpreter is shutting down; `flush` at exit runs what is left.
                 self._thread = None
 
     def _run(self) -> None:
+        self._ident = threading.get_ident()
         attach(None)  # A thread can begin in the scope of who started it, and what callbacks do is not part of it.
         while True:
             with self._changed:
@@ -128,7 +130,7 @@ class CallbackRunner:
             here: Any = asyncio.get_running_loop()
         except RuntimeError:
             here = None
-        if threading.current_thread() is self._thread:
+        if threading.get_ident() == self._ident:
             return True  # A callback that flushes would wait for itself.
         with self._changed:
             while self._queue or self._busy or any(self._still_runs(loop, here) for loop in self._on_loops.values()):

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from pltrace._background import Background
+from pltrace._database import STORE_TROUBLE
 from pltrace._exporter import ExportResult, SpanExporter, StoredSpan, TracksRequests
 from pltrace._health import counts, failed, logger, warn_sometimes
 from pltrace._pace import Pace
@@ -42,7 +44,7 @@ class Worker:
     def forked(self) -> None:
         """Start afresh, as in the child of a fork."""
         self.pace = Pace(self._name, self._linger_s, _LOOK_ROUND_EVERY_S)
-        self._thread: threading.Thread | None = None
+        self._thread: Background | None = None
         self._starting = threading.Lock()
 
     def work(self) -> None:
@@ -56,9 +58,7 @@ class Worker:
             return True  # Another caller does; two threads would send all twice.
         try:
             if self._thread is None or not self._thread.is_alive():
-                thread = threading.Thread(target=self._run, name=f"pltrace-{self._name}", daemon=True)
-                thread.start()
-                self._thread = thread
+                self._thread = Background(self._run, f"pltrace-{self._name}").start()
             return True
         except RuntimeError:
             return False  # The interpreter is shutting down; the next process delivers.
@@ -70,9 +70,10 @@ class Worker:
         while self.pace.wait():
             try:
                 self._round()
+            except STORE_TROUBLE as error:
+                self.pace.back_off(ExportResult("retry", f"waits for the store: {error}"))
             except Exception as error:
-                # The store failed, or we did: all is still there.
-                failed(f"delivering to {self._name}")
+                failed(f"delivering to {self._name}")  # All is still in the store.
                 self.pace.back_off(ExportResult("retry", str(error)))
 
     def _round(self) -> None:

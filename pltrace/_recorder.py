@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from pltrace._background import Background, is_ours, sleep
+from pltrace._database import UNSTORABLE
 from pltrace._encoding import Encoder
 from pltrace._health import counts, failed, warn_sometimes
 from pltrace._record import record_of
@@ -20,9 +22,15 @@ from pltrace._store import Asked, Store, Written
 
 __all__ = ["SpanRecorder"]
 
-#: Past so many ended spans in memory the recording caller waits for the writer; past the time, they are dropped.
+#: Past so many ended spans in memory, or so many bytes, the recording caller waits for the writer; when that has
+#: written nothing for so long, they are dropped without a wait.
 MOST_QUEUED = 50_000
+MOST_QUEUED_BYTES = 2**26
 LONGEST_WAIT_S = 1.0
+#: The writer waits so long for other processes before it counts as a try that failed, and warns after so long.
+_PATIENCE_S = 1.0
+_WARN_AFTER_S = 10.0
+_TRY_AGAIN_S = 0.05
 #: How long the writer gathers before it commits.
 GROUP_COMMIT_S = 0.002
 #: Spans are encoded in slices, with the interpreter offered to other threads in between: a writer that encodes
@@ -84,10 +92,13 @@ class SpanRecorder:
         self._queue: deque[Span | _Ask] = deque()
         self._writing = threading.Lock()  # Held from taking items off the queue until they are committed.
         self._inflight: list[Span | _Ask] = []
+        self._encoded: tuple[list[dict[str, Any]], list[Asked]] | None = None  # What is in flight, once it is.
+        self._most_queued = MOST_QUEUED
+        self._wrote_at = time.monotonic()
         self._asleep = False
         self._wake = threading.Lock()
         self._wake.acquire()
-        self._thread: threading.Thread | None = None
+        self._thread: Background | None = None
         self._starting = threading.Lock()
         self._counted = Counter(counts)  # What the store has of the process's counts, or isn't this recorder's.
         self._inline = False
@@ -106,7 +117,7 @@ class SpanRecorder:
         """
         if not span.scope.sampled:
             counts["sampled_out"] += 1
-        elif span.started_at_ns > self._forked_at_ns:
+        elif span.started_at_ns > self._forked_at_ns or self._clock_went_back():
             self._put(span)
 
     def operate(
@@ -124,7 +135,7 @@ class SpanRecorder:
         queue.append(item)
         if self._asleep or self._thread is None:
             self._rouse()
-        if len(queue) > MOST_QUEUED:
+        if len(queue) > self._most_queued:
             self._press_back()
 
     def _rouse(self) -> None:
@@ -144,9 +155,7 @@ class SpanRecorder:
             return  # Another caller does.
         try:
             if self._thread is None or not self._thread.is_alive():
-                thread = threading.Thread(target=self._write_forever, name="pltrace-writer", daemon=True)
-                thread.start()
-                self._thread = thread
+                self._thread = Background(self._write_forever, "pltrace-writer").start()
                 # Not later: at the end of the process Python may allow no new thread.
                 self._began()
         except RecursionError:
@@ -159,12 +168,16 @@ class SpanRecorder:
             self._starting.release()
 
     def _press_back(self) -> None:
-        """Make the caller wait until the writer has caught up, a second at most; then give its span up, counted."""
-        if threading.current_thread().name.startswith("pltrace-"):
+        """Make the caller wait until the writer has caught up, a second at most; then give its span up, counted.
+
+        While the writer can't write at all, nobody waits for it.
+        """
+        if is_ours():
             return
         deadline = time.monotonic() + LONGEST_WAIT_S
-        while len(self._queue) > MOST_QUEUED:
-            if time.monotonic() > deadline:
+        while len(self._queue) > self._most_queued:
+            now = time.monotonic()
+            if now > deadline or now > self._wrote_at + LONGEST_WAIT_S:
                 try:
                     self._queue.pop()
                 except IndexError:
@@ -174,22 +187,39 @@ class SpanRecorder:
                     "queue_full",
                     "pltrace drops spans: %d wait to be written to %s and the disk doesn't keep up. `pltrace doctor` "
                     "shows how many were dropped.",
-                    MOST_QUEUED,
+                    self._most_queued,
                     self.store.database.path,
                 )
                 return
             time.sleep(GROUP_COMMIT_S)
 
+    def _clock_went_back(self) -> bool:
+        """Return whether the clock was set back after a fork: then it doesn't tell any more what began before it."""
+        if self.now_ns() > self._forked_at_ns:
+            return False
+        self._forked_at_ns = 0
+        return True
+
     # The writer's thread.
 
     def _write_forever(self) -> None:
+        try:
+            self._write_while_wanted()
+        except BaseException:
+            self._thread = None  # Whatever ended it, who records next starts another.
+            raise
+
+    def _write_while_wanted(self) -> None:
         be_silent()
         empty_rounds = 0
         while True:
             if self._queue or self._inflight:
                 empty_rounds = 0
-                time.sleep(GROUP_COMMIT_S)
-                if self.drain() or not self._inline:
+                sleep(GROUP_COMMIT_S)
+                if self.drain():
+                    continue
+                if not self._inline:
+                    sleep(_TRY_AGAIN_S)
                     continue
             if self._inline:
                 return  # Those who record write.
@@ -200,7 +230,7 @@ class SpanRecorder:
                 return
             empty_rounds += 1
             if empty_rounds < _ROUNDS_AWAKE:
-                time.sleep(GROUP_COMMIT_S)
+                sleep(GROUP_COMMIT_S)
                 continue
             self._asleep = True
             # Looked at again after `_asleep` is set: who recorded before that didn't wake us.
@@ -212,18 +242,22 @@ class SpanRecorder:
         """Commit all that is queued now; from any thread.
 
         Args:
-            timeout: The longest wait in seconds for the writer, which may be at it already.
+            timeout: How long it is tried, in seconds, and the writer waited for, which may be at it already. None
+                waits for the writer, and tries once.
 
         Returns:
             Whether all is committed.
         """
+        give_up_at = time.monotonic() + (timeout or 0.0)
         if not self._writing.acquire(timeout=-1 if timeout is None else timeout):
             return False
         try:
             with silence():
                 while self._queue or self._inflight:
                     if not self._commit():
-                        return False
+                        if time.monotonic() + _TRY_AGAIN_S > give_up_at:
+                            return False
+                        sleep(_TRY_AGAIN_S)
             return True
         except Exception:
             failed("writing spans to the store")
@@ -233,24 +267,34 @@ class SpanRecorder:
 
     def _commit(self) -> bool:
         """Write up to `_MOST_IN_COMMIT` items, which count as in flight until they are committed."""
-        while self._queue and len(self._inflight) < _MOST_IN_COMMIT:
-            self._inflight.append(self._queue.popleft())
-        records, operations = self._encode(self._inflight)
+        if self._encoded is None:
+            most = min(_MOST_IN_COMMIT, self._most_queued)
+            while self._queue and len(self._inflight) < most:
+                self._inflight.append(self._queue.popleft())
+            self._encoded = self._encode(self._inflight)
+        records, operations = self._encoded
         new_counts = self._new_counts()
         try:
-            written = self.store.write(records, operations, new_counts)
-        except (ValueError, OverflowError, TypeError):
+            written = self.store.write(records, operations, new_counts, _PATIENCE_S)
+        except UNSTORABLE:
             # One of them can't be stored, and would keep all others from it.
             written = self._write_each(records, operations)
         except Exception as error:
             self._cannot_write(error)
             return False
-        self._counted.update(new_counts)
+        else:
+            self._counted.update(new_counts)
         spans = [item for item in self._inflight if type(item) is Span]
-        self._inflight = []
+        self._inflight, self._encoded = [], None
+        self._wrote_at = time.monotonic()
+        self._most_queued = self._room()
         counts["recorded"] += len(records)
         self._tell(spans, written)
         return True
+
+    def _room(self) -> int:
+        """Return how many spans of the size of late may wait in memory."""
+        return max(min(MOST_QUEUED, int(MOST_QUEUED_BYTES / self.store.span_bytes)), _SLICE)
 
     def _write_each(self, records: list[dict[str, Any]], operations: list[Asked]) -> list[Written]:
         """Write one by one, giving up what can't be stored."""
@@ -260,7 +304,7 @@ class SpanRecorder:
         for part in parts:
             try:
                 written += self.store.write(*part)
-            except (ValueError, OverflowError, TypeError):
+            except UNSTORABLE:
                 self._drop("not_encodable", 1)
                 failed("storing a span")
         return written
@@ -272,17 +316,19 @@ class SpanRecorder:
     def write_counts(self) -> None:
         """Put what was counted since the last commit into the store."""
         new_counts = self._new_counts()
-        if new_counts:
-            with self._writing:
-                self.store.write([], [], new_counts)
+        if new_counts and self._writing.acquire(timeout=_PATIENCE_S):
+            try:
+                self.store.write([], [], new_counts, _PATIENCE_S)
                 self._counted.update(new_counts)
+            finally:
+                self._writing.release()
 
     def _encode(self, items: list[Span | _Ask]) -> tuple[list[dict[str, Any]], list[Asked]]:
         records: list[dict[str, Any]] = []
         operations: list[Asked] = []
         for position, item in enumerate(items):
             if position % _SLICE == _SLICE - 1:
-                time.sleep(0)
+                sleep(0)
             try:
                 if type(item) is Span:
                     records.append(record_of(item, self._encoder))
@@ -299,15 +345,18 @@ class SpanRecorder:
         return records, operations
 
     def _cannot_write(self, error: Exception) -> None:
-        """Keep what is in flight for the next try, as long as there is room for it."""
-        warn_sometimes(
-            "cannot_write",
-            "pltrace can't write to the store %s (%s). Spans are kept in memory and it tries again; see that the "
-            "disk has room and the file can be written.",
-            self.store.database.path,
-            error,
-        )
-        time.sleep(0.05)
+        """Keep what is in flight for the next try, and how many may wait behind it."""
+        self._most_queued = self._room()
+        # That other processes write is no news before it lasts.
+        if "locked" not in str(error) or time.monotonic() > self._wrote_at + _WARN_AFTER_S:
+            warn_sometimes(
+                "cannot_write",
+                "pltrace can't write to the store %s (%s). Spans are kept in memory and it tries again; see that the "
+                "disk has room and the file can be written.",
+                self.store.database.path,
+                error,
+            )
+        self._wrote()  # What was delivered may make room.
 
     def _tell(self, spans: list[Span], written: list[Written]) -> None:
         """Register who waits for the ids of these requests, and give out those that are known already."""
@@ -370,6 +419,11 @@ class SpanRecorder:
         self._retired = True
         with suppress(RuntimeError):  # It is awake.
             self._wake.release()
+
+    @property
+    def left(self) -> int:
+        """How many spans and operations wait in memory to be written."""
+        return len(self._queue) + len(self._inflight)
 
     def shutting_down(self) -> None:
         """From now on commit on the recording thread: the process may end before the writer wakes."""

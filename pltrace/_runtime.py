@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
 
 from pltrace import _client, _langchain, _links, _runs, _scope, _usage
-from pltrace._errors import ConfigError, StoreError
-from pltrace._health import failed, forget_warnings, logger, warn_once
+from pltrace._errors import ConfigError
+from pltrace._health import failed, forget_warnings, logger
 from pltrace._scope import Scope
 
 if TYPE_CHECKING:
     import re
-    from threading import Lock
 
     from pltrace._config import Config, Library, Redaction
     from pltrace._exporter import SpanExporter
@@ -191,11 +190,7 @@ def _switch_on(config: Config, before: Tracing | None = None) -> None:
         _hooked = True
         _hook_exit()
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(
-                before=_before_fork,
-                after_in_parent=_after_fork_in_parent,
-                after_in_child=_after_fork_in_child,
-            )
+            os.register_at_fork(after_in_child=_after_fork_in_child)
     for call in _when_on:
         call()
 
@@ -300,21 +295,6 @@ def _at_exit() -> None:
             failed("leaving the process")
 
 
-#: Locks of databases that nobody uses while the process forks; but a fork waits for none longer than a second.
-_held: list[Lock] = []
-
-
-def _before_fork() -> None:
-    locks = {tracing.store.database.lock for tracing in _all()}
-    _held[:] = [lock for lock in locks if lock.acquire(timeout=1.0)]
-
-
-def _after_fork_in_parent() -> None:
-    for lock in _held:
-        lock.release()
-    _held.clear()
-
-
 def _after_fork_in_child() -> None:
     global _deciding
     _deciding = threading.RLock()
@@ -323,11 +303,8 @@ def _after_fork_in_child() -> None:
     _links.forked()
     _client.forked()
     Scope.roots.clear()
-    _held.clear()
     for tracing in _all():
         try:
             tracing.forked()
-        except StoreError as error:
-            warn_once("forked", "pltrace can't open its store in a forked process: %s", error)
         except Exception:
             failed("starting afresh in a forked process")

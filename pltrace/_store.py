@@ -23,6 +23,22 @@ LEASE_S = 60.0
 #: So many operations on requests of others are kept after they are done.
 _MOST_STRAY = 10_000
 
+#: The most rows that one transaction takes over, and that one deletes: others wait meanwhile.
+_MOST_IN_STEP = 2_000
+_MOST_PRUNED = 200
+_LEAVING_PATIENCE_S = 1.0
+_LONGEST_PRUNING_S, _PRUNING_PATIENCE_S = 0.1, 0.5
+_MOST_PAGES_GIVEN_BACK = 1_000
+#: The owners of what is pending, found by leaps through the index: there can be a hundred thousand rows of each.
+_OWNERS = """
+WITH RECURSIVE found (owner) AS (
+    SELECT min(owner) FROM {table} WHERE state = 0{only}
+    UNION ALL
+    SELECT (SELECT min({table}.owner) FROM {table} WHERE state = 0{only} AND {table}.owner > found.owner)
+    FROM found WHERE found.owner IS NOT NULL
+) SELECT owner FROM found WHERE owner IS NOT NULL
+"""
+
 _COLUMNS = (
     "span_id", "trace_id", "parent_id", "name", "kind", "status", "started_at_ns", "ended_at_ns",
     "input_tokens", "output_tokens",
@@ -67,14 +83,16 @@ class Store:
         self.exporters = tuple(exporters)
         self._local_ids = local_ids
         self._keep = keep
-        self.owner = new_owner()
-        self._seen_at = 0.0  # Monotonic: when this process last renewed its lease.
+        #: How large the spans are that were written of late.
+        self.span_bytes = 1_000.0
+        self._pruned_to = 0  # Where the last pruning stopped.
+        self.forked()
 
     def forked(self) -> None:
-        """Start afresh in the child of a fork: a new connection, a new owner."""
-        self.database.forked()
+        """Start afresh, as in the child of a fork: a new owner."""
         self.owner = new_owner()
-        self._seen_at = 0.0
+        self._seen_at = 0.0  # When this process last renewed its lease,
+        self._seen_in = 0  # and in which of the database's files.
 
     # Writing: the writer thread.
 
@@ -83,6 +101,7 @@ class Store:
         records: Sequence[dict[str, Any]],
         operations: Sequence[Asked],
         counts: Mapping[str, int] | None = None,
+        patience_s: float = 30.0,
     ) -> list[Written]:
         """Commit ended spans and operations together.
 
@@ -90,6 +109,7 @@ class Store:
             records: As made by `record_of`; one that is known already replaces it.
             operations: In the order they were asked.
             counts: What happened since the last commit, by reason; added to what is known.
+            patience_s: The longest wait for other processes.
 
         Returns:
             The LLM calls that got a local id.
@@ -99,7 +119,9 @@ class Store:
         """
         # Encoded before the transaction: other processes wait while it is open.
         bodies = [_encoded(record) for record in records]
-        with self.database.writing() as connection:
+        if bodies:
+            self.span_bytes += (sum(map(len, bodies)) / len(bodies) - self.span_bytes) / 2
+        with self.database.writing(patience_s) as connection:
             self._stay(connection)
             (last,) = connection.execute("SELECT coalesce(max(seq), 0) FROM spans").fetchone()
             known = self._known(connection, [record["span_id"] for record in records])
@@ -264,11 +286,7 @@ class Store:
                 [(exporter, span.seq, self.owner) for span in batch],
             )
             if not self._keep:
-                connection.execute(
-                    "DELETE FROM spans WHERE seq NOT IN (SELECT seq FROM deliveries WHERE state = 0)"
-                    " AND span_id NOT IN (SELECT span_id FROM operations WHERE state = 0)"
-                )
-                connection.execute("DELETE FROM deliveries WHERE seq NOT IN (SELECT seq FROM spans)")
+                self._delete(connection, [span.seq for span in batch], "state = 0")
 
     def quarantine(self, exporter: str, reasons: Mapping[int, str]) -> None:
         """Set spans aside that the backend refuses for what is in them: number → reason."""
@@ -297,6 +315,11 @@ class Store:
                 "UPDATE operations SET state = ?, error = ? WHERE id = ?",
                 (DONE if error is None else REFUSED, error, number),
             )
+            if not self._keep:
+                rows = connection.execute(
+                    "SELECT seq FROM spans JOIN operations USING (span_id) WHERE operations.id = ?", (number,)
+                ).fetchall()
+                self._delete(connection, [row["seq"] for row in rows], "state = 0")
 
     # Owning: which process delivers what.
 
@@ -310,53 +333,75 @@ class Store:
         if self.exporters and self._lease_is_old():
             connection.execute(
                 "INSERT OR REPLACE INTO owners VALUES (?, ?, ?, ?)",
-                (self.owner, _host(), os.getpid(), time.time_ns()),
+                (self.owner, _host(), os.getpid(), time.monotonic_ns()),
             )
-            self._seen_at = time.monotonic()
+            self._seen_at, self._seen_in = time.monotonic(), self.database.openings
 
     def _lease_is_old(self) -> bool:
-        return not self._seen_at or time.monotonic() - self._seen_at > LEASE_S / 4
+        elsewhere = self._seen_in != self.database.openings
+        return not self._seen_at or elsewhere or time.monotonic() - self._seen_at > LEASE_S / 4
 
     def adopt(self) -> int:
         """Take over what processes left that ended or lost their lease; return how many spans and operations."""
-        with self.database.writing() as connection:
-            gone = [row["owner"] for row in connection.execute("SELECT * FROM owners") if self._is_gone(row)]
-            gone += [
-                row[0]
-                for row in connection.execute(
-                    "SELECT DISTINCT owner FROM deliveries WHERE state = 0 UNION"
-                    " SELECT DISTINCT owner FROM operations WHERE state = 0 EXCEPT SELECT owner FROM owners"
-                )
-                if row[0] != self.owner
-            ]
-            adopted = 0
-            for owner in gone:
-                for exporter in self.exporters:
-                    adopted += connection.execute(
-                        "UPDATE deliveries SET owner = ? WHERE exporter = ? AND owner = ? AND state = 0",
-                        (self.owner, exporter, owner),
+        with self.database.reading() as connection:
+            gone = self._gone(connection)
+        return sum(self._adopt_from(owner) for owner in gone)
+
+    def _gone(self, connection: Any) -> list[str]:
+        """Return the owners of something that is pending here whose processes have ended or lost their lease."""
+        known = {row["owner"]: self._is_gone(row) for row in connection.execute("SELECT * FROM owners")}
+        owners = {
+            row[0]
+            for table, only in (
+                *(("deliveries", exporter) for exporter in self.exporters),
+                ("operations", None),
+            )
+            for row in connection.execute(
+                _OWNERS.format(table=table, only="" if only is None else " AND exporter = ?1"),
+                () if only is None else (only,),
+            )
+        }
+        pending = [owner for owner in owners if owner != self.owner and known.get(owner, True)]
+        return pending + [owner for owner, is_gone in known.items() if is_gone and owner not in owners]
+
+    def _adopt_from(self, owner: str) -> int:
+        """Take over a process's spans and operations, in steps: nobody should wait for a large backlog."""
+        adopted = 0
+        for table, key, only in (
+            *(("deliveries", "seq", exporter) for exporter in self.exporters),
+            ("operations", "id", None),
+        ):
+            where = "owner = ?2 AND state = 0" + ("" if only is None else " AND exporter = ?3")
+            parameters = (self.owner, owner) if only is None else (self.owner, owner, only)
+            taken = _MOST_IN_STEP
+            while taken == _MOST_IN_STEP:
+                with self.database.writing() as connection:
+                    taken = connection.execute(
+                        f"UPDATE {table} SET owner = ?1 WHERE {where} AND {key} IN"
+                        f" (SELECT {key} FROM {table} WHERE {where} ORDER BY {key} LIMIT {_MOST_IN_STEP})",
+                        parameters,
                     ).rowcount
-                adopted += connection.execute(
-                    "UPDATE operations SET owner = ? WHERE owner = ? AND state = 0", (self.owner, owner)
-                ).rowcount
-                if not connection.execute(
-                    "SELECT 1 FROM deliveries WHERE owner = ? AND state = 0 LIMIT 1", (owner,)
-                ).fetchone():
-                    connection.execute("DELETE FROM owners WHERE owner = ?", (owner,))
+                adopted += taken
+        with self.database.writing() as connection:
+            connection.execute(
+                "DELETE FROM owners WHERE owner = ?1"
+                " AND NOT EXISTS (SELECT 1 FROM deliveries WHERE owner = ?1 AND state = 0)",
+                (owner,),
+            )
         return adopted
 
     def _is_gone(self, row: Any) -> bool:
         if row["owner"] == self.owner:
             return False
-        age_s = (time.time_ns() - row["seen_at_ns"]) / 1e9
-        if not -LEASE_S <= age_s <= LEASE_S:  # Also a lease from far in the future: the clock has jumped.
+        age_s = (time.monotonic_ns() - row["seen_at_ns"]) / 1e9
+        if not -LEASE_S <= age_s <= LEASE_S:  # A lease from the future is from before the machine started.
             return True
         return row["host"] == _host() and not _is_alive(row["pid"])
 
     def leave(self) -> None:
         """Give up the lease: the next process takes over what is left, at once."""
         self._seen_at = 0.0
-        with self.database.writing() as connection:
+        with self.database.writing(_LEAVING_PATIENCE_S) as connection:
             connection.execute("DELETE FROM owners WHERE owner = ?", (self.owner,))
 
     # Reading back.
@@ -386,43 +431,58 @@ class Store:
         return [record_from(row) for row in rows]
 
     def prune(self, oldest_ns: int, most_bytes: int) -> int:
-        """Delete what is delivered, or was only ever local, older than `oldest_ns` and beyond `most_bytes`."""
+        """Delete, oldest first, what is delivered or was only ever local: what ended before a time, or has no room.
+
+        It takes little time: called again, it goes on.
+
+        Args:
+            oldest_ns: What ended before goes.
+            most_bytes: Beyond so many in the file, the oldest go.
+
+        Returns:
+            How many spans were deleted.
+        """
         deleted = 0
-        with self.database.writing() as connection:
-            deleted += self._delete(connection, "spans.ended_at_ns < ?", (oldest_ns,))
-            (page_size,) = connection.execute("PRAGMA page_size").fetchone()
-            (pages,) = connection.execute("PRAGMA page_count").fetchone()
-            (free,) = connection.execute("PRAGMA freelist_count").fetchone()
-            (count,) = connection.execute("SELECT count(*) FROM spans").fetchone()
-            size = (pages - free) * page_size
-            if size > most_bytes and count:
-                surplus = int(count * (size - most_bytes) / size) + 1
-                deleted += self._delete(
-                    connection,
-                    "seq <= (SELECT seq FROM spans ORDER BY seq LIMIT 1 OFFSET ?)",
-                    (min(surplus, count - 1),),
-                )
+        give_up_at = time.monotonic() + _LONGEST_PRUNING_S
+        while time.monotonic() < give_up_at:
+            with self.database.reading() as connection:
+                too_large = _size(connection) > most_bytes
+                rows = connection.execute(
+                    # The last stays: the numbers of those to come follow it.
+                    "SELECT seq, ended_at_ns FROM spans WHERE seq > ? AND seq < (SELECT max(seq) FROM spans)"
+                    " ORDER BY seq LIMIT ?",
+                    (self._pruned_to, _MOST_PRUNED),
+                ).fetchall()
+            going = [row["seq"] for row in rows if too_large or (row["ended_at_ns"] or 0) < oldest_ns]
+            if not going:
+                self._pruned_to = 0
+                break
+            self._pruned_to = rows[-1]["seq"]
+            with self.database.writing(_PRUNING_PATIENCE_S) as connection:
+                deleted += self._delete(connection, going, "state <> 1")
         if deleted:
             with self.database.reading() as connection:
-                connection.execute("PRAGMA incremental_vacuum")
+                # Each row that it returns is a page given back.
+                connection.execute(f"PRAGMA incremental_vacuum({_MOST_PAGES_GIVEN_BACK})").fetchall()
         return deleted
 
-    def _delete(self, connection: Any, where: str, parameters: tuple[int, ...]) -> int:
-        connection.execute("CREATE TEMP TABLE IF NOT EXISTS pruned AS SELECT seq, span_id FROM spans WHERE 0")
-        connection.execute("DELETE FROM pruned")
-        connection.execute(
-            f"INSERT INTO pruned SELECT seq, span_id FROM spans WHERE {where}"
-            " AND seq NOT IN (SELECT seq FROM deliveries WHERE state <> 1)"
-            " AND span_id NOT IN (SELECT span_id FROM operations WHERE state = 0)",
-            parameters,
-        )
-        connection.execute("DELETE FROM operations WHERE span_id IN (SELECT span_id FROM pruned)")
-        connection.execute("DELETE FROM deliveries WHERE seq IN (SELECT seq FROM pruned)")
+    def _delete(self, connection: Any, seqs: Sequence[int], kept: str) -> int:
+        """Delete those of some spans that nobody waits for: with no operation due, and no delivery that is `kept`."""
+        rows = connection.execute(
+            "SELECT seq, span_id FROM spans WHERE seq IN (SELECT value FROM json_each(?))"
+            f" AND NOT EXISTS (SELECT 1 FROM deliveries WHERE deliveries.seq = spans.seq AND {kept})"
+            " AND NOT EXISTS (SELECT 1 FROM operations WHERE operations.span_id = spans.span_id AND state = 0)",
+            (json.dumps(list(seqs)),),
+        ).fetchall()
+        going = [(row["seq"],) for row in rows]
+        connection.executemany("DELETE FROM operations WHERE span_id = ?", [(row["span_id"],) for row in rows])
+        connection.executemany("DELETE FROM deliveries WHERE seq = ?", going)
+        connection.executemany("DELETE FROM spans WHERE seq = ?", going)
         connection.execute(
             "DELETE FROM operations WHERE span_id = '' AND state <> 0 AND id <= (SELECT max(id) FROM operations) - ?",
             (_MOST_STRAY,),
         )
-        return int(connection.execute("DELETE FROM spans WHERE seq IN (SELECT seq FROM pruned)").rowcount)
+        return len(going)
 
     def close(self) -> None:
         """Close the file; it opens again if something comes yet."""
@@ -434,6 +494,13 @@ def record_from(row: Any) -> dict[str, Any]:
     record = {column: row[column] for column in ("request_id", *_COLUMNS)}
     record.update(json.loads(row["body"]))
     return record
+
+
+def _size(connection: Any) -> int:
+    (page_size,) = connection.execute("PRAGMA page_size").fetchone()
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    (free,) = connection.execute("PRAGMA freelist_count").fetchone()
+    return int((pages - free) * page_size)
 
 
 def new_owner() -> str:

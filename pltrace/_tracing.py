@@ -7,6 +7,7 @@ from time import monotonic
 
 from pltrace._callbacks import CallbackRunner
 from pltrace._config import Config
+from pltrace._database import STORE_TROUBLE
 from pltrace._delivery import DeliveryWorker, OperationWorker
 from pltrace._encoding import Encoder
 from pltrace._errors import StoreError
@@ -25,7 +26,7 @@ _WRITING_S = 0.5
 #: What is delivered, or was only ever local, is kept so long, and up to a size; in memory it is looked at more often.
 _KEEP_S = 30 * 86_400.0
 _FILE_BYTES, _MEMORY_BYTES, _OFF_BYTES = 2**30, 2**28, 2**24
-_PRUNE_FILE_EVERY_S, _PRUNE_MEMORY_EVERY_S = 3_600.0, 5.0
+_PRUNE_FILE_EVERY_S, _PRUNE_MEMORY_EVERY_S, _PRUNE_MORE_AFTER_S = 3_600.0, 5.0, 0.5
 
 
 class Tracing:
@@ -126,7 +127,10 @@ class Tracing:
         most_bytes = _OFF_BYTES if self.config.store == "off" else _MEMORY_BYTES if in_memory else _FILE_BYTES
         oldest_ns = self.recorder.now_ns() - int(_KEEP_S * 1e9)
         try:
-            self.store.prune(oldest_ns, most_bytes)
+            if self.store.prune(oldest_ns, most_bytes):
+                self._prune_at = min(self._prune_at, monotonic() + _PRUNE_MORE_AFTER_S)
+        except STORE_TROUBLE:
+            pass  # The disk is full or another process writes; next time.
         except Exception:
             failed("pruning the store")
 
@@ -154,11 +158,19 @@ class Tracing:
         if self.exporters:
             try:
                 self.store.adopt()
+            except STORE_TROUBLE:
+                return False
             except Exception:
                 failed("taking over what earlier processes left")
         return self._flush(monotonic() + timeout, patient)
 
     def _flush(self, deadline: float, patient: bool) -> bool:
+        try:
+            return self._flush_store(deadline, patient)
+        except STORE_TROUBLE:
+            return False
+
+    def _flush_store(self, deadline: float, patient: bool) -> bool:
         done = self._deliver(deadline, patient)
         done = self.callbacks.wait(deadline) and done
         if not done and not patient:
@@ -191,8 +203,17 @@ class Tracing:
     def at_exit(self) -> None:
         """Put all on disk, deliver for a bounded time, and leave the rest to the next process."""
         self.recorder.shutting_down()
-        self.recorder.drain(timeout=EXIT_S)
-        if not self._is_shut and not any(worker.pace.failures for worker in self._deliveries):
+        written = self.recorder.drain(timeout=EXIT_S)
+        if not written:
+            warn_once(
+                "left",
+                "pltrace can't write to the store %s, and the process ends: %d spans that waited in memory are lost.",
+                self.store.database.path,
+                self.recorder.left,
+            )
+        elif not self.store.database.is_open:
+            return  # The child of a fork that recorded nothing, or it was shut down.
+        if written and not self._is_shut and not any(worker.pace.failures for worker in self._deliveries):
             began = monotonic()
             self._flush(began + self._exit_left_s, patient=False)
             # It is called twice: before other threads are waited for, and after.
@@ -202,6 +223,8 @@ class Tracing:
     def _leave(self) -> None:
         try:
             self.recorder.write_counts()
+        except STORE_TROUBLE:
+            pass  # It was warned about.
         except Exception:
             failed("writing counts to the store")
         self._let_go()
@@ -212,6 +235,8 @@ class Tracing:
                 self.store.leave()
             if self._is_shut:
                 self.store.close()
+        except STORE_TROUBLE:
+            pass  # The lease ends by itself.
         except Exception:
             failed("leaving the store")
 

@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pltrace"
 #: Module → layer. A module imports only from lower layers, imports inside functions included. A new module gets the
 #: lowest layer that is above all it imports.
 RANKS = {
+    "_background": 0,
     "_blueprint._base": 0,
     "_client": 0,
     "_errors": 0,
@@ -33,22 +34,23 @@ RANKS = {
     "_blueprint._tools": 1,
     "_blueprint._usage": 1,
     "_checks": 1,
-    "_database": 1,
+    "_database": 2,
     "_driving": 1,
     "_encoding": 1,
     "_pace": 1,
     "_promptlayer": 1,
+    "_store_file": 1,
     "_blueprint._server_tools": 2,
     "_blueprint._text": 2,
     "_config": 2,
     "_span": 2,
-    "_store": 2,
+    "_store": 3,
     "_blueprint._content": 3,
     "_links": 3,
-    "_queries": 3,
+    "_queries": 4,
     "_scope": 3,
     "_blueprint._messages": 4,
-    "_doctor": 4,
+    "_doctor": 5,
     "_propagation": 4,
     "_request": 4,
     "_runs": 4,
@@ -89,7 +91,7 @@ IMPORTERS = {
     # The handler is loaded when LangChain is; the others, for prompts of the registry, at their first use.
     "langchain_core": {"_from_blueprint", "_handler", "_templates", "_to_blueprint"},
     "promptlayer": {"_client"},
-    "sqlite3": {"_database", "_doctor", "_queries"},
+    "sqlite3": {"_database", "_doctor", "_queries", "_store_file"},
     "wrapt": {"_wrapping"},
 }
 

@@ -1,0 +1,85 @@
+"""Gives our background work threads of the operating system, also where gevent makes greenlets of threads."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["Background", "is_ours", "sleep"]
+
+#: The running threads of ours.
+_idents: set[int] = set()
+
+
+class Background:
+    """A daemon thread of ours.
+
+    A greenlet wouldn't do: each commit would hold up all others, and a lock that was made before gevent patched the
+    program, as under a server that loads the application first, would stop them for good.
+
+    Args:
+        work: What it does.
+        name: Begins with `pltrace-`.
+    """
+
+    def __init__(self, work: Callable[[], object], name: str) -> None:
+        self._work = work
+        self._name = name
+        self._alive = False
+
+    def start(self) -> Background:
+        """Start it.
+
+        Raises:
+            RuntimeError: The interpreter is shutting down and allows no new thread.
+        """
+        self._alive = True
+        try:
+            native = _before_gevent("_thread", "start_new_thread")
+            if native is not None:
+                native(self._run, ())
+            else:
+                threading.Thread(target=self._run, name=self._name, daemon=True).start()
+        except BaseException:
+            self._alive = False
+            raise
+        return self
+
+    def is_alive(self) -> bool:
+        """Whether it was started and hasn't ended."""
+        return self._alive
+
+    def _run(self) -> None:
+        ident = threading.get_ident()
+        _idents.add(ident)
+        try:
+            self._work()
+        finally:
+            self._alive = False
+            _idents.discard(ident)
+
+
+def is_ours() -> bool:
+    """Return whether the running thread is one of ours."""
+    return threading.get_ident() in _idents
+
+
+def sleep(seconds: float) -> None:
+    """Sleep, in a thread of ours."""
+    (_before_gevent("time", "sleep") or time.sleep)(seconds)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_idents.clear)
+
+
+def _before_gevent(module: str, name: str) -> Any:
+    """Return a function as it was before gevent patched it, or None if it didn't."""
+    monkey: Any = sys.modules.get("gevent.monkey")
+    if monkey is None or not monkey.is_module_patched("threading"):
+        return None
+    return monkey.get_original(module, name)

@@ -1,0 +1,266 @@
+"""Makes, checks and, when it is damaged, sets aside the SQLite file of the store: schema, permissions, folder."""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pltrace._errors import StoreError
+from pltrace._health import warn_once
+
+__all__ = ["MOST_WAL_BYTES", "SCHEMA_VERSION", "identity", "opened_file", "opened_memory", "set_aside"]
+
+APPLICATION_ID = 0x706C7472  # "pltr"
+SCHEMA_VERSION = 1
+SCHEMA = """
+CREATE TABLE spans (
+    seq             INTEGER PRIMARY KEY,   -- order of recording; with no PromptLayer, the id of a request
+    span_id         TEXT NOT NULL UNIQUE,  -- 16 hexadecimal digits
+    trace_id        TEXT NOT NULL,         -- 32 hexadecimal digits
+    parent_id       TEXT,                  -- null for the root of a trace
+    name            TEXT NOT NULL,
+    kind            TEXT NOT NULL,
+    status          TEXT,                  -- ok, error, cancelled or partial
+    started_at_ns   INTEGER NOT NULL,      -- Unix time
+    ended_at_ns     INTEGER,
+    input_tokens    INTEGER,               -- LLM calls only
+    output_tokens   INTEGER,
+    request_id      INTEGER,               -- LLM calls only: PromptLayer's id, or seq; null until it is known
+    body            TEXT NOT NULL          -- the rest of the record, as a JSON object
+);
+CREATE INDEX spans_by_trace ON spans (trace_id);
+CREATE INDEX spans_by_request ON spans (request_id) WHERE request_id IS NOT NULL;
+CREATE TABLE deliveries (
+    exporter        TEXT NOT NULL,
+    seq             INTEGER NOT NULL,      -- the span
+    state           INTEGER NOT NULL,      -- 0 pending, 1 delivered, 2 quarantined
+    owner           TEXT NOT NULL,         -- the process that delivers it: the one that recorded it, while it lives
+    uncertain       INTEGER NOT NULL DEFAULT 0, -- it was sent, and no whole answer has come
+    tries           INTEGER NOT NULL DEFAULT 0,
+    error           TEXT,                  -- why it is in quarantine
+    PRIMARY KEY (seq, exporter)
+) WITHOUT ROWID;
+CREATE INDEX deliveries_pending ON deliveries (exporter, owner, seq) WHERE state = 0;
+CREATE TABLE operations (                  -- what was asked of requests: scores, metadata, prompt links, groups
+    id              INTEGER PRIMARY KEY,   -- order of asking
+    span_id         TEXT NOT NULL,         -- the request's span; the span above the requests, if subtree; '' if unknown
+    trace_id        TEXT NOT NULL,
+    request_id      INTEGER,               -- the request, where it was named by its id
+    subtree         INTEGER NOT NULL,      -- 1: stands for one operation on each request under the span
+    source          INTEGER,               -- the subtree operation that this one was made from
+    kind            TEXT NOT NULL,         -- score, metadata, prompt or group
+    arguments       TEXT NOT NULL,         -- JSON object
+    state           INTEGER NOT NULL,      -- 0 pending, 1 delivered, 2 refused, 3 local: there is nobody to send it to
+    owner           TEXT NOT NULL,
+    error           TEXT,
+    UNIQUE (source, span_id)
+);
+CREATE INDEX operations_by_span ON operations (span_id);
+CREATE INDEX operations_by_trace ON operations (trace_id) WHERE subtree = 1;
+CREATE INDEX operations_pending ON operations (owner, id) WHERE state = 0;
+CREATE TABLE owners (                      -- the processes that have something to deliver
+    owner           TEXT PRIMARY KEY,
+    host            TEXT NOT NULL,         -- machine and process namespace, where pid means something
+    pid             INTEGER NOT NULL,
+    seen_at_ns      INTEGER NOT NULL       -- its lease, by the machine's clock that never jumps (monotonic)
+);
+CREATE TABLE counters (                    -- what happened to runs and spans, for `doctor`
+    reason          TEXT PRIMARY KEY,
+    count           INTEGER NOT NULL
+);
+"""
+#: Past it the file's log is cut back as soon as no reader is in the way.
+MOST_WAL_BYTES = 2**24
+#: Memory takes no more than this: then writing fails as on a full disk.
+_MOST_MEMORY_BYTES = 3 * 2**27
+#: How long SQLite itself waits for another process's transaction. Short, since its waiting is not fair among
+#: processes and keeps this process's other threads, and forks, waiting too: we wait with jitter and try again.
+_BUSY_TIMEOUT_S = 0.02
+#: How long a process waits for another that is opening the file.
+_MOST_BUSY_FOLDER_S = 2.0
+
+
+def opened_memory() -> sqlite3.Connection:
+    """Return a connection to a store in memory."""
+    connection = _connect(":memory:")
+    connection.executescript(f"PRAGMA user_version = {SCHEMA_VERSION};" + SCHEMA)
+    (page_size,) = connection.execute("PRAGMA page_size").fetchone()
+    connection.execute(f"PRAGMA max_page_count = {_MOST_MEMORY_BYTES // page_size}")
+    return connection
+
+
+def opened_file(path: Path) -> sqlite3.Connection:
+    """Return a connection to the file, which is made if there is none and replaced if it is damaged.
+
+    Raises:
+        StoreError: The file was written by a newer version, or is another program's.
+        OSError: It can't be made, or isn't ours.
+        sqlite3.Error: It can't be used, or not now.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _folder_alone(path.parent):
+        _create_private(path)
+        try:
+            return _prepared(path)
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise
+            _move_aside(path, error)
+            _create_private(path)
+            return _prepared(path)
+
+
+def set_aside(path: Path, error: Exception) -> None:
+    """Rename a file that has turned out to be damaged."""
+    with _folder_alone(path.parent):
+        _move_aside(path, error)
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """Return which file is at a path, or None: it can be deleted or replaced while it is in use."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+@contextmanager
+def _folder_alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from opening, making or renaming the file: its log belongs to it by name alone."""
+    try:
+        import fcntl
+    except ImportError:  # Windows doesn't let a file be renamed that is in use.
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        give_up_at = time.monotonic() + _MOST_BUSY_FOLDER_S
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                # One that was stopped in the middle, or a file system without such locks, is no reason to fail.
+                if time.monotonic() > give_up_at:
+                    break
+            time.sleep(random.uniform(0.001, 0.02))
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _connect(path: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        path,
+        timeout=_BUSY_TIMEOUT_S,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=64,
+    )
+    connection.row_factory = sqlite3.Row
+    return connection
+
+
+def _prepared(path: Path) -> sqlite3.Connection:
+    connection = _connect(str(path))
+    try:
+        _prepare(connection, path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    """Set up the connection, and the file if it is new; one that isn't ours to write is left as it is."""
+    is_new = _check_ours(connection, path) == 0
+    for pragma in (
+        "PRAGMA auto_vacuum = INCREMENTAL",  # Has an effect in a new file only: pruning gives space back.
+        "PRAGMA journal_mode = WAL",
+        "PRAGMA synchronous = NORMAL",  # Survives the death of the process; a power cut can take the last commits.
+        f"PRAGMA journal_size_limit = {MOST_WAL_BYTES}",
+        "PRAGMA secure_delete = ON",
+    ):
+        connection.execute(pragma)
+    if is_new:  # An old file is opened without a wait for who writes to it.
+        _make(connection)
+
+
+def _make(connection: sqlite3.Connection) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version == 0:  # Looked at again: another process may have been faster.
+            for statement in SCHEMA.split(";\n"):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _check_ours(connection: sqlite3.Connection, path: Path) -> int:
+    """Return the schema's version, 0 for a new file; raise `StoreError` if it is newer, or another program's."""
+    connection.execute("BEGIN")  # One look: another process may be making the file.
+    try:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    finally:
+        connection.execute("ROLLBACK")
+    if application != APPLICATION_ID and (application or version or tables):
+        raise StoreError(
+            f"Can't use the store {str(path)!r}: it is a database of another program; set another path with "
+            "PLTRACE_STORE"
+        )
+    if version > SCHEMA_VERSION:
+        raise StoreError(
+            f"Can't use the store {str(path)!r}: its schema version is {version} and this pltrace knows "
+            f"{SCHEMA_VERSION}; upgrade pltrace, or set another path with PLTRACE_STORE"
+        )
+    return int(version)
+
+
+def _create_private(path: Path) -> None:
+    """Make sure that the file exists, that only its owner can read it, and that it is no link to somewhere else."""
+    try:
+        # Private from its first byte on; SQLite gives its other two files the same mode.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        # Only looked at, never opened: closing a descriptor of the file would drop this process's locks on it.
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("it is not a regular file") from None
+        if hasattr(os, "getuid") and status.st_uid != os.getuid():
+            raise OSError("it belongs to another user") from None
+        return
+    # The log of a file that was deleted is not this one's.
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def _move_aside(path: Path, error: Exception) -> None:
+    """Rename a damaged file and what belongs to it, so that a fresh one can take its place."""
+    aside = path.with_name(f"{path.name}.corrupt-{time.time_ns()}")
+    for suffix in ("", "-wal", "-shm"):
+        part = path.with_name(path.name + suffix)
+        if part.exists():
+            part.rename(aside.with_name(aside.name + suffix))
+    warn_once(
+        f"corrupt:{path}",
+        "The store %r is damaged (%s). It was renamed to %r and a new one begun; what was still to be sent "
+        "is in the old one.",
+        str(path),
+        error,
+        str(aside),
+    )
