@@ -232,10 +232,12 @@ class _Walk:
         return text if len(text) <= _SHORT and len(text) <= self._max_string else self.cut(text, limit)
 
     def cut(self, text: str, limit: int | None) -> str:
-        """Keep head and tail of a text longer than its limit or the room left."""
+        """Keep head and tail of a text longer than its limit or the room left; of a data URL nothing, or it breaks."""
         limit = min(self._max_string if limit is None else limit, max(self._room, _SHORT), self._max_string)
         left_out = len(text) - limit
-        if left_out > 0:
+        if left_out > 0 and text.startswith("data:"):
+            text = _left_out(len(text), text[5:_SHORT].partition(",")[0])
+        elif left_out > 0:
             tail = limit // 2
             text = f"{text[: limit - tail]}{_left_out(left_out)}{text[len(text) - tail :]}"
         self._room -= len(text)
@@ -559,8 +561,8 @@ def _retried(iterate: Callable[[], Iterable[Any]], most: int) -> list[Any]:
     return items
 
 
-def _left_out(characters: int) -> str:
-    return f"[… {characters} characters left out …]"
+def _left_out(characters: int, of: str = "") -> str:
+    return f"[… {characters} characters {f'of {of} ' if of else ''}left out …]"
 
 
 def _broken(value: object, error: BaseException) -> str:

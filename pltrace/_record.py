@@ -18,7 +18,7 @@ __all__ = ["Answer", "Generation", "record_of"]
 
 #: How the metadata keys start that they set for themselves.
 _INTERNAL_METADATA = ("ls_", "langgraph_", "lc_", "checkpoint_", "__")
-#: Invocation parameters that have a place of their own in a request.
+#: Invocation parameters that have a place of their own in a request, and stay here where that can't tell all of them.
 _NOT_PARAMETERS = frozenset({"tools", "functions", "tool_choice", "function_call"})
 #: Invocation parameters that are schemas: a property in one that is named like a secret is none.
 _SCHEMAS = ("response_format", "text", "output_config")
@@ -125,7 +125,7 @@ def _llm_fields(span: Span, encoder: Encoder) -> dict[str, Any]:
     return {
         "provider": run.provider,
         "model": run.model,
-        "parameters": _parameters(parameters, prompt, encoder),
+        "parameters": _parameters(parameters, span.scope.capture, encoder),
         "input": prompt,
         "output": encoder.shaped(_answer(span, chat, answer, encoder)),
         "input_tokens": usage.input_tokens if usage is not None else None,
@@ -166,13 +166,12 @@ def _prompt(span: Span, chat: bool, parameters: Mapping[str, Any], encoder: Enco
     return {**safe, **tools}
 
 
-def _parameters(parameters: Mapping[str, Any], prompt: Mapping[str, Any], encoder: Encoder) -> Any:
-    """Return what a model was called with, beside what the prompt says already; tools only if the prompt lacks some."""
+def _parameters(parameters: Mapping[str, Any], captured: int, encoder: Encoder) -> Any:
+    """Return what a model was called with, beside what the prompt says already."""
     rest = {key: value for key, value in parameters.items() if key not in _NOT_PARAMETERS}
     schemas = {key: encoder.schema(_schema_of(rest.pop(key))) for key in _SCHEMAS if key in rest}
-    tools = parameters.get("tools")
-    if tools and len(prompt.get("tools") or ()) < len(tools) and prompt.get("messages"):
-        schemas["tools"] = encoder.schema(tools)
+    if captured & INPUTS:
+        schemas.update({key: encoder.schema(value) for key, value in _blueprint.untold_of(parameters).items()})
     safe = encoder.jsonable(rest)
     assert isinstance(safe, dict)
     return {**safe, **schemas}

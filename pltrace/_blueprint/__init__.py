@@ -2,6 +2,7 @@
 
 from pltrace._blueprint._base import JsonEncoder
 from pltrace._blueprint._prompts import chat_answer, chat_prompt, completion_answer, completion_prompt, text_answer
+from pltrace._blueprint._tools import untold_of
 from pltrace._blueprint._usage import Usage, tokens
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     "completion_prompt",
     "text_answer",
     "tokens",
+    "untold_of",
 ]

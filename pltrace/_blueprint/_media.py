@@ -21,6 +21,8 @@ from pltrace._blueprint._base import (
     text_blocks,
 )
 
+#: A data URL that is longer is left out as a whole: the encoder bounds all texts, and half of one is of no use.
+LONGEST = 1_000_000
 _HOLDERS = ("source", "file", "input_audio", "image_url", "audio", "video")
 
 
@@ -31,12 +33,23 @@ class _Source(NamedTuple):
     mime: str | None
     form: str
 
+    @property
+    def too_long(self) -> bool:
+        """Whether it is too much to be kept."""
+        return self.form == "base64" and len(self.url) > LONGEST
+
+    def instead(self, title: str) -> Block:
+        """What stands in the place of a medium that is too much."""
+        return text_block(f"[{title} left out: {self.mime}, {len(self.url)} characters of base64]")
+
 
 def image(block: Block, _encoder: JsonEncoder) -> list[Block]:
     """An image of any provider's shape."""
     source = _source(block, "image/png")
     if source.form == "neither":
         return [_media_block(source, block, "image")]
+    if source.too_long:
+        return [source.instead("image")]
     made: Block = {"url": source.url}
     add_known(made, detail=_holder(block).get("detail"))
     return [{"type": "image_url", "image_url": made}]
@@ -101,6 +114,8 @@ def _media(title: str, default_mime: str, block: Block, _encoder: JsonEncoder) -
 def _media_block(source: _Source, block: Block, title: str) -> Block:
     for place in (_holder(block), block, dict_of(block.get("extras")), dict_of(block.get("metadata"))):
         title = maybe_str(first_of(place, "filename", "title")) or title
+    if source.too_long:
+        return source.instead(title)
     return {
         "type": "media",
         "media": {"title": title, "type": source.mime, "url": source.url, "format": source.form},

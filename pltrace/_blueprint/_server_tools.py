@@ -16,12 +16,13 @@ from pltrace._blueprint._base import (
     first_of,
     items_of,
     joined_text,
+    json_block,
     maybe_str,
     object_of,
     str_of,
     text_of,
 )
-from pltrace._blueprint._media import image
+from pltrace._blueprint._media import image, produced
 
 _OUTCOMES = {1: "OUTCOME_OK", 2: "OUTCOME_FAILED", 3: "OUTCOME_DEADLINE_EXCEEDED"}
 _BOOKKEEPING = {"type", "id", "index", "status"}
@@ -117,12 +118,9 @@ def _drawn(block: Block, encoder: JsonEncoder) -> list[Block]:
     """OpenAI's image generation."""
     mime = f"image/{maybe_str(block.get('output_format')) or 'png'}"
     about = {key: value for key, value in block.items() if key not in {*_BOOKKEEPING, "result"}}
-    made: Block = {
-        "type": "output_media",
-        "url": f"data:{mime};base64,{str_of(block['result'])}",
-        "mime_type": mime,
-        "media_type": "image",
-    }
+    (made,) = [produced(drawn) for drawn in image({"base64": block["result"], "mime_type": mime}, encoder)]
+    if made["type"] == "text":  # It is too large, what was said of it isn't.
+        return [made, json_block(about, encoder)] if about else [made]
     add_known(made, id=block.get("id"))
     if about:
         made["provider_metadata"] = object_of(about, encoder)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 from pltrace._blueprint._base import (
     Block,
@@ -40,6 +41,8 @@ _BUILT_IN = {
     "text_editor": "text_editor",
 }
 _DATED = re.compile(r"_(\d{8}|\d{4}_\d{2}_\d{2})$")
+#: Under which name providers keep the schema of a function's arguments.
+_SCHEMAS = ("parameters", "input_schema", "parameters_json_schema", "inputSchema")
 _NO_ARGUMENT_MODES = {"auto", "any", "none", "required"}
 
 
@@ -57,6 +60,69 @@ def tooling_of(parameters: Mapping[str, object], encoder: JsonEncoder) -> Block:
     return made
 
 
+def untold_of(parameters: Mapping[str, object]) -> Block:
+    """What the invocation parameters say of tools beyond what `tooling_of` makes of it, as the model was given it."""
+    return {key: value for key, test in _TOLD.items() if (value := parameters.get(key)) and not _is_told(test, value)}
+
+
+def _is_told(test: Callable[[Any], bool], value: object) -> bool:
+    try:
+        return test(value)
+    except Exception:
+        return False
+
+
+def _only(raw: Block, *keys: str) -> bool:
+    """Say whether a dict has no other members that say something."""
+    return all(key in keys for key, value in raw.items() if value is not None)
+
+
+def _is_told_function(raw: Block) -> bool:
+    schema = first_of(raw, *_SCHEMAS)
+    return (
+        _only(raw, "type", "name", "description", "strict", *_SCHEMAS)
+        and raw.get("type") in (None, "function", "custom")
+        and isinstance(raw["name"], str)
+        and isinstance(schema, (dict, type(None)))
+    )
+
+
+def _is_told_tool(raw: Block) -> bool:
+    nested = first_of(raw, "function", "toolSpec")
+    if isinstance(nested, dict):
+        return _only(raw, "type", "function", "toolSpec") and _is_told_function(nested)
+    kind = raw.get("type")
+    if kind not in (None, "function", "custom"):
+        return _DATED.sub("", str_of(kind)) in _BUILT_IN  # Its configuration is all of it.
+    declared = first_of(raw, "function_declarations", "functionDeclarations")
+    if declared is not None:
+        own = [key for key in raw if key not in _BUILT_IN]
+        return len(own) == 1 and all(_is_told_function(function) for function in items_of(declared))
+    return _is_told_function(raw) if "name" in raw else bool(raw) and _only(raw, *_BUILT_IN)
+
+
+def _is_told_choice(raw: object) -> bool:
+    if isinstance(raw, str):
+        return True
+    choice = dict_of(raw)
+    if "function" in choice:
+        return _only(choice, "type", "function") and _only(choice["function"], "name") and "name" in choice["function"]
+    kinds = {"function", "tool"} if "name" in choice else _NO_ARGUMENT_MODES | _BUILT_IN.keys()
+    return _only(choice, "type", "name") and choice["type"] in kinds
+
+
+def _are_told(test: Callable[[Any], bool], values: object) -> bool:
+    return all(test(value) for value in items_of(values))
+
+
+_TOLD: dict[str, Callable[[Any], bool]] = {
+    "tools": partial(_are_told, _is_told_tool),
+    "functions": partial(_are_told, _is_told_function),
+    "tool_choice": _is_told_choice,
+    "function_call": lambda raw: isinstance(raw, str) or _only(raw, "name"),
+}
+
+
 def _fitting(convert: Converter, values: object, encoder: JsonEncoder) -> list[Block]:
     """What can be made of the values; those without a shape are left out."""
     made: list[Block] = []
@@ -72,7 +138,7 @@ def _function(raw: Block, encoder: JsonEncoder) -> list[Block]:
     add_known(made, description=raw.get("description"))
     if isinstance(raw.get("strict"), bool):
         made["strict"] = raw["strict"]
-    schema = first_of(raw, "parameters", "input_schema", "parameters_json_schema", "inputSchema")
+    schema = first_of(raw, *_SCHEMAS)
     if isinstance(schema, dict):
         made["parameters"] = encoder.schema(schema.get("json", schema))
     return [made]
