@@ -136,6 +136,8 @@ class Encoder:
         return self._walked(value, self._redact, self._label_rules if self._redact is None else None, texts=True)
 
     def _walked(self, value: object, redact: Redact | None, rules: Rules | None, *, texts: bool = False) -> Json:
+        if value is None or (type(value) is str and rules is not None and value in rules.harmless):
+            return value
         try:
             return _Walk(self, redact, rules, texts).value(value, "", 0)
         except BaseException as error:
@@ -169,8 +171,7 @@ class _Walk:
         self._texts = texts  # Only texts are redacted, and stay texts: the rest is the shape.
         self._rules = rules
         self._known = rules.verdicts if rules is not None else {}
-        # Shorter texts need no look.
-        self._harmless = min(rules.shortest, encoder.max_string + 1) if rules is not None else 0
+        self._harmless = rules.harmless if rules is not None else set()
         self._max_string = encoder.max_string
         self._max_depth = encoder.max_depth
         self._items = encoder.max_items
@@ -182,9 +183,7 @@ class _Walk:
         """Convert anything; `key` is the nearest mapping key above it."""
         cls = type(value)
         if cls is str:
-            if len(value) < self._harmless and value.isascii() and "\0" not in value:
-                return value  # type: ignore[no-any-return]
-            return self.text(value, key, depth)
+            return value if value in self._harmless else self.text(value, key, depth)
         if value is None:
             return None
         if cls is bool or cls is int or cls is float:
@@ -218,6 +217,7 @@ class _Walk:
         """Clean, redact and only then cut a text, so that no half of a secret stays."""
         if self._room <= 0 and len(text) > _SHORT:
             return _left_out(len(text))
+        given = text
         text = clean(text)
         if self._redact is not None:
             if self._texts and key in _SHAPE:
@@ -229,7 +229,11 @@ class _Walk:
             text = clean(kept)
         elif self._rules is not None and len(text) >= self._rules.shortest:
             text = self._rules.mask(text)
-        return text if len(text) <= _SHORT and len(text) <= self._max_string else self.cut(text, limit)
+        if len(text) > _SHORT or len(text) > self._max_string:
+            return self.cut(text, limit)
+        if self._rules is not None and text == given:
+            self._rules.remember(text)
+        return text
 
     def cut(self, text: str, limit: int | None) -> str:
         """Keep head and tail of a text longer than its limit or the room left; of a data URL nothing, or it breaks."""
@@ -362,13 +366,16 @@ class _Walk:
     def entries(self, pairs: list[tuple[Any, Any]], depth: int, left_out: int = 0) -> dict[str, Json]:
         """Convert the entries of a mapping or the fields of an object."""
         out: dict[str, Json] = {}
+        known, harmless = self._known, self._harmless
         for key, value in pairs:
-            name, secret = (self._known.get(key) if type(key) is str else None) or self.name(key)
+            name, secret = (known.get(key) if type(key) is str else None) or self.name(key)
             if name in out:  # 1 and "1" are two keys.
                 name = _unused(name, out)
             # Log-probabilities list the `token`s of the model's answer, which are no secrets.
             if secret and not _empty(value) and not (name == "token" and any(other == "logprob" for other, _ in pairs)):
                 out[name] = REDACTED
+            elif value is None or (type(value) is str and value in harmless):
+                out[name] = value  # The commonest, without a call.
             else:
                 out[name] = self.value(value, name, depth)
         if left_out > 0:
@@ -393,6 +400,10 @@ class _Walk:
 
     def mapping(self, value: Any, key: str, depth: int) -> Json:
         """Convert a dict without running a subclass's methods, or any other Mapping by its items."""
+        if type(value) is dict and len(value) <= self._items and len(value) <= self._budget:
+            pairs = list(value.items())
+            self._budget -= len(pairs)
+            return self.entries(pairs, depth)
         if issubclass(type(value), dict):
             pairs = self.taken(lambda: dict.items(value))
             return self.entries(pairs, depth, dict.__len__(value) - len(pairs))
@@ -403,6 +414,10 @@ class _Walk:
         """Convert whatever has items and a length to a list."""
         cls = type(value)
         base: Any = cls
+        if cls is list and len(value) <= self._items and len(value) <= self._budget:
+            items = value.copy()
+            self._budget -= len(items)
+            return self.members(items, key, depth)
         if cls not in _EXACT:
             base = next((base for base in (list, tuple, set, frozenset, deque) if issubclass(cls, base)), cls)
         items = self.taken(lambda: base.__iter__(value))
@@ -416,11 +431,16 @@ class _Walk:
             name, secret = self.name(items[0])
             if secret and not _empty(items[1]):
                 return [name, REDACTED]
-        out = [self.value(item, key, depth) for item in items]
+        out = self.members(items, key, depth)
         left_out = base.__len__(value) - len(items)
         if left_out > 0:
             out.append(f"[… {left_out} more]")
         return out
+
+    def members(self, items: list[Any], key: str, depth: int) -> list[Json]:
+        """Convert the members of a sequence."""
+        harmless = self._harmless
+        return [item if type(item) is str and item in harmless else self.value(item, key, depth) for item in items]
 
     def fields(self, value: Any, names: Iterable[str], depth: int) -> Json:
         """Convert an object by its attributes; those not set are left out."""

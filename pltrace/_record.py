@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -12,7 +13,7 @@ from pltrace._encoding import Encoder
 from pltrace._provider_errors import error_type_of
 from pltrace._snapshot import Arguments
 from pltrace._span import Span
-from pltrace._usage import INTERNAL_TAGS
+from pltrace._usage import INTERNAL_TAGS, Run
 
 __all__ = ["Answer", "Generation", "record_of"]
 
@@ -60,6 +61,7 @@ def record_of(span: Span, encoder: Encoder) -> dict[str, Any]:
         JSON-like data; nothing of the user's objects is referred to.
     """
     scope = span.scope
+    metadata = encoder.jsonable(span.metadata)
     record: dict[str, Any] = {
         "span_id": span.id,
         "trace_id": span.trace_id,
@@ -71,13 +73,13 @@ def record_of(span: Span, encoder: Encoder) -> dict[str, Any]:
         "started_at_ns": span.started_at_ns,
         "ended_at_ns": span.ended_at_ns or None,
         "tags": encoder.label(span.tags),
-        "metadata": encoder.jsonable(span.metadata),
+        "metadata": metadata,
         "user": encoder.label(scope.user),
         "session": encoder.label(scope.session),
         "lineage": [around.id for around in scope.lineage],
     }
     if span.kind == "llm":
-        record.update(_llm_fields(span, encoder))
+        record.update(_llm_fields(span, record, encoder))
     else:
         needed_in, needed_out = _needed_capture(span)
         record["input"] = _value(span.raw_input, span.input_is_set or _holds(scope.capture, needed_in), encoder)
@@ -111,13 +113,12 @@ def _value(raw: Any, captured: bool, encoder: Encoder) -> Any:
     return encoder.jsonable(raw.named() if type(raw) is Arguments else raw)
 
 
-def _llm_fields(span: Span, encoder: Encoder) -> dict[str, Any]:
-    """Return what a record of an LLM call has beyond others'."""
+def _llm_fields(span: Span, record: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
+    """Return what the record of an LLM call has beyond others'."""
     run = span.run
     assert run is not None  # An LLM span is made by the handler alone.
     parameters = run.parameters
     answer = span.raw_output if isinstance(span.raw_output, Answer) else None
-    metadata = span.metadata
     cached = answer is not None and answer.cached
     usage = _blueprint.tokens(answer.named(), answer.llm_output) if answer is not None and not cached else None
     chat = run.chat
@@ -136,8 +137,8 @@ def _llm_fields(span: Span, encoder: Encoder) -> dict[str, Any]:
         "error_type": error_type_of(span.status, span.error_types, span.error or ""),
         "attempt": _attempt(span),
         "cached": cached,
-        "request_tags": encoder.label([tag for tag in span.tags if not tag.startswith(INTERNAL_TAGS)]),
-        "request_metadata": _request_metadata(span, metadata, encoder),
+        "request_tags": [tag for tag in record["tags"] if not tag.startswith(INTERNAL_TAGS)],
+        "request_metadata": _request_metadata(span, run, record["metadata"], encoder),
         **_prompt_link(span, encoder),
     }
 
@@ -192,26 +193,28 @@ def _answer(span: Span, chat: bool, answer: Answer | None, encoder: Encoder) -> 
     return _blueprint.completion_answer(generations, encoder)
 
 
-def _request_metadata(span: Span, metadata: Mapping[str, Any], encoder: Encoder) -> dict[str, str]:
+def _request_metadata(span: Span, run: Run, metadata: Mapping[str, Any], encoder: Encoder) -> dict[str, str]:
     """Return the metadata that goes with a request: strings only, without LangChain's internal keys.
 
     The keys `_langchain_*` are those of LangChain's own former PromptLayer handler: saved searches use them.
     """
-    run = span.run
-    assert run is not None
-    own = {key: value for key, value in metadata.items() if not key.startswith(_INTERNAL_METADATA)}
-    if span.scope.user is not None:
-        own["user_id"] = span.scope.user
-    if span.scope.session is not None:
-        own["conversation_id"] = span.scope.session
-    safe = encoder.jsonable(own)
-    assert isinstance(safe, dict)
-    return {
-        **{key: value if isinstance(value, str) else encoder.dumps(value) for key, value in safe.items()},
-        "_langchain_run_id": str(UUID(int=run.run_id)),
-        "_langchain_parent_run_id": str(run.parent_run_id and UUID(int=run.parent_run_id)),
-        "_langchain_tags": str(encoder.label(run.tags or [])),
+    own = {
+        key: value if isinstance(value, str) else _json(value)
+        for key, value in metadata.items()
+        if not key.startswith(_INTERNAL_METADATA)
     }
+    for key, value in (("user_id", span.scope.user), ("conversation_id", span.scope.session)):
+        if value is not None:
+            safe = encoder.jsonable(value)
+            own[key] = safe if isinstance(safe, str) else _json(safe)
+    own["_langchain_run_id"] = str(UUID(int=run.run_id))
+    own["_langchain_parent_run_id"] = str(run.parent_run_id and UUID(int=run.parent_run_id))
+    own["_langchain_tags"] = str(encoder.label(run.tags or []))
+    return own
+
+
+#: For what is JSON-safe already.
+_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 def _attempt(span: Span) -> int:

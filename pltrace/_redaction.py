@@ -9,7 +9,7 @@ __all__ = ["REDACTED", "Rules", "clean"]
 
 REDACTED = "[redacted]"
 
-_CACHED_KEYS = 4_096
+_CACHED_KEYS = _CACHED_TEXTS = 4_096
 _LONGEST_NAME = 100
 
 # --- The names that mean a secret, in snake_case -----------------------------------------------------
@@ -163,6 +163,14 @@ class Rules:
         self._patterns = tuple(item for item in extra if not isinstance(item, str))
         self.shortest = 0 if self._patterns else _SHORTEST_SECRET
         self.verdicts: dict[str, tuple[str, bool]] = {}
+        #: Short texts that were looked at and have nothing in them to hide: the same ones come again and again.
+        self.harmless: set[str] = set()
+
+    def remember(self, text: str) -> None:
+        """Take note of a short text that needs no further look; which ones are kept is bounded."""
+        if len(self.harmless) >= _CACHED_TEXTS:
+            self.harmless.clear()
+        self.harmless.add(text)
 
     def verdict(self, name: str) -> tuple[str, bool]:
         """Return a mapping key as it may be shown, and whether what stands under it is a secret."""

@@ -13,7 +13,7 @@ from pltrace._checks import (
     checked_score,
     checked_tags,
 )
-from pltrace._usage import INTERNAL_TAGS, Run, Totals, Usage
+from pltrace._usage import INTERNAL_TAGS, METADATA, TAGS, Run, Totals, Usage
 
 if TYPE_CHECKING:
     from pltrace._request import Request
@@ -159,8 +159,7 @@ class Span:
     @property
     def tags(self) -> tuple[str, ...]:
         """The tags of the blocks and runs around it, outermost first, then its own, each once."""
-        run = self.run
-        own = run.tags or [] if run is not None else []
+        own = self.run_tags
         around = self._run_around()
         # LangChain hands tags down to a run without saying from where; the run around it knows the order.
         handed_down = [tag for tag in around.tags if tag in own or tag in self.scope.tags] if around is not None else []
@@ -169,17 +168,24 @@ class Span:
     @property
     def metadata(self) -> dict[str, Any]:
         """The metadata of the blocks and runs around it and its own; the inner wins."""
-        run = self.run
-        own = run.metadata or _NOTHING if run is not None else _NOTHING
+        own = self._run_metadata
         around = self._run_around()
-        around_run = around.run if around is not None else None
-        if around is None or around_run is None:
+        if around is None or around.run_fields is None:
             return {**self.scope.metadata, **own, **self.added_metadata}
         # LangChain hands metadata down to a run; what comes from outside the scope must not win over the scope's.
-        handed = around_run.metadata or _NOTHING
+        handed = around._run_metadata
         new = {key: value for key, value in own.items() if key not in handed or handed[key] is not value}
         outside = {key: value for key, value in around.metadata.items() if key in own or key in self.scope.metadata}
         return {**outside, **self.scope.added_inside(around.scope), **new, **self.added_metadata}
+
+    @property
+    def run_tags(self) -> Sequence[str]:
+        """The tags that LangChain gave the run."""
+        return self.run_fields[TAGS] or () if self.run_fields is not None else ()
+
+    @property
+    def _run_metadata(self) -> Mapping[str, Any]:
+        return self.run_fields[METADATA] or _NOTHING if self.run_fields is not None else _NOTHING
 
     def _run_around(self) -> Span | None:
         """Return the span of the LangChain run that this run is in, whatever its parent is."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from operator import add
 from typing import Any, NamedTuple
 
-__all__ = ["INTERNAL_TAGS", "Run", "Totals", "Usage", "forked"]
+__all__ = ["INTERNAL_TAGS", "METADATA", "TAGS", "Run", "Totals", "Usage", "forked"]
 
 _NOTHING: Mapping[str, Any] = {}
 
@@ -62,6 +62,9 @@ class Run(NamedTuple):
         """Who serves the model, as LangChain names it."""
         return str((self.metadata or _NOTHING).get("ls_provider") or self.parameters.get("_type") or "unknown")
 
+
+#: Where they are in the bare fields of a run.
+TAGS, METADATA = Run._fields.index("tags"), Run._fields.index("metadata")
 
 #: What one ended LLM call adds to the totals of the spans around it: errors, input tokens, output tokens, and what
 #: tells its model and tags.

@@ -7,19 +7,19 @@ from typing import Any, NamedTuple
 
 from pltrace._blueprint._base import items_of, member_of
 
-_PATHS: dict[str, tuple[str, ...]] = {
-    "input_tokens": ("input_tokens", "prompt_tokens"),
-    "output_tokens": ("output_tokens", "completion_tokens"),
+_PATHS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "input_tokens": (("input_tokens",), ("prompt_tokens",)),
+    "output_tokens": (("output_tokens",), ("completion_tokens",)),
     "cached_input_tokens": (
-        "input_token_details.cache_read",
-        "prompt_tokens_details.cached_tokens",
-        "input_tokens_details.cached_tokens",
-        "cache_read_input_tokens",
+        ("input_token_details", "cache_read"),
+        ("prompt_tokens_details", "cached_tokens"),
+        ("input_tokens_details", "cached_tokens"),
+        ("cache_read_input_tokens",),
     ),
     "reasoning_tokens": (
-        "output_token_details.reasoning",
-        "completion_tokens_details.reasoning_tokens",
-        "output_tokens_details.reasoning_tokens",
+        ("output_token_details", "reasoning"),
+        ("completion_tokens_details", "reasoning_tokens"),
+        ("output_tokens_details", "reasoning_tokens"),
     ),
 }
 
@@ -56,15 +56,17 @@ def tokens(generations: Sequence[object], llm_output: object) -> Usage:
 
 def _usage(reported: object) -> Usage | None:
     """The counts in one report; None if it tells neither input nor output."""
+    if reported is None:
+        return None
     usage = Usage(**{field: _count(reported, paths) for field, paths in _PATHS.items()})
     return None if usage.input_tokens is None and usage.output_tokens is None else usage
 
 
-def _count(reported: object, paths: Iterable[str]) -> int | None:
+def _count(reported: object, paths: Iterable[tuple[str, ...]]) -> int | None:
     for path in paths:
         value: Any = reported
-        for key in path.split("."):
-            value = member_of(value, key)
+        for key in path:
+            value = None if value is None else member_of(value, key)
         if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0 and value % 1 == 0:
             return int(value)
     return None
