@@ -135,8 +135,7 @@ class Span:
     @property
     def attempt(self) -> int:
         """Which try of the same run under the same span this is, 1 for the first; LangChain says it of its retries."""
-        run = self.run
-        for tag in (run.tags if run is not None else None) or ():
+        for tag in self.run_tags:
             if tag.startswith("retry:attempt:"):
                 return int(tag.rpartition(":")[2])
         return 1 + sum(self._tries_again(failure) for failure in self.failed_before)
@@ -146,9 +145,8 @@ class Span:
 
         Branches of one step are given the same too; they differ in LangChain's tags, or nodes of a graph in their name.
         """
-        assert self.run_fields is not None
         mine, its = ([tag for tag in tags or () if tag.startswith(INTERNAL_TAGS)]
-                     for tags in (self.run_fields[3], failure.tags))  # fmt: skip
+                     for tags in (self.run_tags, failure.tags))  # fmt: skip
         if self.kind != failure.kind or mine != its or (mine and self.name != failure.name):
             return False
         try:
