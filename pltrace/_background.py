@@ -7,9 +7,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
 
-__all__ = ["Background", "is_ours", "sleep"]
+__all__ = ["Background", "is_ours", "limited", "sleep"]
+
+T = TypeVar("T")
 
 #: The running threads of ours.
 _idents: set[int] = set()
@@ -66,6 +69,36 @@ class Background:
 def is_ours() -> bool:
     """Return whether the running thread is one of ours."""
     return threading.get_ident() in _idents
+
+
+def limited(work: Callable[[], T], name: str, seconds: float) -> T:
+    """Return what `work` returns, from a thread of its own, which is left behind when it takes too long.
+
+    Args:
+        work: What to do.
+        name: Begins with `pltrace-`.
+        seconds: The longest wait for it.
+
+    Raises:
+        TimeoutError: It took longer.
+        RuntimeError: The interpreter is shutting down and allows no new thread.
+    """
+    results = (_before_gevent("queue", "SimpleQueue") or SimpleQueue)()
+
+    def run() -> None:
+        try:
+            results.put((work(), None))
+        except BaseException as error:  # One that calls sys.exit() ends itself alone.
+            results.put((None, error))
+
+    Background(run, name).start()
+    try:
+        result, error = results.get(timeout=seconds)
+    except Empty:
+        raise TimeoutError(f"no answer within {seconds:.0f} seconds") from None
+    if error is not None:
+        raise error
+    return result  # type: ignore[no-any-return]
 
 
 def sleep(seconds: float) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from pltrace._background import Background
+from pltrace._background import Background, limited
 from pltrace._database import STORE_TROUBLE
-from pltrace._exporter import ExportResult, SpanExporter, StoredSpan, TracksRequests
+from pltrace._exporter import ExportResult, Operation, SpanExporter, StoredSpan, TracksRequests
 from pltrace._health import counts, failed, logger, warn_sometimes
 from pltrace._pace import Pace
+from pltrace._search import PoisonSearch
 from pltrace._silence import be_silent
 from pltrace._store import Store
 
@@ -26,6 +26,8 @@ _LOOK_ROUND_EVERY_S = 15.0
 #: So many single spans refused in a row mean that it isn't the spans.
 _MOST_REFUSED_IN_A_ROW = 10
 _MOST_OPERATIONS = 50
+#: promptlayer's client tries for about 15 seconds by itself.
+LONGEST_OPERATION_S = 30.0
 
 
 class Worker:
@@ -79,7 +81,7 @@ class Worker:
     def _round(self) -> None:
         raise NotImplementedError
 
-    def _left(self, up_to: int) -> int:
+    def _is_left(self, up_to: int) -> bool:
         raise NotImplementedError
 
     def stop(self) -> None:
@@ -97,13 +99,13 @@ class Worker:
         Returns:
             Whether all of it was delivered or set aside.
         """
-        if not self._left(up_to):
+        if not self._is_left(up_to):
             return True
         failures = None if patient else self.pace.failures
         self.pace.hurry()
         if not self.start():
             return False
-        while self._left(up_to):
+        while self._is_left(up_to):
             if not self.pace.wait_for_round(deadline, failures):
                 return False
         return True
@@ -116,7 +118,7 @@ class DeliveryWorker(Worker):
         store: The outbox.
         exporter: Where to.
         resolved: Called with span id and request id when an LLM call got its id.
-        gave_up: Called with the id of a span that was set aside.
+        gave_up: Called with the id of a span that gets none: it was set aside, or taken without an id.
     """
 
     def __init__(
@@ -140,10 +142,10 @@ class DeliveryWorker(Worker):
         self._batch: list[StoredSpan] = []  # What a retry sends again: the same spans, so the same bytes.
         self._refused_in_a_row = 0
 
-    def _left(self, up_to: int) -> int:
+    def _is_left(self, up_to: int) -> bool:
         # The store says that a batch is delivered before those who wait for its ids are told.
-        being_told = sum(span.seq <= up_to for span in self._batch)
-        return self._store.pending(self.exporter.name, up_to) or being_told
+        being_told = any(span.seq <= up_to for span in self._batch)
+        return self._store.is_pending(self.exporter.name, up_to) or being_told
 
     def _round(self) -> None:
         """Deliver batches until nothing is pending or something stands in the way."""
@@ -156,9 +158,13 @@ class DeliveryWorker(Worker):
                 self.pace.finished()
                 return
             self._batch = batch
-            result = self._send(batch)
-            if result.outcome == "rejected":
-                result = self._bisect(batch, result)
+            try:
+                result = self._send(batch)
+                if result.outcome == "rejected":
+                    result = self._without_poison(batch, result)
+            except Exception:
+                self._batch = []  # It may have arrived, and the store failed to take note: it knows that it may have.
+                raise
             if result.outcome != "delivered":
                 self.pace.back_off(result)
                 return
@@ -195,40 +201,38 @@ class DeliveryWorker(Worker):
             self._set_aside(aside, {span.seq: result.refused[span.record["span_id"]] for span in aside})
         for span_id, request_id in result.request_ids.items():
             self._resolved(span_id, request_id)
+        if isinstance(self.exporter, TracksRequests):
+            self._without_id([span for span in taken if span.record["span_id"] not in result.request_ids])
 
-    def _bisect(self, batch: list[StoredSpan], result: ExportResult) -> ExportResult:
-        """Halve a refused batch until each poisonous span stands alone, and set those aside.
+    def _without_id(self, spans: Sequence[StoredSpan]) -> None:
+        """Say which LLM calls were taken without being logged, as with a prompt link that the backend doesn't know."""
+        calls = [span for span in spans if span.record["kind"] == "llm" and span.record.get("request_id") is None]
+        for span in calls:
+            self._gave_up(span.record["span_id"])
+        if calls:
+            counts["requests_without_id"] += len(calls)
+            warn_sometimes(
+                f"without_id:{self.exporter.name}",
+                "%s took the spans of %d LLM call(s) and logged no request for them (the first: span %s). Their "
+                "on_request functions are not called, and scores or metadata for them are refused.",
+                self.exporter.name,
+                len(calls),
+                calls[0].record["span_id"],
+            )
 
-        When nothing of it is taken after as many posts as one poisonous span would have cost, it isn't the spans:
-        all are kept and tried again later.
-        """
-        most_posts = 2 * math.log2(len(batch)) + 2
-        alone: list[StoredSpan] = []
-        reasons: dict[int, str] = {}
-        parts: list[list[StoredSpan]] = _halves(batch) or [batch]
-        posts = taken = 0
-        while parts:
-            part = parts.pop()
-            answer = result if part is batch else self._send(part)
-            posts += 1
-            if answer.outcome == "delivered":
-                taken += len(part)
-            elif answer.outcome != "rejected":
-                self._batch = []  # What is left of it is claimed again.
-                self._set_aside(alone, reasons)
-                return answer
-            elif len(part) == 1:
-                alone += part
-                reasons[part[0].seq] = answer.reason
-                self._refused_in_a_row += 1
-            else:
-                parts += _halves(part)
-            nothing_taken = not taken and (posts >= most_posts or not parts)
-            if nothing_taken and (len(batch) > 2 or self._refused_in_a_row > _MOST_REFUSED_IN_A_ROW):
-                self._batch = []
-                return ExportResult("retry", f"refuses all of {len(batch)} spans: {answer.reason}")
-        self._set_aside(alone, reasons)
-        return ExportResult("delivered")
+    def _without_poison(self, batch: list[StoredSpan], refusal: ExportResult) -> ExportResult:
+        """Deliver a refused batch without the spans that it is refused for, and set those aside."""
+        name = self.exporter.name
+        search = PoisonSearch(self._send, lambda: self._store.newest(name, batch[-1].seq))
+        doubtful = self._refused_in_a_row >= _MOST_REFUSED_IN_A_ROW
+        result = search.run(batch, refusal, doubtful=doubtful)
+        if not search.taken:
+            self._refused_in_a_row += len(search.poison)
+        self._batch = []  # What is left of it is claimed again.
+        self._set_aside(
+            [span for span, _ in search.poison.values()], {seq: reason for seq, (_, reason) in search.poison.items()}
+        )
+        return result
 
     def _set_aside(self, spans: Sequence[StoredSpan], reasons: dict[int, str]) -> None:
         if not spans:
@@ -250,7 +254,7 @@ class DeliveryWorker(Worker):
 class OperationWorker(Worker):
     """Sends what was asked of requests, in order, once their ids are known.
 
-    A thread of its own: promptlayer's client has no timeouts, and spans must not wait for it.
+    A thread of its own, so that spans needn't wait for it.
 
     Args:
         store: Where they are kept.
@@ -263,35 +267,43 @@ class OperationWorker(Worker):
         self._exporter = exporter
         super().__init__(f"{name} (scores, metadata, links)", 0.0)
 
-    def _left(self, up_to: int) -> int:
-        return len(self._store.due_operations(1))
+    def _is_left(self, up_to: int) -> bool:
+        return bool(self._store.due_operations(1) or self._store.hopeless_operations(1))
 
     def _round(self) -> None:
+        self._store.stay()  # Also while a batch takes its time.
         while not self.pace.pausing:
+            for number, kind, span_id in self._store.hopeless_operations(_MOST_OPERATIONS):
+                self._refused(number, kind, f"the request of span {span_id}", "it got no id")
             due = self._store.due_operations(_MOST_OPERATIONS)
             if not due:
                 self.pace.finished()
                 return
             for operation in due:
-                result = self._exporter.operate(operation)
+                result = self._operate(operation)
                 if result.outcome in ("retry", "unauthorized"):
                     self.pace.back_off(result)
                     return
-                error = result.reason if result.outcome == "rejected" else None
-                if error is not None:
-                    counts["operations_refused"] += 1
-                    warn_sometimes(
-                        f"operation:{operation.kind}",
-                        "PromptLayer refuses a %s for request %d: %s",
-                        operation.kind,
-                        operation.request_id,
-                        error,
-                    )
-                self._store.operated(operation.number, error)
+                if result.outcome == "rejected":
+                    which = f"request {operation.request_id}"
+                    self._refused(operation.number, operation.kind, which, result.reason)
+                else:
+                    self._store.operated(operation.number)
                 self.pace.succeeded()
 
+    def _operate(self, operation: Operation) -> ExportResult:
+        """Send one operation on a thread that can be left behind: promptlayer's client waits without a limit."""
 
-def _halves(batch: list[StoredSpan]) -> list[list[StoredSpan]]:
-    """Return the two halves of a batch, the second first: they are taken from the end. Nothing for a single span."""
-    middle = len(batch) // 2
-    return [batch[middle:], batch[:middle]] if middle else []
+        def operate() -> ExportResult:
+            be_silent()
+            return self._exporter.operate(operation)
+
+        try:
+            return limited(operate, f"pltrace-{operation.kind}", LONGEST_OPERATION_S)
+        except Exception as error:
+            return ExportResult("retry", f"didn't take a {operation.kind}: {type(error).__name__}: {error}")
+
+    def _refused(self, number: int, kind: str, which: str, reason: str) -> None:
+        counts["operations_refused"] += 1
+        warn_sometimes(f"operation:{kind}", "PromptLayer refuses a %s for %s: %s", kind, which, reason)
+        self._store.operated(number, reason)

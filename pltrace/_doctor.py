@@ -27,6 +27,7 @@ COUNTS = {
     "dropped_queue_full": "spans dropped: the disk didn't keep up",
     "dropped_not_encodable": "spans dropped: they could not be encoded",
     "delivered": "deliveries of spans",
+    "requests_without_id": "LLM calls that PromptLayer took as spans and logged no request for",
     "quarantined": "spans that a backend refused for what is in them",
     "operations_refused": "scores, metadata, links or groups that PromptLayer refused",
     "callbacks_failed": "on_request functions that raised or were cut off",

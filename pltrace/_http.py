@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import http.client
 import json
+import selectors
+import socket
 import ssl
 import time
 import urllib.request
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -17,6 +19,11 @@ __all__ = ["Answer", "JsonClient", "NoAnswerError", "NotSentError"]
 
 #: Servers close idle connections, often after 5 s; sending into one that is just being closed would be ambiguous.
 _REUSE_WITHIN_S = 3.0
+#: For so long no connection is used twice with a server that closed one without a word.
+_DISTRUST_S = 60.0
+#: A whole answer takes no longer, however often a piece of it arrives.
+_LONGEST_ANSWER_S = 30.0
+_PIECE = 1 << 16
 _LONGEST_RETRY_AFTER_S = 300.0
 
 
@@ -86,6 +93,7 @@ class JsonClient:
         self._answer_timeout_s = answer_timeout_s
         self._connection: http.client.HTTPConnection | None = None
         self._used_at = 0.0
+        self._distrusted_until = 0.0
 
     def request(self, method: str, path: str, body: bytes | None = None) -> Answer:
         """Send a request and return the whole answer.
@@ -99,30 +107,55 @@ class JsonClient:
             NotSentError: There was no connection.
             NoAnswerError: It was sent, and no whole answer came.
         """
-        connection = self._connected()
-        headers = self._headers if body is None else {**self._headers, "Content-Type": "application/json"}
+        proxy = self._proxy()
+        used_before = self._connection
+        connection = self._connected(proxy)
+        headers = self._headers if body is None else {**self._headers, **_described(body)}
+        target = self._prefix + path
+        if proxy is not None and not self._secure:
+            target = f"http://{self._headers['Host']}{target}"
+            headers = {**headers, **_credentials(proxy)}
+        sock = connection.sock
         try:
-            connection.request(method, self._target(path), body, headers)
+            connection.request(method, target, _pieces(body), headers)
             response = connection.getresponse()
             answer = Answer(
                 response.status,
                 {name.lower(): value for name, value in response.getheaders()},
-                response.read(),
+                self._read(response, sock),
             )
         except (OSError, http.client.HTTPException) as error:
             self.close()
+            if connection is used_before:
+                self._distrusted_until = time.monotonic() + _DISTRUST_S
             raise NoAnswerError(f"{type(error).__name__}: {error}") from error
         if response.will_close:
             self.close()
         self._used_at = time.monotonic()
         return answer
 
-    def _connected(self) -> http.client.HTTPConnection:
-        if self._connection is not None and time.monotonic() - self._used_at < _REUSE_WITHIN_S:
+    def _read(self, response: http.client.HTTPResponse, sock: socket.socket) -> bytes:
+        """Return the body; the time for it is bounded as a whole, not only for each piece."""
+        deadline = time.monotonic() + _LONGEST_ANSWER_S
+        pieces: list[bytes] = []
+        while piece := response.read1(_PIECE):
+            pieces.append(piece)
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                raise TimeoutError(f"the answer took longer than {_LONGEST_ANSWER_S:.0f} seconds")
+            sock.settimeout(min(remaining, self._answer_timeout_s))
+        if response.length:
+            raise http.client.IncompleteRead(b"", response.length)
+        response.close()  # Only of the answer; the connection can be used again.
+        return b"".join(pieces)
+
+    def _connected(self, proxy: Any) -> http.client.HTTPConnection:
+        if self._connection is not None and self._is_usable(self._connection):
+            self._connection.sock.settimeout(self._answer_timeout_s)
             return self._connection
         self.close()
         try:
-            connection = self._new_connection()
+            connection = self._new_connection(proxy)
             connection.connect()
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise NotSentError(f"{type(error).__name__}: {error}") from error
@@ -130,9 +163,17 @@ class JsonClient:
         self._connection = connection
         return connection
 
-    def _new_connection(self) -> http.client.HTTPConnection:
-        """Return an unconnected connection, through the proxy that the environment names for this host, if any."""
-        proxy = self._proxy()
+    def _is_usable(self, connection: http.client.HTTPConnection) -> bool:
+        """Return whether a connection that was used before can be used again."""
+        now = time.monotonic()
+        if now - self._used_at >= _REUSE_WITHIN_S or now < self._distrusted_until:
+            return False
+        with selectors.DefaultSelector() as selector:
+            selector.register(connection.sock, selectors.EVENT_READ)
+            return not selector.select(0)  # Nobody has asked: what is there to be read is the other side's farewell.
+
+    def _new_connection(self, proxy: Any) -> http.client.HTTPConnection:
+        """Return an unconnected connection, through the proxy if there is one."""
         timeout = self._connect_timeout_s
         if not self._secure:
             host, port = (proxy.hostname or "", proxy.port or 80) if proxy else (self._host, self._port)
@@ -147,21 +188,26 @@ class JsonClient:
         return connection
 
     def _proxy(self) -> Any:
+        """Return the proxy that the environment names for this host, or None."""
         if urllib.request.proxy_bypass(self._host):
             return None
         url = urllib.request.getproxies().get("https" if self._secure else "http")
         return urlsplit(url if "//" in url else f"//{url}") if url else None
-
-    def _target(self, path: str) -> str:
-        if not self._secure and self._proxy() is not None:
-            return f"http://{self._host}:{self._port}{self._prefix}{path}"
-        return self._prefix + path
 
     def close(self) -> None:
         """Close the connection; the next request opens a new one."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _described(body: bytes) -> dict[str, str]:
+    return {"Content-Type": "application/json", "Content-Length": str(len(body))}
+
+
+def _pieces(body: bytes | None) -> Iterator[bytes] | None:
+    """Return a body in pieces: the timeout holds for each, so that a slow line gets a large body through."""
+    return None if body is None else (body[start : start + _PIECE] for start in range(0, len(body), _PIECE))
 
 
 def _credentials(proxy: Any) -> dict[str, str]:

@@ -125,7 +125,9 @@ class Pace:
             self.failures += 1
             self.last_error = result.reason
             self._obey = result.retry_after_s is not None or result.outcome == "unauthorized"
-            self._not_before = monotonic() + (result.retry_after_s or delay)
+            if result.retry_after_s is not None:  # With jitter too: others were told the same.
+                delay = result.retry_after_s + random.uniform(0, FIRST_BACKOFF_S)
+            self._not_before = monotonic() + delay
             self._hurry = False
             self._since = self._since or monotonic()
 

@@ -109,7 +109,7 @@ class PromptLayerExporter:
         if not 200 <= answer.status < 300:
             return _refusal(answer)
         told = answer.json()
-        if not isinstance(told, dict):
+        if not isinstance(told, dict) or not isinstance(told.get("spans"), list):
             # Somebody else may have answered, such as a login page: the next try asks what arrived.
             return ExportResult("retry", f"answered {answer.status} with something unreadable", uncertain=True)
         request_ids = {

@@ -242,14 +242,24 @@ class Store:
             batch.append(StoredSpan(row["seq"], record_from(row), bool(row["uncertain"])))
         return batch
 
-    def pending(self, exporter: str, up_to: int | None = None) -> int:
-        """Return how many spans of this process are pending, of those up to a number if one is given."""
+    def newest(self, exporter: str, beyond: int) -> StoredSpan | None:
+        """Return the newest pending span of this process whose number is beyond another's, or None."""
         with self.database.reading() as connection:
-            (count,) = connection.execute(
-                "SELECT count(*) FROM deliveries WHERE exporter = ? AND owner = ? AND state = 0 AND seq <= ?",
-                (exporter, self.owner, 2**62 if up_to is None else up_to),
+            row = connection.execute(
+                "SELECT spans.*, deliveries.uncertain FROM deliveries JOIN spans USING (seq)"
+                " WHERE exporter = ? AND owner = ? AND state = 0 AND seq > ? ORDER BY seq DESC LIMIT 1",
+                (exporter, self.owner, beyond),
             ).fetchone()
-        return int(count)
+        return None if row is None else StoredSpan(row["seq"], record_from(row), bool(row["uncertain"]))
+
+    def is_pending(self, exporter: str, up_to: int) -> bool:
+        """Return whether a span of this process is pending, up to a number."""
+        with self.database.reading() as connection:
+            row = connection.execute(
+                "SELECT 1 FROM deliveries WHERE exporter = ? AND owner = ? AND state = 0 AND seq <= ? LIMIT 1",
+                (exporter, self.owner, up_to),
+            ).fetchone()
+        return row is not None
 
     def last(self) -> int:
         """Return the number of the span that was stored last."""
@@ -307,6 +317,19 @@ class Store:
                 (self.owner, most),
             ).fetchall()
         return [Operation(row[0], row[1], row[3], json.loads(row[2])) for row in rows]
+
+    def hopeless_operations(self, most: int) -> list[tuple[int, str, str]]:
+        """Return number, kind and span of this process's oldest operations whose request will never have an id."""
+        with self.database.reading() as connection:
+            rows = connection.execute(
+                "SELECT operations.id, operations.kind, span_id FROM operations JOIN spans USING (span_id)"
+                " WHERE operations.state = 0 AND owner = ? AND operations.request_id IS NULL"
+                " AND spans.request_id IS NULL"
+                " AND NOT EXISTS (SELECT 1 FROM deliveries WHERE deliveries.seq = spans.seq AND deliveries.state = 0)"
+                " ORDER BY operations.id LIMIT ?",
+                (self.owner, most),
+            ).fetchall()
+        return [(row[0], row[1], row[2]) for row in rows]
 
     def operated(self, number: int, error: str | None = None) -> None:
         """Note that an operation was taken, or, with an error, refused."""

@@ -144,6 +144,7 @@ class Tracing:
 
     def _gave_up(self, span_id: str) -> None:
         self.recorder.registry.give_up(int(span_id, 16))
+        self._work_on_operations()
 
     def flush(self, timeout: float, *, patient: bool) -> bool:
         """Store, deliver, and wait for callbacks and for what they ask; with what earlier processes left.

@@ -39,6 +39,7 @@ RANKS = {
     "_encoding": 1,
     "_pace": 1,
     "_promptlayer": 1,
+    "_search": 1,
     "_store_file": 1,
     "_blueprint._server_tools": 2,
     "_blueprint._text": 2,
