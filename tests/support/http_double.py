@@ -41,6 +41,8 @@ class Request:
     """What was answered; None before an answer, and for good if there was none."""
     handled: bool = False
     """Whether the server did what was asked, whatever it answered."""
+    number: int = 1
+    """Which one it is on its connection."""
     sha256: str = ""
     size: int = 0
     span_ids: tuple[str, ...] = ()
@@ -127,6 +129,7 @@ class Fault:
     """What goes wrong with a request; without `status`, `hang` or `close` it's answered as ever.
 
     `store`: the server does what was asked first, and then the fault comes.
+    `hang_up`: close the connection after the answer, without having said so.
     `delay`: seconds to wait, after storing if `store`, else before handling.
     `status`, `body`, `headers`: answer this. `hang`: never answer, until `release()`.
     `close`: close the connection with no answer. `cut`: send half of the answer, then cut the connection.
@@ -139,6 +142,7 @@ class Fault:
     hang: bool = False
     close: bool = False
     cut: bool = False
+    hang_up: bool = False
     store: bool = False
 
     @property
@@ -341,6 +345,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
+    count = 0
 
     @property
     def double(self) -> HttpDouble:
@@ -361,7 +366,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         double = self.double
         headers = {name.lower(): value for name, value in self.headers.items()}
-        request = Request(self.command, self.path, headers, body)
+        self.count += 1
+        request = Request(self.command, self.path, headers, body, number=self.count)
         double.arrived(request)
         with double.changed:
             double.requests.append(request)
@@ -373,6 +379,8 @@ class _Handler(BaseHTTPRequestHandler):
             request.forget_body()
             double.changed.notify_all()
         self._send(answer, cut=bool(fault and fault.cut))
+        if fault and fault.hang_up:
+            self.close_connection = True
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = do_OPTIONS = _serve
 

@@ -212,7 +212,8 @@ class PromptLayerServer(HttpDouble):
             rejected = [span for span in spans if span["context"]["trace_id"] in self.closed_traces]
             taken = [span for span in spans if span["context"]["trace_id"] not in self.closed_traces]
             answer: dict[str, Any] = {"success": True, "spans": [self._upsert(span) for span in taken]}
-            answer["request_logs"] = [self._log(span) for span in taken if span.get("log_request")]
+            logged = [span for span in taken if span.get("log_request") and self._knows_prompt(span["log_request"])]
+            answer["request_logs"] = [self._log(span) for span in logged]
             if body.get("close_after"):
                 self.closed_traces.update(span["context"]["trace_id"] for span in taken)
             self.changed.notify_all()
@@ -221,6 +222,11 @@ class PromptLayerServer(HttpDouble):
             answer["rejected_trace_ids"] = sorted({span["context"]["trace_id"] for span in rejected})
             answer["rejection_reason"] = "trace_closed"
         return Answer(201, answer)
+
+    def _knows_prompt(self, log: dict[str, Any]) -> bool:
+        """Says whether a request's prompt exists; if not, the span is kept and the request not logged."""
+        prompt = self.prompts.get(log.get("prompt_name") or "")
+        return not log.get("prompt_name") or (prompt and prompt.number(log.get("prompt_version_number"))) is not None
 
     def _first_of_each(self, spans: list[dict[str, Any]]) -> list[dict[str, Any]]:
         first: dict[str, dict[str, Any]] = {}
