@@ -81,9 +81,8 @@ def limited(work: Callable[[], T], name: str, seconds: float) -> T:
 
     Raises:
         TimeoutError: It took longer.
-        RuntimeError: The interpreter is shutting down and allows no new thread.
     """
-    results = (_before_gevent("queue", "SimpleQueue") or SimpleQueue)()
+    results: Any = (_before_gevent("queue", "SimpleQueue") or SimpleQueue)()
 
     def run() -> None:
         try:
@@ -91,14 +90,19 @@ def limited(work: Callable[[], T], name: str, seconds: float) -> T:
         except BaseException as error:  # One that calls sys.exit() ends itself alone.
             results.put((None, error))
 
-    Background(run, name).start()
+    try:
+        Background(run, name).start()
+    except RuntimeError:
+        run()  # The interpreter is shutting down, and doesn't wait for us.
+    result: T
+    error: BaseException | None
     try:
         result, error = results.get(timeout=seconds)
     except Empty:
         raise TimeoutError(f"no answer within {seconds:.0f} seconds") from None
     if error is not None:
         raise error
-    return result  # type: ignore[no-any-return]
+    return result
 
 
 def sleep(seconds: float) -> None:

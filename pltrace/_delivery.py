@@ -300,7 +300,7 @@ class OperationWorker(Worker):
 
         try:
             return limited(operate, f"pltrace-{operation.kind}", LONGEST_OPERATION_S)
-        except Exception as error:
+        except BaseException as error:
             return ExportResult("retry", f"didn't take a {operation.kind}: {type(error).__name__}: {error}")
 
     def _refused(self, number: int, kind: str, which: str, reason: str) -> None:

@@ -34,17 +34,15 @@ class PromptLayerExporter:
     Args:
         api_key: PromptLayer's key.
         base_url: PromptLayer's address.
-        service: Names the application in each span's resource.
         client: The `promptlayer` client that scores, metadata, links and groups go through; None makes one on first
             need, since importing it takes half a second.
     """
 
     name = "promptlayer"
 
-    def __init__(self, api_key: str, base_url: str, service: str, client: Any = None) -> None:
+    def __init__(self, api_key: str, base_url: str, client: Any = None) -> None:
         self._api_key = api_key
         self._base_url = base_url
-        self._resource = {"attributes": {"service.name": service}, "schema_url": SCHEMA_URL}
         self._client = client
         if client is None:
             _watch_openai()
@@ -152,7 +150,7 @@ class PromptLayerExporter:
                 "description": record["error"] if failed else None,
             },
             "attributes": _attributes(record),
-            "resource": self._resource,
+            "resource": {"attributes": {"service.name": record["service"]}, "schema_url": SCHEMA_URL},
         }
         if record["kind"] == "llm":
             span["log_request"] = log_request(record)

@@ -50,12 +50,13 @@ class Generation(NamedTuple):
     generation_info: Mapping[str, Any] | None
 
 
-def record_of(span: Span, encoder: Encoder) -> dict[str, Any]:
+def record_of(span: Span, encoder: Encoder, service: str) -> dict[str, Any]:
     """Return the record of `span`.
 
     Args:
         span: Ended, or open: what isn't there yet is None.
         encoder: Bounds and redacts the user's values.
+        service: Names the application, whichever process delivers the span.
 
     Returns:
         JSON-like data; nothing of the user's objects is referred to.
@@ -76,6 +77,7 @@ def record_of(span: Span, encoder: Encoder) -> dict[str, Any]:
         "metadata": metadata,
         "user": encoder.label(scope.user),
         "session": encoder.label(scope.session),
+        "service": service,
         "lineage": [around.id for around in scope.lineage],
     }
     if span.kind == "llm":

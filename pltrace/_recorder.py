@@ -62,6 +62,7 @@ class SpanRecorder:
         wrote: Called by the writer after each commit.
         began: Called when the writer is started, by the first to record in a process.
         sample: The share of traces that is recorded.
+        service: Names the application.
     """
 
     def __init__(
@@ -72,11 +73,13 @@ class SpanRecorder:
         wrote: Callable[[], None],
         began: Callable[[], None],
         sample: float = 1.0,
+        service: str = "",
     ) -> None:
         self.store = store
         self.registry = Registry(self, callbacks)
         self._callbacks = callbacks
         self._encoder = encoder
+        self._service = service
         self._wrote = wrote
         self._began = began
         self.sample = sample
@@ -331,7 +334,7 @@ class SpanRecorder:
                 sleep(0)
             try:
                 if type(item) is Span:
-                    records.append(record_of(item, self._encoder))
+                    records.append(record_of(item, self._encoder, self._service))
                 elif type(item) is _Ask:
                     operations.append(
                         Asked(
@@ -376,7 +379,7 @@ class SpanRecorder:
 
     def readable(self, span: Span) -> Mapping[str, Any]:
         """Return what is kept of a span, as JSON-like data."""
-        return record_of(span, self._encoder)
+        return record_of(span, self._encoder, self._service)
 
     def stored(self, span_bits: int) -> Mapping[str, Any] | None:
         """Return what the store holds of a span, waiting for the writer; None if it holds nothing."""

@@ -49,7 +49,9 @@ class Tracing:
         self.store = self._open_store(before)
         self.callbacks = CallbackRunner()
         encoder = Encoder(config.redact, config.redact_also)
-        self.recorder = recorder(self.store, encoder, self.callbacks, self._wrote, self._began, config.sample)
+        self.recorder = recorder(
+            self.store, encoder, self.callbacks, self._wrote, self._began, config.sample, config.service
+        )
         self.outermost = Scope(
             self.recorder,
             config.tags,
@@ -276,5 +278,5 @@ def _exporters(config: Config) -> tuple[SpanExporter, ...]:
         return config.exporters
     from pltrace._promptlayer import PromptLayerExporter
 
-    exporter = PromptLayerExporter(config.api_key, config.base_url, config.service, config.client)
+    exporter = PromptLayerExporter(config.api_key, config.base_url, config.client)
     return (exporter, *config.exporters)
