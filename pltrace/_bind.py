@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Mapping
 from types import FrameType
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 from pltrace import _runs, _runtime
 from pltrace._driving import consumed
 from pltrace._propagation import checked_carrier, inject
-from pltrace._scope import Scope, attach, current
+from pltrace._scope import Scope, attach, current, still_open
 from pltrace._traced import Traced
 from pltrace._wrapping import FunctionWrapper, ObjectProxy, RunnableProxy, Wrapped, annotations_of_wrapped, is_runnable
 
@@ -31,7 +32,7 @@ def bind(fn: T) -> T:
     Returns:
         Something that is used like `fn`; outside any block, `fn` itself.
     """
-    scope = current()
+    scope = still_open(current())
     if scope is None:
         return fn
     bound: Any = _bound(fn, scope)
@@ -108,6 +109,17 @@ class BoundFunction(FunctionWrapper):
         """Return itself: what was bound to a scope is not bound to an object too."""
         return self
 
+    def __copy__(self) -> BoundFunction:
+        """Return itself, as copying a function does; or one with a copy of the object that it wraps."""
+        return self._self_with(copy.copy(self.__wrapped__))
+
+    def __deepcopy__(self, memo: Any) -> BoundFunction:
+        """Return itself, as copying a function does; or one with a copy of the object that it wraps."""
+        return self._self_with(copy.deepcopy(self.__wrapped__, memo))
+
+    def _self_with(self, fn: Any) -> BoundFunction:
+        return self if fn is self.__wrapped__ else BoundFunction(fn, self._self_scope, self._self_carrier)
+
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Pickle the function and the carrier."""
         fn = self.__wrapped__
@@ -160,4 +172,8 @@ class BoundExecutor(ObjectProxy):
 
 def _bound_runnable(runnable: Any, carrier: Mapping[str, str], scope: Scope | None = None) -> RunnableProxy:
     """Return a LangChain Runnable that runs inside a scope; pickled, it takes the scope along as a carrier."""
-    return RunnableProxy(runnable, lambda method: BoundFunction(method, scope, carrier), (_bound_runnable, carrier))
+
+    def wrap(method: Any) -> BoundFunction:
+        return BoundFunction(method, scope, carrier)
+
+    return RunnableProxy(runnable, wrap, (_bound_runnable, carrier), (scope,))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pltrace._errors import ConfigError
-from pltrace._scope import Scope, current
+from pltrace._scope import Scope, current, still_open
 from pltrace._span import RemoteSpan, Span
 
 __all__ = ["Remote", "checked_carrier", "inject"]
@@ -59,7 +59,7 @@ def inject(carrier: dict[str, str] | None = None) -> dict[str, str]:
         The carrier; outside any block unchanged.
     """
     carrier = {} if carrier is None else carrier
-    scope = current()
+    scope = still_open(current())
     if scope is None:
         return carrier
     import json  # Here and below: who only imports pltrace needs none of it.

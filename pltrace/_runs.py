@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from pltrace._health import counts, failed
-from pltrace._scope import Scope, current
+from pltrace._scope import Scope, current, still_open
 from pltrace._span import Failure, Span
 
 __all__ = [
@@ -170,4 +170,6 @@ def forked() -> None:
 def current_scope_or(parent: Span | None) -> Scope | None:
     """Return the current scope; where the context was lost, that of the parent run."""
     scope = current()
+    if scope is not None and scope.left_elsewhere:
+        scope = still_open(scope)
     return parent.scope if scope is None and parent is not None else scope

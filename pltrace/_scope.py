@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Callback", "Recorder", "Scope", "attach",
-    "current", "current_span", "detach", "entry_of", "outermost", "set_outermost",
+    "current", "current_span", "detach", "entry_of", "outermost", "set_outermost", "still_open",
 ]  # fmt: skip
 
 
@@ -62,8 +62,8 @@ class Scope:
     """
 
     __slots__ = (
-        "added", "callbacks", "capture", "closed", "entered_in", "entry", "left_early", "lineage", "metadata",
-        "open_runs", "outer", "recorder", "sampled", "session", "span", "tags", "user",
+        "added", "callbacks", "capture", "closed", "entered_in", "entry", "left_early", "left_elsewhere", "lineage",
+        "metadata", "open_runs", "outer", "recorder", "sampled", "session", "span", "tags", "user",
     )  # fmt: skip
 
     #: The open scopes with nothing around them, in any thread or task.
@@ -99,6 +99,7 @@ class Scope:
         self.added = metadata  # What this block itself says, without the blocks around it.
         self.closed = False
         self.left_early = False  # Left while an inner one was open, which skips it when it is left.
+        self.left_elsewhere = False  # Left in another context, so it may still look current in its own.
         self.open_runs: dict[int, Span] = {}
 
     def resumed_in(self, run: Span | None) -> Scope:
@@ -144,6 +145,13 @@ current = _current.get
 attach = _current.set
 
 
+def still_open(scope: Scope | None) -> Scope | None:
+    """Return a current scope, or the one around it, where it was left in a thread or task that couldn't tell ours."""
+    while scope is not None and scope.left_elsewhere:
+        scope = scope.outer
+    return scope
+
+
 #: What is around all blocks: the application's own tags, metadata and capture; None while tracing is off.
 _outermost: Scope | None = None
 
@@ -185,6 +193,7 @@ def detach(scope: Scope) -> None:
             # Closed and still there: its leaving was interrupted.
             inner.left_early = inner.left_early or inner.closed
             inner = inner.outer
+        scope.left_elsewhere = inner is None
     # Not all that is closed: in a task that outlives the block it was made in, the block's scope goes on to hold.
     while top is not None and (top is scope or top.left_early):
         top = top.outer
@@ -207,7 +216,7 @@ def current_span() -> Span:
     Returns:
         The span; outside any block an inert one, which is false and ignores everything.
     """
-    scope = _current.get()
+    scope = still_open(_current.get())
     return INERT_SPAN if scope is None else scope.span
 
 

@@ -22,7 +22,7 @@ from pltrace._driving import async_generator, awaitable_generator, consumed, cor
 from pltrace._errors import ConfigError
 from pltrace._health import failed
 from pltrace._propagation import checked_carrier
-from pltrace._scope import Callback, Scope, attach, current, detach, entry_of
+from pltrace._scope import Callback, Scope, attach, current, detach, entry_of, still_open
 from pltrace._snapshot import Arguments, arguments_of, snapshot
 from pltrace._span import INERT_SPAN, Span, SpanKind
 from pltrace._wrapping import RunnableProxy, Wrapped, code_flags, is_coroutine, is_runnable, rewrap, wrapped_call
@@ -211,6 +211,8 @@ class Traced:
     def _enter(self, name: str, kind: SpanKind, entry: object, module: str | None) -> Scope:
         """Derive a scope from the current one, with an open span, and make it current."""
         outer = current()
+        if outer is not None and outer.left_elsewhere:
+            outer = still_open(outer)
         base = outer if outer is not None else _runtime.base()
         recorder = base.recorder
         callbacks = base.callbacks

@@ -141,6 +141,12 @@ _COMPOSING_METHODS = frozenset({
 })  # fmt: skip
 
 
+#: Those that make one of another kind, by rules of their own: what they make is wrapped in turn.
+_DERIVING_METHODS = frozenset({
+    "bind_functions", "bind_tools", "configurable_alternatives", "configurable_fields", "with_structured_output",
+})  # fmt: skip
+
+
 class RunnableProxy(ObjectProxy):
     """A LangChain Runnable, in all else what it was, whose methods that run it are wrapped.
 
@@ -148,12 +154,16 @@ class RunnableProxy(ObjectProxy):
         runnable: The Runnable.
         wrap: Wraps a method.
         again: A function that makes such a proxy, and its arguments after the Runnable; it is pickled and copied so.
+        here: Further arguments, for a copy in the same process.
     """
 
-    def __init__(self, runnable: Any, wrap: Callable[[Any], Any], again: tuple[Any, ...]) -> None:
+    def __init__(
+        self, runnable: Any, wrap: Callable[[Any], Any], again: tuple[Any, ...], here: tuple[Any, ...] = ()
+    ) -> None:
         super().__init__(_as_one(runnable))
         self._self_wrap = wrap
         self._self_again = again
+        self._self_here = here
 
     def __getattribute__(self, name: str) -> Any:
         if name in _COMPOSING_METHODS:
@@ -161,7 +171,9 @@ class RunnableProxy(ObjectProxy):
             base: Any = sys.modules["langchain_core.runnables.base"]
             return MethodType(getattr(base.Runnable, name), self)
         value = super().__getattribute__(name)
-        return self._self_wrap(value) if name in _RUNNABLE_METHODS else value
+        if name in _RUNNABLE_METHODS:
+            return self._self_wrap(value)
+        return _deriving(self, value) if name in _DERIVING_METHODS else value
 
     def __or__(self, other: Any) -> Any:
         """Put itself, not what it stands for, into a chain."""
@@ -175,7 +187,7 @@ class RunnableProxy(ObjectProxy):
 
     def _self_with(self, runnable: Any) -> Any:
         make, *arguments = self._self_again
-        return make(runnable, *arguments)
+        return make(runnable, *arguments, *self._self_here)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Pickle the Runnable and what it was wrapped with."""
@@ -189,6 +201,17 @@ class RunnableProxy(ObjectProxy):
     def __deepcopy__(self, memo: Any) -> Any:
         """Return such a proxy of a copy."""
         return self._self_with(copy.deepcopy(self.__wrapped__, memo))
+
+
+def _deriving(proxy: RunnableProxy, method: Any) -> Any:
+    """Return a method of a Runnable that gives such a proxy of the Runnable that it makes."""
+
+    @functools.wraps(method)
+    def derive(*args: Any, **kwargs: Any) -> Any:
+        made = method(*args, **kwargs)
+        return proxy._self_with(made) if is_runnable(made) else made
+
+    return derive
 
 
 def is_runnable(value: Any) -> bool:

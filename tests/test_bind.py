@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import copy
 import functools
 import inspect
 import multiprocessing
@@ -221,6 +222,30 @@ def here_traced(*_: Any) -> str:
     return here()
 
 
+class Counted:
+    """A callable object with a list of its own."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def __call__(self) -> str:
+        """Gives the name of the current span."""
+        self.seen.append(here())
+        return here()
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy])
+def test_copying(again: Callable[[Any], Any], seen: CapturedSpans) -> None:
+    """A copy of what is bound runs in the scope; it is as deep a copy as of what was bound."""
+    counted = Counted()
+    with traced("s"):
+        bound, bound_object, partial = bind(here), bind(counted), bind(functools.partial(here, 1))
+    assert again(bound) is bound
+    assert again({"a": [bound]})["a"][0]() == "s"
+    assert (again(partial)(), again(bound_object)()) == ("s", "s")
+    assert counted.seen == ([] if again is copy.deepcopy else ["s"])
+
+
 def test_pickling_local_functions(seen: CapturedSpans) -> None:
     """Cloudpickle takes a bound local function along, decoration included."""
 
@@ -303,6 +328,18 @@ async def test_runnables(llm: ScriptedOpenAI, local: Path) -> None:
     assert {(tuple(call["request_tags"]), call["trace_id"] == found[0]["trace_id"]) for call in found} == {
         (("t",), True)
     }
+
+
+def test_what_a_bound_runnable_makes(llm: ScriptedOpenAI, local: Path) -> None:
+    """A copy of a bound Runnable, and what its methods make of it, run in the scope, callbacks included."""
+    asked: list[Any] = []
+    with traced("s", on_request=asked.append):
+        model = bind(chat(llm))
+    for made in (copy.copy(model), model.bind_tools([]), model.with_config(tags=["t"]), model.bind(stop=["."])):
+        made.invoke("Hi")
+    assert {call["parent_id"] for call in calls(local)} == {spans(local)[0]["span_id"]}
+    assert pltrace.flush(10)
+    assert len(asked) == 4
 
 
 def test_a_bound_stream(llm: ScriptedOpenAI, local: Path) -> None:

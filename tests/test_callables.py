@@ -31,6 +31,8 @@ import pytest
 import pltrace
 from pltrace import current_span, traced
 from pltrace.testing import CapturedSpans, capture_spans
+from tests.support.scripted_llm import Reply, ScriptedOpenAI
+from tests.support.traces import chat
 
 
 @pytest.fixture
@@ -1415,6 +1417,34 @@ async def test_runnable_lambdas(seen: CapturedSpans) -> None:
         assert one.with_retry().invoke("a") == "a t"
     assert {span.status for span in seen} == {"ok"}
     assert {span.name for span in seen} >= {"t"}
+
+
+async def test_what_traced_models_make(seen: CapturedSpans) -> None:
+    """A model with tools or a structured output, and what an agent makes of it, is decorated as the model is."""
+    from langchain.agents import create_agent
+    from langchain_core.runnables import ConfigurableField
+    from langchain_core.tools import tool
+
+    @tool
+    def weather(city: str) -> str:
+        """Tell the weather."""
+        return f"Sunny in {city}."
+
+    replies = [Reply(tool_calls=[("weather", {"city": "Rome"})])] * 3 + ["Sunny.", Reply('{"name": "Bo"}'), "a", "b"]
+    with ScriptedOpenAI(replies) as llm:
+        model = traced("ask", tags=["t"])(chat(llm))
+        assert model.bind_tools([weather]).invoke("Rome?").tool_calls
+        assert (await model.bind_tools([weather]).ainvoke("Rome?")).tool_calls
+        create_agent(model, [weather]).invoke({"messages": [("user", "Rome?")]})
+        schema = {"title": "Person", "description": "A person.", "type": "object", "properties": {"name": {}}}
+        structured = model.with_structured_output(schema, method="json_mode")
+        assert (structured | (lambda person: person["name"])).invoke("Who?") == "Bo"
+        configurable = model.configurable_fields(temperature=ConfigurableField(id="heat"))
+        configurable.invoke("a")
+        configurable.with_config(configurable={"heat": 1}).invoke("b")
+    asked = [span for span in seen if span.kind == "llm"]
+    assert len(asked) == len([span for span in seen if span.name == "ask"]) == 7
+    assert {span.tags[0] for span in asked} == {"t"}
 
 
 def test_traced_runnables_are_copied_and_pickled(seen: CapturedSpans) -> None:

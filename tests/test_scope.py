@@ -14,7 +14,7 @@ from langchain_core.runnables import RunnableLambda
 from langchain_openai import ChatOpenAI
 
 import pltrace
-from pltrace import ConfigError, current_span, traced
+from pltrace import ConfigError, bind, current_span, traced
 from tests.support.scripted_llm import ScriptedOpenAI
 from tests.support.traces import calls, chat, said, spans, the_span, tree
 
@@ -455,19 +455,42 @@ def test_blocks_left_in_any_order(local: Path) -> None:
     assert len(spans(local)) == 18
 
 
-def test_leaving_where_it_was_not_entered(local: Path) -> None:
-    """A block that is left in another thread ends its span there, without an error on either side."""
+def test_leaving_where_it_was_not_entered(local: Path, model: ChatOpenAI) -> None:
+    """A block that is left in another thread is over, where it was entered too, and no error on either side."""
     block = traced("elsewhere")
-    span = block.__enter__()
-    thread = threading.Thread(target=block.__exit__, args=(None, None, None))
-    thread.start()
-    thread.join()
-    assert span.status == "ok"
-    with traced("inside") as inner:
-        assert current_span() is inner
-    with traced("after"):
-        pass
-    assert len(spans(local)) == 3
+    with traced("around") as around:
+        span = block.__enter__()
+        thread = threading.Thread(target=block.__exit__, args=(None, None, None))
+        thread.start()
+        thread.join()
+        assert span.status == "ok"
+        assert current_span() is around
+        assert bind(current_span)() is around
+        model.invoke("Hi")
+        with traced("inside") as inner:
+            assert current_span() is inner
+        assert current_span() is around
+    assert not current_span()
+    assert tree(local) == "around block\n  ChatOpenAI llm\n  elsewhere block\n  inside block\n"
+
+
+async def test_leaving_in_another_task(local: Path) -> None:
+    """The same holds for tasks that know nothing of each other."""
+    entered, left = asyncio.Event(), asyncio.Event()
+    block = traced("elsewhere")
+
+    async def enters() -> None:
+        block.__enter__()
+        entered.set()
+        await left.wait()
+        assert not current_span()
+
+    task = asyncio.create_task(enters())
+    await entered.wait()
+    block.__exit__(None, None, None)
+    left.set()
+    await task
+    assert tree(local) == "elsewhere block\n"
 
 
 def test_leaving_what_was_never_entered(local: Path) -> None:
