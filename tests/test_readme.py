@@ -109,7 +109,7 @@ def test_the_first_code_blocks_are_the_two_commands_that_set_all_up() -> None:
         assert command.count("\n") == 1
         assert command.startswith("python3 -m venv .venv && .venv/bin/pip install -q -e ")
     assert first.endswith("-e . && .venv/bin/python examples/quickstart.py\n")
-    assert second.endswith("-e '.[test]' && .venv/bin/python -m pytest\n")
+    assert second.endswith("-e '.[test]' && .venv/bin/python -m pytest -n auto\n")
 
 
 def test_the_commands_name_what_is_there() -> None:
