@@ -14,12 +14,14 @@ from urllib.parse import urlsplit
 from pltrace._checks import CAPTURE_ALL, checked_capture, checked_metadata, checked_name, checked_sample, checked_tags
 from pltrace._errors import ConfigError
 from pltrace._exporter import SpanExporter
+from pltrace._health import logger
 
 __all__ = ["Config", "Library", "load", "wanted_by_environment"]
 
 Redaction = Callable[[str, Any], Any]
 
 DEFAULT_BASE_URL = "https://api.promptlayer.com"
+_PYTEST_VARIABLES = ("PYTEST_VERSION", "PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER")
 _CAPTURE_WORDS = {
     "true": True,
     "1": True,
@@ -90,8 +92,19 @@ def wanted_by_environment() -> bool:
 
 def _key_of(environ: Mapping[str, str]) -> str | None:
     """Return the API key of the environment; under pytest none: tests send nothing that they don't ask for."""
-    under_pytest = "_pytest.config" in sys.modules and ("PYTEST_VERSION" in environ or "PYTEST_CURRENT_TEST" in environ)
-    return None if under_pytest else environ.get("PROMPTLAYER_API_KEY") or None
+    key = environ.get("PROMPTLAYER_API_KEY") or None
+    if key is not None and _is_under_pytest(environ):
+        logger.info("Under pytest PROMPTLAYER_API_KEY of the environment is left alone; configure(api_key=...) sends.")
+        return None
+    return key
+
+
+def _is_under_pytest(environ: Mapping[str, str]) -> bool:
+    """Return whether this process is pytest, or was started by it."""
+    if any(name in environ for name in _PYTEST_VARIABLES):
+        return True
+    # Before 8.2 pytest says nothing in the environment while it collects. To have imported it is no sign: programs do.
+    return any(type(finder).__module__ == "_pytest.assertion.rewrite" for finder in sys.meta_path)
 
 
 def load(

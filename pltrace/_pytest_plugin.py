@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,14 @@ _MARKER = (
     "pltrace(deterministic=False, **settings): how the fixture `pltrace_spans` traces the test, as for "
     "`pltrace.testing.capture_spans`"
 )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Let processes that are started while tests are collected know of pytest; from 8.2 on it tells them itself."""
+    if "PYTEST_VERSION" not in os.environ:
+        os.environ["PYTEST_VERSION"] = pytest.__version__
+        early_config.add_cleanup(lambda: os.environ.pop("PYTEST_VERSION", None))
 
 
 def pytest_configure(config: pytest.Config) -> None:

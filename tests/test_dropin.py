@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -20,6 +19,7 @@ from langchain_core.runnables import RunnableLambda
 import pltrace
 from pltrace import ConfigError, PromptLayerCallbackHandler, traced
 from pltrace._runs import open_runs
+from tests.support.programs import surroundings
 from tests.support.promptlayer_server import PromptLayerServer
 from tests.support.scripted_llm import ScriptedOpenAI
 from tests.support.traces import calls, chat, completion, tree
@@ -198,13 +198,11 @@ print(json.dumps(ids))
 
 def test_the_documented_program(promptlayer: PromptLayerServer, llm: ScriptedOpenAI, tmp_path: Path) -> None:
     """The program of PromptLayer's documentation needs nothing but another import: the environment has the key."""
-    environment = {
-        **os.environ,
-        "PROMPTLAYER_API_KEY": promptlayer.api_key,
-        "PROMPTLAYER_BASE_URL": promptlayer.url,
-        "PLTRACE_STORE": str(tmp_path / "traces.db"),
-        "PYTHONPATH": str(Path(pltrace.__file__).parents[1]),
-    }
+    environment = surroundings(
+        PROMPTLAYER_API_KEY=promptlayer.api_key,
+        PROMPTLAYER_BASE_URL=promptlayer.url,
+        PLTRACE_STORE=tmp_path / "traces.db",
+    )
     command = [sys.executable, "-c", _FORMER_PROGRAM, llm.base_url]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -22,7 +22,8 @@ NOWHERE = "http://127.0.0.1:9"
 
 def run(home: Path, *arguments: str | Path, **environment: str) -> str:
     """Run a Python program with an empty home; give what it printed, after it ended well and complained of nothing."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "PYTHON"))}
+    left_out = ("OPENAI_", "PYTEST_", "PYTHON")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
     quiet = {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "HOME": str(home)}
     ended = subprocess.run(
         [sys.executable, *map(str, arguments)],

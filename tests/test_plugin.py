@@ -10,7 +10,7 @@ from textwrap import dedent
 
 import pytest
 
-from tests.support.programs import surroundings
+from tests.support.programs import run, surroundings
 from tests.support.promptlayer_server import PromptLayerServer
 
 
@@ -142,6 +142,11 @@ def test_a_wrong_marker_is_an_error_of_the_test(tmp_path: Path) -> None:
     assert "store: capture_spans keeps everything in memory" in out
 
 
+def key_of(promptlayer: PromptLayerServer, home: Path) -> dict[str, object]:
+    """Gives the environment of somebody who uses PromptLayer."""
+    return {"HOME": home, "PROMPTLAYER_API_KEY": promptlayer.api_key, "PROMPTLAYER_BASE_URL": promptlayer.url}
+
+
 USES_TRACING = """
     from langchain_core.language_models.fake_chat_models import FakeListChatModel
 
@@ -159,11 +164,16 @@ USES_TRACING = """
 
 
 @pytest.mark.parametrize(
-    ("configure", "traced"),
-    [("", False), ("pltrace.configure()", True), ("pltrace.configure(store='memory')", True)],
+    ("arguments", "configure", "traced"),
+    [
+        pytest.param((), "", False, id="inert"),
+        pytest.param((), "pltrace.configure()", True, id="on"),
+        pytest.param(("-p", "no:pltrace"), "pltrace.configure()", True, id="without the plugin"),
+        pytest.param(("-n", "1"), "pltrace.configure()", True, id="xdist"),
+    ],
 )
 def test_nothing_leaves_the_machine(
-    tmp_path: Path, promptlayer: PromptLayerServer, configure: str, traced: bool
+    tmp_path: Path, promptlayer: PromptLayerServer, arguments: tuple[str, ...], configure: str, traced: bool
 ) -> None:
     """With a PromptLayer key in the environment nothing is sent under pytest, not even while tests are imported."""
     counts, out = Project(
@@ -175,9 +185,50 @@ def test_nothing_leaves_the_machine(
         assert not imported
         assert use() is {traced}
         """,
-    ).run(HOME=tmp_path, PROMPTLAYER_API_KEY=promptlayer.api_key, PROMPTLAYER_BASE_URL=promptlayer.url)
+    ).run(*arguments, **key_of(promptlayer, tmp_path))
     assert counts == {"passed": 1}, out
     assert promptlayer.requests == []
+
+
+def test_nor_from_processes_that_tests_start(tmp_path: Path, promptlayer: PromptLayerServer) -> None:
+    """What tests, fixtures and the import of tests start as processes of their own sends nothing either."""
+    program = tmp_path / "program.py"
+    program.write_text(dedent(USES_TRACING))
+    counts, out = Project(
+        tmp_path,
+        f"""
+        import subprocess, sys
+        import pytest
+
+        def start():
+            subprocess.run([sys.executable, {str(program)!r}], check=True)
+
+        start()
+
+        @pytest.fixture(scope="session")
+        def started():
+            start()
+
+        def test_it(started):
+            start()
+        """,
+    ).run(**key_of(promptlayer, tmp_path))
+    assert counts == {"passed": 1}, out
+    assert promptlayer.requests == []
+
+
+def test_a_program_may_import_pytest(tmp_path: Path, promptlayer: PromptLayerServer) -> None:
+    """A program that imports pytest, or has run it, is no test: what it traces is delivered."""
+    tests = tmp_path / "test_empty.py"
+    tests.write_text("def test_empty(): pass")
+    program = run(
+        "import pytest, sys\nassert pytest.main(sys.argv[1:]) == 0\n" + dedent(USES_TRACING),
+        tmp_path,
+        *("-q", "-p", "no:cacheprovider", "-p", "no:langsmith_plugin", "--rootdir", tmp_path, tests),
+        **key_of(promptlayer, tmp_path),
+    )
+    assert program.code == 0, program.err
+    assert len(promptlayer.request_logs) == 1
 
 
 def test_what_is_asked_for_is_sent(tmp_path: Path, promptlayer: PromptLayerServer) -> None:

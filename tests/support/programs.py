@@ -72,11 +72,15 @@ def module(*arguments: object, timeout: float = 60.0, **environment: object) -> 
 
 
 def surroundings(**environment: object) -> dict[str, str]:
-    """Return this process's environment with pltrace importable and these variables set."""
+    """Return this process's environment with pltrace importable and these variables set, and no word of pytest.
+
+    A program of somebody's is no test; under pytest the key of the environment would be left alone.
+    """
     # A copy of the package under test may come before the checkout.
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(_ROOT)]))
     quiet = {"PYTHONPATH": path, "PYTHONUNBUFFERED": ""}
-    return {**os.environ, **quiet, **{name: str(value) for name, value in environment.items()}}
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    return {**ours, **quiet, **{name: str(value) for name, value in environment.items()}}
 
 
 def rows(store: Path, query: str, *parameters: object) -> list[dict[str, Any]]:
