@@ -36,7 +36,7 @@ class Remote(NamedTuple):
 
     def applied_to(self, base: Scope) -> Scope:
         """Return `base` with what the carrier brings inside of it."""
-        scope = Scope(
+        scope = type(base)(
             base.recorder,
             tuple(dict.fromkeys((*base.tags, *self.tags))),
             {**base.metadata, **self.metadata},

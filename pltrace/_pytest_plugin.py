@@ -22,7 +22,11 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """Let processes that are started while tests are collected know of pytest; from 8.2 on it tells them itself."""
     if "PYTEST_VERSION" not in os.environ:
         os.environ["PYTEST_VERSION"] = pytest.__version__
-        early_config.add_cleanup(lambda: os.environ.pop("PYTEST_VERSION", None))
+
+        def forget() -> None:
+            os.environ.pop("PYTEST_VERSION", None)
+
+        early_config.add_cleanup(forget)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -117,7 +117,7 @@ class Scope:
         return copy
 
     def _copy(self, tags: tuple[str, ...], callbacks: tuple[Callback, ...], entered_in: Span | None) -> Scope:
-        copy = Scope(
+        copy = type(self)(
             self.recorder, tags, self.metadata, callbacks, self.user, self.session, self.capture, self.sampled,
             self.outer, self.entry, entered_in,
         )  # fmt: skip

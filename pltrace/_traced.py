@@ -233,7 +233,7 @@ class Traced:
             parent, base = remote.span, remote.applied_to(base)
         begins = outer is None or remote is not None
         sampled = self._sampled(recorder, remote) if begins else base.sampled
-        scope = Scope(
+        scope = type(base)(  # A test's scopes are of a kind of their own.
             recorder,
             base.tags if not tags else tuple(dict.fromkeys((*base.tags, *tags))),
             {**base.metadata, **self._metadata} if self._metadata else base.metadata,

@@ -38,6 +38,9 @@ class Tracing:
         recorder: Makes what spans are recorded with.
     """
 
+    #: What all scopes are that are derived from the outermost.
+    scope_type: type[Scope] = Scope
+
     def __init__(
         self,
         config: Config,
@@ -52,7 +55,7 @@ class Tracing:
         self.recorder = recorder(
             self.store, encoder, self.callbacks, self._wrote, self._began, config.sample, config.service
         )
-        self.outermost = Scope(
+        self.outermost = self.scope_type(
             self.recorder,
             config.tags,
             config.metadata,

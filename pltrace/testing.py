@@ -77,6 +77,10 @@ class CapturedRequest:
 class CapturedSpans(list[Span]):
     """The spans that have ended, in that order."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._scopes: list[Scope] = []
+
     @property
     def requests(self) -> list[CapturedRequest]:
         """The LLM requests among them, as they would be sent."""
@@ -167,9 +171,11 @@ class CapturedSpans(list[Span]):
             AssertionError: The message names what is open.
         """
         __tracebackhide__ = True
-        roots = [scope.span for scope in _roots_of(self)]
-        if roots:
-            raise AssertionError(f"these blocks or calls are still open: {roots}")
+        # A scope is copied where it goes on inside a run. The span of another process has no times here.
+        entered = dict.fromkeys(scope.span for scope in list(self._scopes))
+        spans = [span for span in entered if span.started_at_ns and not span.ended_at_ns]
+        if spans:
+            raise AssertionError(f"these blocks or calls are still open: {spans}")
         scope = current()
         if scope is not None and not scope.closed and _is_of(self, scope):
             raise AssertionError(f"the scope of {scope.span!r} was left behind")
@@ -196,6 +202,16 @@ def _runs_of(spans: CapturedSpans) -> list[tuple[int, Span]]:
     return [(key, run) for key, run in list(_runs.open_runs.items()) if _is_of(spans, run.scope)]
 
 
+class _KnownScope(Scope):
+    """A scope that the captured spans know of, also while it is open."""
+
+    __slots__ = ()
+
+    def __init__(self, recorder: _CapturingRecorder, *rest: Any) -> None:
+        super().__init__(recorder, *rest)
+        recorder.captured._scopes.append(self)
+
+
 class _CapturingRecorder(SpanRecorder):
     """Also keeps ended spans in a list, at once."""
 
@@ -217,6 +233,8 @@ class _CapturingRecorder(SpanRecorder):
 
 class _CapturingTracing(Tracing):
     """Forgets nothing as too old: a deterministic clock runs long ago, and only who traces looks at it."""
+
+    scope_type = _KnownScope
 
     def _prune(self) -> None:
         pass

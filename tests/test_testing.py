@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +216,68 @@ def test_an_open_block_of_another_thread_is_found() -> None:
         thread.join()
         with pytest.raises(AssertionError, match="'in a thread'"):
             spans.assert_nothing_open()
+
+
+@pytest.mark.parametrize("kind", ["block", "call", "generator", "async generator"])
+async def test_what_is_open_below_a_block_that_has_ended_is_found(kind: str) -> None:
+    """What goes on after the block around it, in a task or half read, is named; and no more once it has ended."""
+    go_on = asyncio.Event()
+
+    async def block() -> None:
+        async with traced("inner"):
+            await go_on.wait()
+
+    @traced("inner")
+    def generator() -> Iterator[int]:
+        yield 1
+
+    @traced("inner")
+    async def async_generator() -> AsyncIterator[int]:
+        yield 1
+
+    with capture_spans() as spans:
+        with traced("outer"):
+            if kind in ("block", "call"):
+                task = asyncio.create_task(block() if kind == "block" else traced("inner")(go_on.wait)())
+                await asyncio.sleep(0)
+            elif kind == "generator":
+                half_read = generator()
+                next(half_read)
+            else:
+                half_read_too = async_generator()
+                await anext(half_read_too)
+        with pytest.raises(AssertionError, match=r"still open: \[<Span 'inner' \w+ open \w+>\]"):
+            spans.assert_nothing_open()
+        if kind in ("block", "call"):
+            go_on.set()
+            await task
+        elif kind == "generator":
+            half_read.close()  # type: ignore[attr-defined]
+        else:
+            await half_read_too.aclose()  # type: ignore[attr-defined]
+        spans.assert_nothing_open()
+
+
+def test_a_run_that_is_open_below_a_block_that_has_ended_is_found() -> None:
+    """So is a LangChain run that goes on after the block around it."""
+    with capture_spans() as spans:
+        with traced("block"):
+            stream = FakeListChatModel(responses=["Hello."]).stream("Hi")
+            next(stream)
+        with pytest.raises(AssertionError, match=r"runs are still open: \[<Span 'FakeListChatModel' llm open"):
+            spans.assert_nothing_open()
+        stream.close()  # type: ignore[attr-defined]
+        spans.assert_nothing_open()
+
+
+def test_what_another_process_has_open_is_not_ours() -> None:
+    """A block with the scope of another process around it leaves nothing open here when it ends."""
+    with capture_spans() as elsewhere, traced("far"):
+        bound = pickle.dumps(pltrace.bind(ask))
+    with capture_spans() as spans:
+        pickle.loads(bound)()
+        spans.assert_nothing_open()
+    assert len(spans) == len(elsewhere) == 1
 
 
 def test_an_open_run_is_found() -> None:
