@@ -15,14 +15,19 @@ class Account(NamedTuple):
     """Where direct calls go.
 
     Attributes:
-        client: The `promptlayer` client.
+        key: The API key.
         base_url: PromptLayer's address.
-        key: The API key, as a part of the names of what is cached.
+        given: The application's own client, or None.
     """
 
-    client: Any
-    base_url: str
     key: str
+    base_url: str
+    given: Any
+
+    @property
+    def client(self) -> Any:
+        """The `promptlayer` client; the first time, making it takes half a second."""
+        return client_for(self.key, self.base_url, self.given)
 
 
 def account(call: str) -> Account:
@@ -40,8 +45,7 @@ def account(call: str) -> Account:
             f"{call} asks PromptLayer, and there is no API key: set PROMPTLAYER_API_KEY or call "
             "pltrace.configure(api_key=...)"
         )
-    client = client_for(config.api_key, config.base_url, config.client)
-    return Account(client, config.base_url, config.api_key)
+    return Account(config.api_key, config.base_url, config.client)
 
 
 def is_missing(error: BaseException) -> bool:

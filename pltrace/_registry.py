@@ -1,4 +1,8 @@
-"""Fetches prompts from PromptLayer's registry, keeps them for a minute, and longer while PromptLayer is down."""
+"""Fetches prompts from PromptLayer's registry, and keeps them: nobody waits for what has been fetched lately.
+
+For a minute what is known is fresh. For ten it is given at once, while it is fetched anew behind the caller. What is
+older is waited for, as is what a program asks to have anew, but not for long: PromptLayer may be down.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +19,12 @@ from typing import Any, NamedTuple
 from pltrace._account import Account, account, is_missing, refused
 from pltrace._errors import PromptLayerError
 from pltrace._health import logger, warn_once
+from pltrace._runs import running_loop
 from pltrace._silence import be_silent
 
-__all__ = ["fetched", "forget"]
+__all__ = ["afetched", "fetched", "forget"]
 
-FRESH_S = 60.0
+FRESH_S, USABLE_S = 60.0, 600.0
 #: After a failure, what is known is used for so long before PromptLayer is asked again.
 _PAUSE_S = 10.0
 #: How long a caller waits for PromptLayer, who has nothing, and who has something to go on with. Its client has no
@@ -43,6 +48,49 @@ class _Key(NamedTuple):
 class _Entry:
     template: Any
     fresh_until: float
+    usable_until: float
+
+    @classmethod
+    def of(cls, template: Any) -> _Entry:
+        """Return an entry that was fetched just now."""
+        now = monotonic()
+        return cls(template, now + FRESH_S, now + USABLE_S)
+
+    def pause(self) -> None:
+        """Use it for a while before PromptLayer is asked again, and after that still at once."""
+        self.fresh_until = monotonic() + _PAUSE_S
+        self.usable_until = max(self.usable_until, self.fresh_until + FRESH_S)
+
+
+class _Fetch(NamedTuple):
+    """A fetch that is under way, and what to go on with if it takes long or fails."""
+
+    key: _Key
+    base_url: str
+    future: Future[Any]
+    entry: _Entry | None
+
+    @property
+    def longest_wait_s(self) -> float:
+        """How long to wait for it."""
+        return _LONGEST_WAIT_S if self.entry is None else _STALE_WAIT_S
+
+    def otherwise(self, error: Exception) -> Any:
+        """Return what is known, or raise what came of the fetch."""
+        missing = isinstance(error, _NotThereError)
+        if isinstance(error, PromptLayerError):
+            # One exception is handed to all who waited; raised by several threads it would collect all their frames.
+            told = PromptLayerError(str(error))
+            told.__cause__ = error.__cause__
+        else:
+            told = PromptLayerError(
+                f"Can't get {self.key} at {self.base_url}: no answer within {self.longest_wait_s:.0f} s; see that the "
+                "address is right and can be reached from here"
+            )
+        if self.entry is None or missing:
+            raise told
+        _go_on_with(self.entry, self.key, told)
+        return _copied(self.entry.template)
 
 
 _lock = threading.Lock()
@@ -57,32 +105,50 @@ def fetched(name: str, version: int | None, label: str | None) -> Any:
         ConfigError: There is no API key.
         PromptLayerError: There is no such prompt, or PromptLayer can't be asked and the prompt isn't known from before.
     """
+    found = _looked_up(name, version, label)
+    if not isinstance(found, _Fetch):
+        return found
+    try:
+        return _copied(found.future.result(found.longest_wait_s))
+    except (FutureTimeoutError, PromptLayerError) as error:
+        return found.otherwise(error)
+
+
+async def afetched(name: str, version: int | None, label: str | None) -> Any:
+    """Return what `fetched` does, letting the event loop go on."""
+    import asyncio  # Who awaits has it.
+
+    found = _looked_up(name, version, label)
+    if not isinstance(found, _Fetch):
+        return found
+    # Shielded, for others wait for it too.
+    answer = asyncio.shield(asyncio.wrap_future(found.future))
+    try:
+        return _copied(await asyncio.wait_for(answer, found.longest_wait_s))
+    except (asyncio.TimeoutError, PromptLayerError) as error:
+        return found.otherwise(error)
+
+
+def _looked_up(name: str, version: int | None, label: str | None) -> Any:
+    """Return a template that may be used at once, or the fetch to wait for."""
     where = account(f"prompts.get({name!r})")
-    key = _Key((where.key, where.base_url, id(where.client)), name, version, label)
+    key = _Key((where.key, where.base_url, id(where.given)), name, version, label)
     with _lock:
         entry = _entries.get(key)
-        if entry is not None and monotonic() < entry.fresh_until:
+        now = monotonic()
+        if entry is not None and now < entry.fresh_until:
             return _copied(entry.template)
         future = _fetches.get(key)
         if future is None:
             future = _fetches[key] = _start(key, where)
-    try:
-        return _copied(future.result(_LONGEST_WAIT_S if entry is None else _STALE_WAIT_S))
-    except FutureTimeoutError:
-        missing = False
-        error = PromptLayerError(
-            f"Can't get {key} at {where.base_url}: no answer within {_LONGEST_WAIT_S:.0f} s; see that the address is "
-            "right and can be reached from here"
-        )
-    except PromptLayerError as raised:
-        # One exception is handed to all who waited; raised by several threads it would collect all their frames.
-        error, missing = PromptLayerError(str(raised)), isinstance(raised, _NotThereError)
-        error.__cause__ = raised.__cause__
-    if entry is None or missing:
-        raise error
-    entry.fresh_until = monotonic() + _PAUSE_S
+    if entry is not None and now < entry.usable_until:
+        return _copied(entry.template)
+    return _Fetch(key, where.base_url, future, entry)
+
+
+def _go_on_with(entry: _Entry, key: _Key, error: PromptLayerError) -> None:
+    entry.pause()
     warn_once(f"stale:{key}", "%s. What was fetched earlier is used until PromptLayer answers again.", error)
-    return _copied(entry.template)
 
 
 class _NotThereError(PromptLayerError):
@@ -93,6 +159,9 @@ def _start(key: _Key, where: Account) -> Future[Any]:
     """Fetch in a thread: callers can stop waiting, and what the client does to its thread's context stays there."""
     # Loaded here, in the user's thread: LangChain is the user's to import.
     from pltrace._from_blueprint import template_from
+
+    if running_loop() is None:
+        _ = where.client  # The same goes for promptlayer and what it imports, unless an event loop would stand still.
 
     future: Future[Any] = Future()
     threading.Thread(
@@ -113,14 +182,19 @@ def _fetch(key: _Key, where: Account, template_from: Callable[..., Any], future:
         error = PromptLayerError(f"Can't get {key} at {where.base_url}: {type(raised).__name__}: {raised}")
         error.__cause__ = raised
     with _lock:
-        _fetches.pop(key, None)
-        if template is not None:
+        if _fetches.get(key) is not future:
+            pass  # Somebody asked for a later one meanwhile.
+        elif template is not None:
             _entries.pop(key, None)
-            _entries[key] = _Entry(template, monotonic() + FRESH_S)
+            _entries[key] = _Entry.of(template)
             if len(_entries) > _MOST_ENTRIES:
                 del _entries[next(iter(_entries))]
         elif isinstance(error, _NotThereError):
             _entries.pop(key, None)
+        elif error is not None and key in _entries:
+            _go_on_with(_entries[key], key, error)
+        if _fetches.get(key) is future:
+            del _fetches[key]
     if error is not None:
         future.set_exception(error)
     else:
@@ -165,7 +239,8 @@ def forget(name: str | None = None) -> None:
     with _lock:
         for key, entry in _entries.items():
             if name is None or key.name == name:
-                entry.fresh_until = 0.0
+                entry.fresh_until = entry.usable_until = 0.0
+                _fetches.pop(key, None)
 
 
 def _forked() -> None:

@@ -13,7 +13,7 @@ from pltrace._errors import ConfigError, PromptLayerError
 if TYPE_CHECKING:
     from pltrace._templates import RegistryChatPromptTemplate, RegistryPromptTemplate
 
-__all__ = ["get", "publish", "refresh"]
+__all__ = ["aget", "get", "publish", "refresh"]
 
 #: PromptLayer's limits.
 _LONGEST_NAME, _LONGEST_MESSAGE = 512, 72
@@ -25,8 +25,10 @@ def get(
     """Return a prompt of the registry as a LangChain prompt template.
 
     Requests that are made from it are linked to it, with its version and what its variables were given, whether it is
-    piped into a model, formatted, bound with `partial()`, or handed to an agent. It is kept for a minute; when
-    PromptLayer can't be reached after that, what is known is used, with one warning.
+    piped into a model, formatted, bound with `partial()`, or handed to an agent.
+
+    It is kept for a minute. For ten, what is known is returned at once and fetched anew in the background; `refresh`
+    asks for the latest. When PromptLayer can't be reached, what is known is used, with one warning.
 
     Args:
         name: The prompt's name, or its id.
@@ -42,13 +44,39 @@ def get(
         ConfigError: An argument is wrong, or there is no API key.
         PromptLayerError: There is no such prompt, or PromptLayer can't be asked and the prompt isn't known from before.
     """
+    _check(name, version, label)
+    template: RegistryChatPromptTemplate | RegistryPromptTemplate = _registry.fetched(name, version, label)
+    return template
+
+
+async def aget(
+    name: str, *, version: int | None = None, label: str | None = None
+) -> RegistryChatPromptTemplate | RegistryPromptTemplate:
+    """Return what `get` does; where it has to wait for PromptLayer, the event loop goes on.
+
+    Args:
+        name: The prompt's name, or its id.
+        version: Its version; without it and `label`, the latest.
+        label: A release label.
+
+    Returns:
+        As `get`.
+
+    Raises:
+        ConfigError: An argument is wrong, or there is no API key.
+        PromptLayerError: There is no such prompt, or PromptLayer can't be asked and the prompt isn't known from before.
+    """
+    _check(name, version, label)
+    template: RegistryChatPromptTemplate | RegistryPromptTemplate = await _registry.afetched(name, version, label)
+    return template
+
+
+def _check(name: str, version: int | None, label: str | None) -> None:
     checked_name("name", name)
     checked_version(version)
     checked_optional_name("label", label)
     if version is not None and label is not None:
         raise ConfigError(f"version={version!r} and label={label!r}: give one of them")
-    template: RegistryChatPromptTemplate | RegistryPromptTemplate = _registry.fetched(name, version, label)
-    return template
 
 
 def publish(

@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,8 @@ from langchain_core.runnables import RunnableLambda, RunnableParallel
 
 import pltrace
 from pltrace import PltraceError, PromptLayerCallbackHandler, prompts, traced
-from tests.support.http_double import CLOSE, HANG
+from pltrace._registry import FRESH_S
+from tests.support.http_double import CLOSE, HANG, Fault, on
 from tests.support.promptlayer_server import PromptLayerServer
 from tests.support.scripted_llm import ScriptedOpenAI
 from tests.support.traces import calls, chat, completion
@@ -63,6 +65,13 @@ def links(server: PromptLayerServer) -> list[Linked]:
     return [tuple(log.get(field) for field in fields) for log in server.request_logs]  # type: ignore[misc]
 
 
+def asked_for_prompts(server: PromptLayerServer) -> int:
+    """Give how often a prompt was asked for."""
+    return sum(request.path.startswith("/prompt-templates/") for request in server.requests)
+
+
+#: The answer is ready, and held back until the server is released.
+LATE = Fault(store=True, delay=60.0)
 UNLINKED: Linked = (None, None, None)
 VARIABLES = {"mood": "terse", "topic": "tea"}
 
@@ -276,6 +285,75 @@ def test_what_is_known_is_used_while_promptlayer_is_down(
         with pytest.raises(pltrace.PromptLayerError, match="Can't get prompt 'agent'"):
             prompts.get("agent")
     registry.release()
+
+
+async def test_aget_lets_the_event_loop_go_on(registry: PromptLayerServer) -> None:
+    """Who awaits a prompt stops nobody else, shares the request with others, and may give up alone."""
+    registry.faults.append(on("/prompt-templates/joke", LATE, 1))
+    first, second, third = (asyncio.create_task(prompts.aget("joke")) for _ in range(3))
+    for _ in range(20):
+        await asyncio.sleep(0.001)  # The loop turns, though nothing has been answered.
+    await asyncio.to_thread(registry.wait_for, lambda: asked_for_prompts(registry) == 1)
+    assert not first.done()
+    third.cancel()
+    while not first.done():
+        registry.release()
+        await asyncio.sleep(0.01)
+
+    assert [(await one).prompt_version for one in (first, second)] == [2, 2]
+    assert third.cancelled()
+    assert (await prompts.aget("joke", version=1)).prompt_version == 1
+    assert (await prompts.aget("joke", label="prod")).prompt_label == "prod"
+    assert asked_for_prompts(registry) == 3
+    with pytest.raises(pltrace.PromptLayerError, match="no prompt 'nonsense'"):
+        await prompts.aget("nonsense")
+    with pytest.raises(pltrace.ConfigError):
+        await prompts.aget("joke", version=0)
+
+
+async def test_aget_goes_on_with_what_is_known(registry: PromptLayerServer) -> None:
+    """While PromptLayer is down, a prompt that was fetched before stays of use for those who await it too."""
+    await prompts.aget("joke")
+    prompts.refresh()
+    registry.faults.append(lambda request: CLOSE if request.path.startswith("/prompt-templates") else None)
+
+    assert (await prompts.aget("joke")).prompt_version == 2
+
+
+def test_a_refresh_is_not_answered_by_an_older_request(registry: PromptLayerServer) -> None:
+    """A prompt that is published while it is being fetched anew is the one that the next `get` returns."""
+    prompts.get("joke")
+    prompts.refresh()
+    registry.faults.append(on("/prompt-templates/joke", LATE, 1))
+    with ThreadPoolExecutor(1) as pool:
+        early = pool.submit(prompts.get, "joke")
+        registry.wait_for(lambda: asked_for_prompts(registry) == 2)
+        prompts.publish("joke", "A new one.")
+        assert prompts.get("joke").prompt_version == 3
+        while not early.done():
+            registry.release()
+            time.sleep(0.01)
+
+    assert prompts.get("joke").prompt_version == 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_what_was_fetched_lately_is_given_at_once(registry: PromptLayerServer) -> None:
+    """After a minute a prompt is fetched anew behind the caller, who goes on with what is known."""
+    assert prompts.get("joke").prompt_version == 2
+    registry.add_prompt("joke", [text("user", "A new one.")])
+    registry.faults.append(on("/prompt-templates/joke", LATE, 1))
+    time.sleep(FRESH_S + 0.5)
+
+    assert [prompts.get("joke").prompt_version for _ in range(3)] == [2, 2, 2]
+    deadline = time.monotonic() + 30.0
+    while prompts.get("joke").prompt_version == 2:
+        assert time.monotonic() < deadline
+        registry.release()
+        time.sleep(0.05)
+
+    assert prompts.get("joke").prompt_version == 3
 
 
 def test_a_deleted_prompt_is_not_served_from_memory(registry: PromptLayerServer) -> None:
