@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -79,7 +80,7 @@ class CapturedSpans(list[Span]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._scopes: list[Scope] = []
+        self._scopes: list[weakref.ref[Scope]] = []
 
     @property
     def requests(self) -> list[CapturedRequest]:
@@ -172,10 +173,11 @@ class CapturedSpans(list[Span]):
         """
         __tracebackhide__ = True
         # A scope is copied where it goes on inside a run. The span of another process has no times here.
-        entered = dict.fromkeys(scope.span for scope in list(self._scopes))
-        spans = [span for span in entered if span.started_at_ns and not span.ended_at_ns]
-        if spans:
-            raise AssertionError(f"these blocks or calls are still open: {spans}")
+        entered = [scope for ref in list(self._scopes) if (scope := ref()) is not None and not scope.closed]
+        spans = dict.fromkeys(scope.span for scope in entered if scope.span.started_at_ns)
+        still_open = [span for span in spans if not span.ended_at_ns]
+        if still_open:
+            raise AssertionError(f"these blocks or calls are still open: {still_open}")
         scope = current()
         if scope is not None and not scope.closed and _is_of(self, scope):
             raise AssertionError(f"the scope of {scope.span!r} was left behind")
@@ -203,13 +205,13 @@ def _runs_of(spans: CapturedSpans) -> list[tuple[int, Span]]:
 
 
 class _KnownScope(Scope):
-    """A scope that the captured spans know of, also while it is open."""
+    """A scope that the captured spans know of while it is open; not by keeping it."""
 
-    __slots__ = ()
+    __slots__ = ("__weakref__",)
 
     def __init__(self, recorder: _CapturingRecorder, *rest: Any) -> None:
         super().__init__(recorder, *rest)
-        recorder.captured._scopes.append(self)
+        recorder.captured._scopes.append(weakref.ref(self))
 
 
 class _CapturingRecorder(SpanRecorder):
