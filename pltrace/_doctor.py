@@ -25,6 +25,7 @@ COUNTS = {
     "recorded": "spans written to the store",
     "closed_as_cancelled": "runs whose end LangChain never reported: closed as cancelled",
     "dropped_queue_full": "spans dropped: the disk didn't keep up",
+    "dropped_at_exit": "spans dropped: the process ended while the store couldn't be written",
     "dropped_not_encodable": "spans dropped: they could not be encoded",
     "delivered": "deliveries of spans",
     "requests_without_id": "LLM calls that PromptLayer took as spans and logged no request for",

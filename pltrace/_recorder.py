@@ -24,7 +24,7 @@ __all__ = ["SpanRecorder"]
 
 #: Past so many ended spans in memory, or so many bytes, the recording caller waits for the writer; when that has
 #: written nothing for so long, they are dropped without a wait.
-MOST_QUEUED = 50_000
+MOST_QUEUED = 10_000
 MOST_QUEUED_BYTES = 2**26
 LONGEST_WAIT_S = 1.0
 #: The writer waits so long for other processes before it counts as a try that failed, and warns after so long.

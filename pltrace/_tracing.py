@@ -12,7 +12,7 @@ from pltrace._delivery import DeliveryWorker, OperationWorker
 from pltrace._encoding import Encoder
 from pltrace._errors import StoreError
 from pltrace._exporter import SpanExporter, TracksRequests
-from pltrace._health import failed, warn_once
+from pltrace._health import counts, failed, warn_once
 from pltrace._recorder import SpanRecorder
 from pltrace._scope import Scope
 from pltrace._store import Store
@@ -26,7 +26,7 @@ _WRITING_S = 0.5
 #: What is delivered, or was only ever local, is kept so long, and up to a size; in memory it is looked at more often.
 _KEEP_S = 30 * 86_400.0
 _FILE_BYTES, _MEMORY_BYTES, _OFF_BYTES = 2**30, 2**28, 2**24
-_PRUNE_FILE_EVERY_S, _PRUNE_MEMORY_EVERY_S, _PRUNE_MORE_AFTER_S = 3_600.0, 5.0, 0.5
+_PRUNE_FILE_EVERY_S, _PRUNE_MEMORY_EVERY_S, _PRUNE_MORE_AFTER_S = 30.0, 5.0, 0.5
 
 
 class Tracing:
@@ -209,8 +209,9 @@ class Tracing:
     def at_exit(self) -> None:
         """Put all on disk, deliver for a bounded time, and leave the rest to the next process."""
         self.recorder.shutting_down()
-        written = self.recorder.drain(timeout=EXIT_S)
+        written = self._write_rest()
         if not written:
+            counts["dropped_at_exit"] = self.recorder.left  # Said again if it is called again.
             warn_once(
                 "left",
                 "pltrace can't write to the store %s, and the process ends: %d spans that waited in memory are lost.",
@@ -225,6 +226,15 @@ class Tracing:
             # It is called twice: before other threads are waited for, and after.
             self._exit_left_s -= monotonic() - began
         self._leave()
+
+    def _write_rest(self) -> bool:
+        """Write what is recorded, as long as it gets less; return whether all of it is on disk."""
+        left = self.recorder.left + 1
+        while not self.recorder.drain(timeout=EXIT_S):
+            if self.recorder.left >= left:
+                return False
+            left = self.recorder.left
+        return True
 
     def _leave(self) -> None:
         try:

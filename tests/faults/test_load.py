@@ -1,0 +1,120 @@
+"""However much comes at once or over time: nothing is lost, memory and disk stay within their limits."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.support import PRELUDE, Measured, balance, told
+from tests.support.counting_server import CountingProcess
+from tests.support.programs import module, rows, run
+
+#: Of the soak: `PLTRACE_SOAK=1000000` for all of it.
+REQUESTS = int(os.environ.get("PLTRACE_SOAK", "30000"))
+
+WATCH = """
+peak = [0.0]
+
+def watch():
+    while True:
+        peak[0] = max(peak[0], rss_mib())
+        time.sleep(0.02)
+
+threading.Thread(target=watch, daemon=True).start()
+"""
+
+
+@pytest.fixture
+def counting(store: Path) -> Iterator[tuple[CountingProcess, dict[str, object]]]:
+    """Run a PromptLayer that only counts; give it, and the settings of a program that delivers to it."""
+    with CountingProcess() as server:
+        yield (
+            server,
+            {"PROMPTLAYER_API_KEY": "pl_counting", "PROMPTLAYER_BASE_URL": server.url, "PLTRACE_STORE": store},
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_burst_at_a_slow_promptlayer(
+    tmp_path: Path, counting: tuple[CountingProcess, dict[str, object]], store: Path, measured: Measured
+) -> None:
+    """100,000 spans at once and a PromptLayer that answers after two seconds: none is lost, memory hardly grows."""
+    server, settings = counting
+    server.delay(2.0)
+    source = """
+warm()
+timed(ask, 500)
+time.sleep(1.0)
+before = rss_mib()
+timed.took_ns.clear()
+timed(ask, 50_000)
+timed.report(grown_mib=max(0.0, peak[0] - before))
+"""
+    program = run(PRELUDE + WATCH + source, tmp_path, timeout=400.0, **settings)
+    report = told(program)
+    found = balance(store, 101_000)
+    assert (found.stored, found.dropped, found.quarantined) == (101_000, 0, 0)
+    assert found.pending > 50_000
+    server.delay(0.0)
+    began = time.monotonic()
+    assert module("sync", "--timeout", "400", timeout=410.0, **settings).code == 0
+    measured("delivered at once", found.pending / (time.monotonic() - began), "spans a second")
+    found = balance(store, 101_000)
+    assert (found.delivered, found.pending) == (101_000, 0)
+    assert server.state() | {"posts": 0} == {"spans": 101_000, "request_logs": 50_500, "posts": 0, "again": 0}
+    assert report["grown_mib"] <= 64.0
+    measured("memory grew by", report["grown_mib"], "MiB")
+    measured("median call", report["p50_us"] / 1e3, "ms")
+    measured("p99 of calls", report["p99_us"] / 1e3, "ms")
+    measured("worst call", report["worst_ms"], "ms")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_soak(
+    tmp_path: Path, counting: tuple[CountingProcess, dict[str, object]], store: Path, measured: Measured
+) -> None:
+    """Request after request, a million with `PLTRACE_SOAK=1000000`: memory stays flat, the store within its limit."""
+    server, settings = counting
+    source = """
+warm()
+timed(ask, 2_000)
+pltrace.flush(60)
+size = lambda: sum(os.path.getsize(os.environ["PLTRACE_STORE"] + end) for end in ("", "-wal") )
+before, largest, rounds = rss_mib(), 0, int(sys.argv[1]) // 2_000
+halfway = before
+began = time.monotonic()
+for round_ in range(rounds):
+    timed.took_ns.clear()
+    timed(ask, 2_000, start=round_ * 2_000)
+    largest = max(largest, size())
+    if round_ == rounds // 2:
+        halfway = rss_mib()
+delivered = pltrace.flush(3_000)
+timed.report(
+    before_mib=before, halfway_mib=halfway, after_mib=rss_mib(), peak_mib=peak[0], largest_mib=largest / 2**20,
+    seconds=time.monotonic() - began, delivered=delivered,
+)
+"""
+    report = told(run(PRELUDE + WATCH + source, tmp_path, REQUESTS, timeout=7000.0, **settings))
+    recorded = 2 * (REQUESTS // 2_000 * 2_000 + 2_000)
+    assert report["delivered"]
+    state = server.state()
+    assert (state["spans"], state["request_logs"], state["again"]) == (recorded, recorded // 2, 0)
+    assert rows(store, "PRAGMA integrity_check") == [{"integrity_check": "ok"}]
+    assert rows(store, "SELECT count(*) AS count FROM deliveries WHERE state <> 1") == [{"count": 0}]
+    assert not rows(store, "SELECT * FROM counters WHERE reason LIKE 'dropped_%'")
+    assert report["peak_mib"] - report["before_mib"] <= 64.0
+    assert report["largest_mib"] <= 1024.0 * 1.1
+    measured("requests", recorded / 2, "")
+    measured("requests a second", recorded / 2 / report["seconds"], "")
+    measured("memory before", report["before_mib"], "MiB")
+    measured("memory halfway", report["halfway_mib"], "MiB")
+    measured("memory after", report["after_mib"], "MiB")
+    measured("memory at most", report["peak_mib"], "MiB")
+    measured("store at most", report["largest_mib"], "MiB")
