@@ -19,7 +19,7 @@ from pltrace._record import Answer
 from pltrace._request import Request
 from pltrace._runs import RunId, open_runs, vanished
 from pltrace._scope import Callback, Scope, outermost
-from pltrace._snapshot import snapshot
+from pltrace._snapshot import snapshot, thawed, whole
 from pltrace._span import Span, SpanKind
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class SpanHandler(BaseCallbackHandler):
             if parent.failures:
                 span.failed_before = parent.failures
             if scope.capture or kind == "llm":  # A call is linked to its prompt by what it says.
-                span.raw_input = snapshot(raw_input)
+                span.raw_input = whole(raw_input) if run[6] else snapshot(raw_input)
             span.run_id = run_ref = RunId(run_id, vanished)
             run_ref.key = key
             if kind not in _CHAINS:
@@ -334,7 +334,7 @@ class PromptLayerCallbackHandler(SpanHandler):
 def _answer(response: Any) -> Answer:
     """Return a model's answer by reference; the message is taken now: a cache hit later puts another in its place."""
     generations = [
-        (getattr(generation, "message", None), generation.text, generation.generation_info)
+        (whole(getattr(generation, "message", None)), generation.text, generation.generation_info)
         for several in response.generations
         for generation in several
     ]
@@ -351,7 +351,7 @@ def _tally(span: Span, answer: Answer | None, errors: int) -> None:
 def _tokens(answer: Answer) -> tuple[int, int]:
     """Return input and output tokens; nearly always one message says them, at a tenth of the cost of asking all."""
     if len(answer.generations) == 1:
-        usage = getattr(answer.generations[0][0], "usage_metadata", None)
+        usage = getattr(thawed(answer.generations[0][0]), "usage_metadata", None)
         if usage:
             # LangChain marks an answer from its cache by a cost of nothing: its tokens were counted before.
             return (0, 0) if usage.get("total_cost") == 0 else (usage["input_tokens"], usage["output_tokens"])

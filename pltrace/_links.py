@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from weakref import ref
 
 from pltrace._health import failed
+from pltrace._snapshot import thawed
 from pltrace._span import Span
 
 __all__ = ["Link", "Rendering", "find", "forget", "forked", "fresh", "note", "seen", "texts_in"]
@@ -155,7 +156,7 @@ def find(span: Span) -> Link | None:
 
 def _said(span: Span) -> tuple[list[str], int]:
     """Return the texts that a model was given, and how many of them are system messages at the beginning."""
-    prompt = span.raw_input
+    prompt = thawed(span.raw_input)
     if not isinstance(prompt, (list, tuple)) or span.run is None:
         return [], 0
     if not span.run.chat:

@@ -11,7 +11,7 @@ from pltrace import _blueprint, _links
 from pltrace._checks import INPUTS, OUTPUTS
 from pltrace._encoding import Encoder
 from pltrace._provider_errors import error_type_of
-from pltrace._snapshot import Arguments
+from pltrace._snapshot import Arguments, thawed
 from pltrace._span import Span
 from pltrace._usage import INTERNAL_TAGS, Run
 
@@ -33,12 +33,12 @@ class Answer(NamedTuple):
 
     def named(self) -> list[Generation]:
         """Return the generations with their fields named."""
-        return [Generation(*fields) for fields in self.generations]
+        return [Generation(thawed(message), text, info) for message, text, info in self.generations]
 
     @property
     def cached(self) -> bool:
         """Whether LangChain's cache answered, which says that it cost nothing: the tokens were counted before."""
-        usages = (getattr(message, "usage_metadata", None) for message, *_ in self.generations)
+        usages = (getattr(generation.message, "usage_metadata", None) for generation in self.named())
         return any(isinstance(usage, dict) and usage.get("total_cost") == 0 for usage in usages)
 
 
@@ -112,7 +112,7 @@ def _holds(captured: int, needed: int) -> bool:
 def _value(raw: Any, captured: bool, encoder: Encoder) -> Any:
     if raw is None or not captured:
         return None
-    return encoder.jsonable(raw.named() if type(raw) is Arguments else raw)
+    return encoder.jsonable(raw.named() if type(raw) is Arguments else thawed(raw))
 
 
 def _llm_fields(span: Span, record: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
@@ -159,7 +159,7 @@ def _prompt_link(span: Span, encoder: Encoder) -> dict[str, Any]:
 
 
 def _prompt(span: Span, chat: bool, parameters: Mapping[str, Any], encoder: Encoder) -> Any:
-    captured = span.raw_input if span.scope.capture & INPUTS else ()
+    captured = thawed(span.raw_input) if span.scope.capture & INPUTS else ()
     if not chat:
         return encoder.shaped(_blueprint.completion_prompt(captured, encoder))
     prompt = _blueprint.chat_prompt(captured, encoder, parameters=parameters if captured else None)

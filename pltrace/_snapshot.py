@@ -1,57 +1,249 @@
-"""Copies the containers of a value, so that it is recorded as it was at the call."""
+"""Copies the containers of a value, and what its data objects hold, so that it is recorded as it was at the call."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
-__all__ = ["Arguments", "arguments_of", "snapshot"]
+__all__ = ["Arguments", "arguments_of", "snapshot", "thawed", "whole"]
 
-#: What is copied of one container; more isn't kept anyway.
+#: What is copied of one container; more isn't kept anyway. Of a list of objects, so many are copied too.
 _MOST_ITEMS = 10_000
+_MOST_OBJECTS = 1_000
+#: So many types are remembered; who makes types as the program runs must not fill the memory with them.
+_MOST_TYPES = 2_000
+
+#: What can't change, by far the most: told by one look-up.
+_PLAIN = frozenset({type(None), str, int, float, bool, bytes})
+
+
+class Frozen(tuple[Any, Any]):
+    """A data object and a copy of its attributes; or a copy of a list, and for each item such a copy or None.
+
+    `thawed` makes a value of it again.
+    """
+
+    __slots__ = ()
+
+
+class Said(tuple[Any, Any]):
+    """A message and its content; or a copy of a list of messages, and their contents."""
+
+    __slots__ = ()
 
 
 def snapshot(value: Any) -> Any:
-    """Return `value` with its dicts and lists, and those directly in them, copied; all else by reference.
+    """Return `value` with its containers, and those directly in them, copied; all else by reference.
 
-    Two levels deep is where programs change what they pass on (an agent's list of messages in its state), at a tenth
-    of the cost of a deep copy.
+    The contents of messages are noted too, and the attributes of other data objects (documents, dataclasses, models of
+    pydantic and attrs), also in a list one level further down. That is where programs change what they pass on (an
+    agent's list of messages in its state), at a tenth of the cost of a deep copy. `thawed` makes a value of it again.
     """
     kind = type(value)
     try:
-        if kind is dict:
-            if len(value) > _MOST_ITEMS:
-                return _shallow(value)
-            return {key: _shallow(item) if type(item) in _CONTAINERS else item for key, item in value.items()}
+        if kind is dict and len(value) <= _MOST_ITEMS:
+            return {key: item if type(item) in _PLAIN else _copied(item) for key, item in value.items()}
         if kind is list or kind is tuple:
-            return [_shallow(item) if type(item) in _CONTAINERS else item for item in value[:_MOST_ITEMS]]
-        if kind is set:
-            return _shallow(value)
-    except RuntimeError:  # Another thread is changing it right now.
-        pass
+            if _way_of_items(value) in _OBJECTS:
+                return _list(value)
+            return [item if type(item) in _PLAIN else _copied(item) for item in value[:_MOST_ITEMS]]
+        return value if kind in _PLAIN else _copied(value, within=True)
+    except Exception:  # Another thread is changing it right now, or its class is a strange one.
+        return value
+
+
+def _copied(value: Any, *, within: bool = False) -> Any:
+    """Return one container or data object copied; `within` for the containers directly in it too."""
+    kind = type(value)
+    copy = _copies.get(kind) or _learn(kind)
+    made = copy(value)
+    if within and copy is _dict:
+        return {key: item if type(item) in _PLAIN else _copied(item) for key, item in made.items()}
+    if within and copy is _object:
+        state = {key: item if type(item) in _PLAIN else _copied(item) for key, item in made[1].items()}
+        return Frozen((value, state))
+    return made
+
+
+def whole(value: Any) -> Any:
+    """Return a message, or a list of messages, with all attributes copied, not only the contents."""
+    try:
+        if type(value) is list:
+            return Frozen((value, [item.__dict__.copy() for item in value]))
+        return Frozen((value, value.__dict__.copy()))
+    except AttributeError:  # They are something else.
+        return value
+
+
+def _list(value: Any) -> Any:
+    """Return a copy of a list, with what the objects in it hold."""
+    items = value[:_MOST_ITEMS] if type(value) is list else _first(value)
+    way = _way_of_items(items)
+    if way not in _HELD:
+        return items
+    held = items if len(items) <= _MOST_OBJECTS else items[:_MOST_OBJECTS]
+    if way is _message:
+        try:
+            return Said((items, [item.content for item in held]))
+        except AttributeError:  # There are other things among them.
+            pass
+    return Frozen((items, [item.__dict__.copy() if type(item) in _data else _state(item) for item in held]))
+
+
+def _first(value: Any) -> list[Any]:
+    """Return the items of a list, tuple or deque, without running the methods of a subclass."""
+    base: Any = next(base for base in (list, tuple, deque) if isinstance(value, base))
+    return list(islice(base.__iter__(value), _MOST_ITEMS))
+
+
+def _way_of_items(items: Any) -> Any:
+    """Return how the items of a list are copied, None for not at all: by its ends, as lists are mostly of one kind."""
+    if not items:
+        return None
+    kind = type(items[0])
+    if kind in _PLAIN:
+        kind = type(items[-1])
+        if kind in _PLAIN:
+            return None
+    return _copies.get(kind) or _learn(kind)
+
+
+def _state(item: Any) -> Any:
+    kind = type(item)
+    if kind is dict:
+        return item.copy() if len(item) <= _MOST_ITEMS else None
+    copy = _copies.get(kind) or _learn(kind)
+    if copy is _message:
+        return item.__dict__.copy()
+    return copy(item)[1] if copy in _OBJECTS else None
+
+
+def _dict(value: Any) -> Any:
+    return dict.copy(value) if dict.__len__(value) <= _MOST_ITEMS else dict(islice(dict.items(value), _MOST_ITEMS))
+
+
+def _set(value: Any) -> Any:
+    return set(islice(set.__iter__(value), _MOST_ITEMS))
+
+
+def _object(value: Any) -> Frozen:
+    return Frozen((value, value.__dict__.copy()))
+
+
+def _message(value: Any) -> Said:
+    return Said((value, value.content))
+
+
+def _slotted(value: Any) -> Frozen:
+    names = getattr(value, "__dataclass_fields__", None) or [item.name for item in value.__attrs_attrs__]
+    return Frozen((value, {name: getattr(value, name) for name in names if hasattr(value, name)}))
+
+
+def _as_it_is(value: Any) -> Any:
     return value
 
 
-def _shallow(value: Any) -> Any:
-    if len(value) <= _MOST_ITEMS:
-        return value.copy()
-    if type(value) is list:
-        return value[:_MOST_ITEMS]
-    kept = [item for item, _ in zip(value.items() if type(value) is dict else value, range(_MOST_ITEMS), strict=False)]
-    return type(value)(kept)
+_OBJECTS = frozenset({_object, _message, _slotted})
+_HELD = _OBJECTS | {_dict}
+#: What copies a value of a type.
+_copies: dict[type, Callable[[Any], Any]] = {}
+#: Of them those whose objects have a dict of attributes.
+_data: set[type] = set()
 
 
-_CONTAINERS = frozenset({dict, list, set})
-_NESTING = _CONTAINERS | {tuple}
+def _learn(kind: type) -> Callable[[Any], Any]:
+    """Choose how values of a type are copied."""
+    if len(_copies) >= _MOST_TYPES:
+        _copies.clear()
+        _data.clear()
+    copy = _copies[kind] = _way_of(kind)
+    if copy in (_object, _message):
+        _data.add(kind)
+    return copy
+
+
+def _way_of(kind: type) -> Callable[[Any], Any]:
+    if issubclass(kind, dict):
+        return _dict
+    if issubclass(kind, (list, deque)):
+        return _list
+    if issubclass(kind, set):
+        return _set
+    # A second object of a class that cleans up after its objects would do so twice.
+    data = any(hasattr(kind, mark) for mark in ("__dataclass_fields__", "__attrs_attrs__", "__pydantic_validator__"))
+    if not data or hasattr(kind, "__del__"):
+        return _as_it_is
+    if not kind.__dictoffset__:
+        return _slotted if not hasattr(kind, "__pydantic_validator__") else _as_it_is
+    bases = {base.__name__ for base in kind.__mro__}
+    # Nobody changes what a prompt was rendered to, and the model's own call notes its messages.
+    return _message if "BaseMessage" in bases else _as_it_is if "PromptValue" in bases else _object
+
+
+def thawed(value: Any) -> Any:
+    """Return what a snapshot stands for: the objects themselves, or twins of those that were changed since."""
+    kind = type(value)
+    if kind is Frozen:
+        frozen, state = value
+        if type(frozen) is not list:
+            return _twin(frozen, state)
+        return [*map(_twin, frozen, state), *frozen[len(state) :]]
+    if kind is Said:
+        said, content = value
+        if type(said) is not list:
+            return _saying(said, content)
+        return [*map(_saying, said, content), *said[len(content) :]]
+    if kind is dict:
+        return {key: thawed(item) for key, item in value.items()} if _any_frozen(value.values()) else value
+    if kind is list:
+        return [thawed(item) for item in value] if _any_frozen(value) else value
+    return value
+
+
+def _any_frozen(items: Iterable[Any]) -> bool:
+    return any(type(item) is Frozen or type(item) is Said for item in items)
+
+
+def _saying(message: Any, content: Any) -> Any:
+    return message if message.content is content else _twin(message, {**message.__dict__, "content": content})
+
+
+def _twin(value: Any, state: Any) -> Any:
+    """Return an object as it was when it had these attributes."""
+    if state is None or type(value) is dict:
+        return value if state is None else state
+    try:
+        slotted = not hasattr(value, "__dict__")
+        if not slotted and value.__dict__ == state:
+            return value
+        twin = object.__new__(type(value))
+        attributes = {name: thawed(item) for name, item in state.items()}
+        if slotted:
+            for name, item in attributes.items():
+                object.__setattr__(twin, name, item)
+        else:
+            object.__setattr__(twin, "__dict__", attributes)
+        for name in _PYDANTIC:
+            if hasattr(value, name):
+                object.__setattr__(twin, name, getattr(value, name))
+        return twin
+    except Exception:  # A class that objects can't be made of in this way, or that can't be compared.
+        return value
+
+
+#: What an object of pydantic has beside its attributes.
+_PYDANTIC = ("__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__")
 
 
 def arguments_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     """Return snapshots of the arguments of a call; the tuple and the dict are the call's own."""
     return Arguments(
         function,
-        [snapshot(item) if type(item) in _NESTING else item for item in args],
-        {key: snapshot(item) if type(item) in _NESTING else item for key, item in kwargs.items()} if kwargs else kwargs,
+        [item if type(item) in _PLAIN else snapshot(item) for item in args],
+        {key: item if type(item) in _PLAIN else snapshot(item) for key, item in kwargs.items()} if kwargs else kwargs,
     )
 
 
@@ -64,10 +256,11 @@ class Arguments(NamedTuple):
 
     def named(self) -> dict[str, Any]:
         """Return them by parameter name, without `self` or `cls`."""
+        args, kwargs = [thawed(item) for item in self.args], {key: thawed(item) for key, item in self.kwargs.items()}
         try:
-            bound = inspect.signature(self.function).bind(*self.args, **self.kwargs)
+            bound = inspect.signature(self.function).bind(*args, **kwargs)
         except (TypeError, ValueError):  # A builtin without a signature, or a call that fails anyway.
-            return {**{str(position): value for position, value in enumerate(self.args)}, **self.kwargs}
+            return {**{str(position): value for position, value in enumerate(args)}, **kwargs}
         named: dict[str, Any] = {}
         for position, (name, value) in enumerate(bound.arguments.items()):
             if position == 0 and name in ("self", "cls") and _is_method(self.function):

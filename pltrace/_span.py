@@ -13,6 +13,7 @@ from pltrace._checks import (
     checked_score,
     checked_tags,
 )
+from pltrace._snapshot import snapshot, thawed
 from pltrace._usage import INTERNAL_TAGS, METADATA, TAGS, Run, Totals, Usage
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ class Span:
         if self.kind != failure.kind or mine != its or (mine and self.name != failure.name):
             return False
         try:
-            return self.raw_input is not None and bool(self.raw_input == failure.raw_input)
+            return self.raw_input is not None and bool(thawed(self.raw_input) == thawed(failure.raw_input))
         except Exception:  # Arrays can't be compared so, nor can all that users make.
             return False
 
@@ -248,10 +249,10 @@ class Span:
         if metadata:
             self.added_metadata = {**self.added_metadata, **checked_metadata("metadata", metadata)}
         if input is not None:
-            self.raw_input = input
+            self.raw_input = snapshot(input)
             self.input_is_set = True
         if output is not None:
-            self.raw_output = output
+            self.raw_output = snapshot(output)
             self.output_is_set = True
         if self.ended_at_ns:
             self.scope.recorder.record(self)

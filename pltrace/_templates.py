@@ -13,7 +13,7 @@ from langchain_core.prompts import BasePromptTemplate, ChatPromptTemplate, Promp
 from pltrace import _links, _runs
 from pltrace._health import failed
 from pltrace._links import Link
-from pltrace._snapshot import snapshot
+from pltrace._snapshot import snapshot, thawed
 
 __all__ = ["RegistryChatPromptTemplate", "RegistryPromptTemplate"]
 
@@ -38,7 +38,7 @@ class _Linked(BasePromptTemplate[Any]):
     def _link(self, variables: Mapping[str, Any]) -> Link:
         names = {*self.input_variables, *self.optional_variables, *self.partial_variables}
         given = {name: value for name, value in variables.items() if name in names}
-        return Link(self.prompt_name, self.prompt_version, self.prompt_label, snapshot(given))
+        return Link(self.prompt_name, self.prompt_version, self.prompt_label, thawed(snapshot(given)))
 
     def _noted(self, variables: Mapping[str, Any], text: str) -> str:
         """Note a text that the template rendered to; return it as an object of its own."""

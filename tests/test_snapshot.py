@@ -1,0 +1,183 @@
+"""Values are recorded as they were at the call, whatever the program does with them afterwards."""
+
+from __future__ import annotations
+
+import collections
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.documents import Document
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.runnables import RunnableLambda
+from pydantic import BaseModel
+
+from pltrace import traced
+from pltrace.testing import capture_spans
+from tests.support.scripted_llm import ScriptedOpenAI
+from tests.support.traces import calls, chat
+
+
+class Stack(list[Any]):
+    """A list of the user's."""
+
+    def __iter__(self) -> Any:
+        raise AssertionError("our own code iterates over it")
+
+    __getitem__ = copy = __iter__  # type: ignore[assignment]
+
+
+@dataclass
+class Notes:
+    """An agent's state as a dataclass."""
+
+    lines: list[str] = field(default_factory=list)
+    step: int = 0
+
+
+@dataclass(slots=True)
+class Slots:
+    """The same, with slots."""
+
+    step: int = 0
+
+
+class State(BaseModel):
+    """The same, as a model of pydantic."""
+
+    messages: list[Any] = []
+    step: int = 0
+
+
+class Strange:
+    """Has a class attribute that looks like a dataclass's, but is none."""
+
+    __dataclass_fields__ = 5
+
+
+def extended(value: Any) -> None:
+    """Appends to it."""
+    value.append(2)
+
+
+def cleared(value: Any) -> None:
+    """Empties it."""
+    value.clear()
+
+
+def stepped(value: Any) -> None:
+    """Sets its attribute."""
+    value.step = 9
+
+
+_CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
+    "dict": (lambda: {"a": 1}, cleared),
+    "dict of lists": (lambda: {"a": [1]}, lambda value: value["a"].append(2)),
+    "default dict": (lambda: collections.defaultdict(list, a=[1]), lambda value: value["a"].append(2)),
+    "ordered dict": (lambda: collections.OrderedDict(a=1), cleared),
+    "counter": (lambda: collections.Counter("aab"), cleared),
+    "list": (lambda: [1], extended),
+    "list of lists": (lambda: [1, [1]], lambda value: value[1].append(2)),
+    "list of dicts": (lambda: [{"a": 1}], lambda value: value[0].clear()),
+    "tuple of lists": (lambda: ([1], 2), lambda value: value[0].append(2)),
+    "subclass of list": (lambda: Stack([1]), lambda value: list.append(value, 2)),
+    "deque": (lambda: collections.deque([1], maxlen=3), extended),
+    "deque in a dict": (lambda: {"a": collections.deque([1])}, lambda value: value["a"].append(2)),
+    "set": (lambda: {1}, cleared),
+    "dataclass": (Notes, stepped),
+    "list in a dataclass": (lambda: Notes(["a"]), lambda value: value.lines.append("b")),
+    "dataclasses in a list": (lambda: [Notes(), Notes()], lambda value: stepped(value[1])),
+    "dataclass in a dict": (lambda: {"a": Notes()}, lambda value: stepped(value["a"])),
+    "dataclass with slots": (Slots, stepped),
+    "dataclasses with slots in a list": (lambda: [Slots()], lambda value: stepped(value[0])),
+    "model": (State, stepped),
+    "list in a model": (lambda: State(messages=[1]), lambda value: value.messages.append(2)),
+    "messages in a model": (
+        lambda: State(messages=[HumanMessage("a")]), lambda value: setattr(value.messages[0], "content", "b"),
+    ),
+    "message": (lambda: HumanMessage("a"), lambda value: setattr(value, "content", "b")),
+    "messages": (lambda: [HumanMessage("a"), AIMessage("b")], lambda value: setattr(value[1], "content", "c")),
+    "messages and others": (lambda: [HumanMessage("a"), "b"], lambda value: setattr(value[0], "content", "c")),
+    "state": (lambda: {"messages": [HumanMessage("a")]}, lambda value: value["messages"].append(HumanMessage("b"))),
+    "messages in a state": (
+        lambda: {"messages": [HumanMessage("a")]}, lambda value: setattr(value["messages"][0], "content", "b"),
+    ),
+    "documents": (lambda: [Document("a")], lambda value: setattr(value[0], "page_content", "b")),
+    "dicts in a state": (lambda: {"messages": [{"role": "user"}]}, lambda value: value["messages"][0].clear()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", _CHANGES)
+def test_what_is_changed_afterwards(change: str) -> None:
+    """Arguments and results of functions, and inputs and outputs of runs, are those of the call."""
+    make, mutate = _CHANGES[change]
+
+    @traced
+    def function(argument: Any) -> Any:
+        return argument
+
+    def run(argument: Any) -> Any:
+        return argument
+
+    with capture_spans() as seen:
+        function(make())
+        expected = {span.name.rpartition(".")[2]: (span.input, span.output) for span in seen}
+        del seen[:]
+        value = make()
+        with traced("block") as block:
+            block.update(input=value)
+            RunnableLambda(run).invoke(value)
+        function(value)
+        mutate(value)
+        given, got = expected["function"]
+        assert [(span.name.rpartition(".")[2], span.input, span.output) for span in seen] == [
+            ("run", given["argument"], got), ("block", given["argument"], None), ("function", given, got),
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [Strange(), Strange, [Strange()], {"a": Strange()}])
+def test_a_class_that_looks_like_another(value: Any) -> None:
+    """What can't be copied is recorded as it is, and disturbs nothing."""
+    with capture_spans() as seen:
+        assert traced("f")(lambda it: it)(value) is value
+    assert "Strange" in str(seen[0].input)
+
+
+def test_nothing_is_made_twice() -> None:
+    """An object whose class cleans up after it is not copied: it would clean up twice."""
+    cleaned: list[int] = []
+
+    @dataclass
+    class Handle:
+        number: int
+
+        def __del__(self) -> None:
+            cleaned.append(self.number)
+
+    with capture_spans() as seen:
+        handle = Handle(1)
+        traced("f")(lambda it: None)(handle)
+        handle.number = 2
+        recorded = seen[0].input
+        del handle, seen[:]
+    gc.collect()
+    assert recorded == {"it": {"number": 2}}
+    assert cleaned == [2]
+
+
+def test_the_messages_of_a_call(local: Path, llm: ScriptedOpenAI) -> None:
+    """A model's prompt and answer are those of the call, though their messages are changed afterwards."""
+    asked = [HumanMessage("Hi", name="bo")]
+    with traced("root"):
+        answer: BaseMessage = chat(llm).invoke(asked)
+    asked[0].content, asked[0].name = "Ho", "al"
+    answer.content = "Bye."
+    answer.tool_calls = [{"name": "x", "args": {}, "id": "1"}]  # type: ignore[attr-defined]
+    (call,) = calls(local)
+    assert call["input"]["messages"][0]["content"] == [{"type": "text", "text": "Hi"}]
+    assert call["input"]["messages"][0]["name"] == "bo"
+    assert call["output"]["messages"][0]["content"] == [{"type": "text", "text": "Hello."}]
+    assert not call["output"]["messages"][0].get("tool_calls")
