@@ -1,0 +1,6 @@
+"""Makes any Python value bounded, redacted and JSON-safe, and never raises."""
+
+from pltrace._encoding._encoder import Encoder
+from pltrace._encoding._leaves import Json, Redact
+
+__all__ = ["Encoder", "Json", "Redact"]

@@ -1,0 +1,324 @@
+"""Walks through anything that holds other values: containers, and objects of the kinds that are known."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import types
+from collections import UserString, deque
+from collections.abc import Callable, Iterable, Mapping, MappingView, Sequence, Set
+from datetime import date, time, timedelta, tzinfo
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
+from itertools import islice
+from pathlib import PurePath
+from typing import Any, TypeAlias
+from uuid import UUID
+from weakref import WeakKeyDictionary
+
+from pltrace._encoding._leaves import (
+    LONGEST_REPR,
+    SHORT,
+    TOO_DEEP,
+    Bounds,
+    Json,
+    Leaves,
+    Redact,
+    broken,
+    shown_by_repr,
+)
+from pltrace._redaction import REDACTED, Rules, clean
+
+__all__ = ["Walk"]
+
+_CYCLE = "[cycle]"
+_MORE = "…"
+_UNSET = object()
+_MAX_NODES = 100_000
+
+
+def _empty(value: object) -> bool:
+    """Say whether a value holds nothing worth hiding or showing, without running its code."""
+    cls = type(value)
+    if value is None or cls is bool:
+        return True
+    # A class of another metaclass might run code when compared.
+    return type(cls) is type and cls in (str, bytes, list, tuple, dict, set, frozenset) and not value
+
+
+class Walk(Leaves):
+    """One value on its way to JSON: what is left of its budgets, and the path walked so far."""
+
+    __slots__ = ("_budget", "_items", "_known", "_max_depth", "_path")
+
+    def __init__(self, bounds: Bounds, redact: Redact | None, rules: Rules | None, texts: bool) -> None:
+        super().__init__(bounds, redact, rules, texts)
+        self._known = rules.verdicts if rules is not None else {}
+        self._max_depth = bounds.max_depth
+        self._items = bounds.max_items
+        self._budget = _MAX_NODES
+        self._path: set[int] = set()
+
+    def value(self, value: Any, key: str, depth: int) -> Json:
+        """Convert anything."""
+        cls = type(value)
+        if cls is str:
+            return value if value in self._harmless else self.text(value, key, depth)
+        if value is None:
+            return None
+        if cls is bool or cls is int or cls is float:
+            return self.number(value, key, depth)
+        try:
+            build = _EXACT.get(cls)
+            if build is None:
+                build = _kinds.get(cls)
+                if build is None:
+                    build = _kinds[cls] = _kind(cls)
+                if build not in _NESTING:
+                    return build(self, value, key, depth)
+            if depth >= self._max_depth:
+                return TOO_DEEP
+            if id(value) in self._path:
+                return _CYCLE
+            self._path.add(id(value))
+            try:
+                return build(self, value, key, depth + 1)
+            finally:
+                self._path.discard(id(value))
+        except RecursionError:
+            return TOO_DEEP
+        # Whatever a user's class raises, SystemExit included, must not end the background thread.
+        except BaseException as error:
+            return broken(value, error)
+
+    def taken(self, iterate: Callable[[], Iterable[Any]]) -> list[Any]:
+        """List as many items as the budgets allow, also while another thread changes the container."""
+        most = self._items if self._items < self._budget else self._budget
+        try:
+            items = list(islice(iterate(), most))
+        except _CHANGING:
+            items = _retried(iterate, most)
+        self._budget -= len(items)
+        return items
+
+    def entries(self, pairs: list[tuple[Any, Any]], depth: int, left_out: int = 0) -> dict[str, Json]:
+        """Convert the entries of a mapping or the fields of an object."""
+        out: dict[str, Json] = {}
+        known, harmless = self._known, self._harmless
+        for key, value in pairs:
+            name, secret = (known.get(key) if type(key) is str else None) or self.name(key)
+            if name in out:  # 1 and "1" are two keys.
+                name = _unused(name, out)
+            # Log-probabilities list the `token`s of the model's answer, which are no secrets.
+            if secret and not _empty(value) and not (name == "token" and any(other == "logprob" for other, _ in pairs)):
+                out[name] = REDACTED
+            elif value is None or (type(value) is str and value in harmless):
+                out[name] = value  # The commonest, without a call.
+            else:
+                out[name] = self.value(value, name, depth)
+        if left_out > 0:
+            out[_unused(_MORE, out) if _MORE in out else _MORE] = f"[… {left_out} more]"
+        return out
+
+    def name(self, key: Any) -> tuple[str, bool]:
+        """Convert a mapping key, and say whether it names a secret."""
+        cls = type(key)
+        if cls is not str:
+            if issubclass(cls, Enum):
+                return self.name(key._value_)
+            if issubclass(cls, str):
+                key = str.__str__(key)
+            elif cls is bytes:
+                key = key.decode("utf-8", "replace")
+            else:
+                key = shown_by_repr(key)
+        text: str = key
+        name, secret = self._rules.verdict(text) if self._rules is not None else (clean(text), False)
+        return (name if len(name) <= SHORT else self.cut(name, LONGEST_REPR)), secret
+
+    def mapping(self, value: Any, key: str, depth: int) -> Json:
+        """Convert a dict without running a subclass's methods, or any other Mapping by its items."""
+        if type(value) is dict and len(value) <= self._items and len(value) <= self._budget:
+            pairs = list(value.items())
+            self._budget -= len(pairs)
+            return self.entries(pairs, depth)
+        if issubclass(type(value), dict):
+            pairs = self.taken(lambda: dict.items(value))
+            return self.entries(pairs, depth, dict.__len__(value) - len(pairs))
+        pairs = self.taken(lambda: value.items())
+        return self.entries(pairs, depth, len(value) - len(pairs))
+
+    def sequence(self, value: Any, key: str, depth: int) -> Json:
+        """Convert whatever has items and a length to a list."""
+        cls = type(value)
+        base: Any = cls
+        if cls is list and len(value) <= self._items and len(value) <= self._budget:
+            items = value.copy()
+            self._budget -= len(items)
+            return self.members(items, key, depth)
+        if cls not in _EXACT:
+            base = next((base for base in (list, tuple, set, frozenset, deque) if issubclass(cls, base)), cls)
+        items = self.taken(lambda: base.__iter__(value))
+        # Raw headers are pairs of a name and a value.
+        if (
+            base is tuple
+            and len(items) == 2
+            and self._rules is not None
+            and (type(items[0]) is str or type(items[0]) is bytes)
+        ):
+            name, secret = self.name(items[0])
+            if secret and not _empty(items[1]):
+                return [name, REDACTED]
+        out = self.members(items, key, depth)
+        left_out = base.__len__(value) - len(items)
+        if left_out > 0:
+            out.append(f"[… {left_out} more]")
+        return out
+
+    def members(self, items: list[Any], key: str, depth: int) -> list[Json]:
+        """Convert the members of a sequence."""
+        harmless = self._harmless
+        return [item if type(item) is str and item in harmless else self.value(item, key, depth) for item in items]
+
+    def fields(self, value: Any, names: Iterable[str], depth: int) -> Json:
+        """Convert an object by its attributes; those not set are left out."""
+        pairs = [(name, item) for name in names if (item := getattr(value, name, _UNSET)) is not _UNSET]
+        self._budget = max(0, self._budget - len(pairs))
+        return self.entries(pairs, depth)
+
+    def named_tuple(self, value: Any, key: str, depth: int) -> Json:
+        """Convert a NamedTuple."""
+        pairs = self.taken(lambda: zip(value._fields, tuple.__iter__(value), strict=False))
+        return self.entries(pairs, depth)
+
+    def dataclass(self, value: Any, key: str, depth: int) -> Json:
+        """Convert a dataclass; who keeps a field out of the repr means to hide it."""
+        return self.fields(value, [field.name for field in dataclasses.fields(value) if field.repr], depth)
+
+    def attrs(self, value: Any, key: str, depth: int) -> Json:
+        """Convert an instance of an attrs class."""
+        return self.fields(value, [item.name for item in value.__attrs_attrs__ if item.repr], depth)
+
+    def model(self, value: Any, key: str, depth: int) -> Json:
+        """Convert a pydantic model by its data: `model_dump` may run the user's serializers, and raise."""
+        cls = type(value)
+        data = dict(object.__getattribute__(value, "__dict__"))
+        known = getattr(cls, "model_fields", None) or getattr(cls, "__fields__", None) or {}
+        for name, field in known.items():
+            if getattr(field, "exclude", None) is True or getattr(field, "repr", True) is False:
+                data.pop(name, None)
+        # Extra fields stand in a slot of their own (pydantic 2).
+        data.update(getattr(value, "__pydantic_extra__", None) or {})
+        pairs = self.taken(lambda: data.items())
+        return self.entries(pairs, depth, len(data) - len(pairs))
+
+    def message(self, value: Any, key: str, depth: int) -> Json:
+        """Convert a message of LangChain: what it says, without its empty fields."""
+        data = object.__getattribute__(value, "__dict__")
+        pairs = [(name, data.get(name)) for name in ("type", "content")]
+        pairs += [(name, data[name]) for name in _MESSAGE_FIELDS if not _empty(data.get(name))]
+        self._budget = max(0, self._budget - len(pairs))
+        return self.entries(pairs, depth)
+
+    def document(self, value: Any, key: str, depth: int) -> Json:
+        """Convert a document of LangChain."""
+        data = object.__getattribute__(value, "__dict__")
+        pairs = [(name, data.get(name)) for name in ("page_content", "metadata")]
+        if data.get("id") is not None:
+            pairs.append(("id", data["id"]))
+        self._budget = max(0, self._budget - len(pairs))
+        return self.entries(pairs, depth)
+
+    def prompt(self, value: Any, key: str, depth: int) -> Json:
+        """Convert a prompt value of LangChain: its messages or its text."""
+        data = object.__getattribute__(value, "__dict__")
+        for name in ("messages", "text"):
+            if name in data:
+                return self.value(data[name], key, depth)
+        return self.model(value, key, depth)
+
+
+_Kind: TypeAlias = Callable[[Walk, Any, str, int], Json]
+_MESSAGE_FIELDS = (
+    "name", "role", "id", "tool_calls", "invalid_tool_calls", "tool_call_id", "status", "artifact",
+    "usage_metadata", "response_metadata", "additional_kwargs",
+)  # fmt: skip
+_FAMILIES: tuple[tuple[str, str, _Kind], ...] = (
+    ("langchain_core", "BaseMessage", Walk.message),
+    ("langchain_core", "Document", Walk.document),
+    ("langchain_core", "PromptValue", Walk.prompt),
+    ("pydantic", "BaseModel", Walk.model),
+)
+# In this order: an IntEnum is an Enum first, a datetime a date.
+_BASES: tuple[tuple[type | tuple[type, ...], _Kind], ...] = (
+    (Enum, Walk.member),
+    ((str, int, float), Walk.subclass),
+    ((bytes, bytearray, memoryview), Walk.raw),
+    (dict, Walk.mapping),
+    ((list, tuple, set, frozenset, deque, range), Walk.sequence),
+    ((type, types.FunctionType, types.BuiltinFunctionType, types.MethodType), Walk.named),
+    (BaseException, Walk.error),
+    (re.Pattern, Walk.pattern),
+    ((date, time), Walk.moment),
+    ((PurePath, UUID, Decimal, Fraction, timedelta, tzinfo, UserString), Walk.shown),
+)
+# The code of users behind these runs only where none of the above is known.
+_ABSTRACT: tuple[tuple[type | tuple[type, ...], _Kind], ...] = (
+    (Mapping, Walk.mapping),
+    ((Sequence, Set, MappingView), Walk.sequence),
+)
+# What reading raises while another thread changes a dict, or a Mapping that looks up key by key.
+_CHANGING = (RuntimeError, KeyError)
+# Those that hold other values: they count for depth and cycles.
+_NESTING = frozenset(
+    {Walk.mapping, Walk.sequence, Walk.named_tuple, Walk.dataclass, Walk.attrs, Walk.model}
+    | {Walk.message, Walk.document, Walk.prompt, Walk.member, Walk.scalar}
+)
+# The commonest, without the dearer look at a weak dictionary.
+_EXACT: dict[type, _Kind] = {dict: Walk.mapping, list: Walk.sequence, tuple: Walk.sequence}
+_kinds: WeakKeyDictionary[type, _Kind] = WeakKeyDictionary()
+
+
+def _kind(cls: type) -> _Kind:
+    """Choose how instances of a class are converted, by the class alone: `__class__` may lie or raise."""
+    if issubclass(cls, tuple) and hasattr(cls, "_fields"):
+        return Walk.named_tuple
+    for bases, kind in _BASES:
+        if issubclass(cls, bases):
+            return kind
+    if hasattr(cls, "get_secret_value"):
+        return Walk.hidden
+    homes = {(str(base.__module__).partition(".")[0], base.__name__) for base in cls.__mro__}
+    for package, name, kind in _FAMILIES:
+        if (package, name) in homes:
+            return kind
+    if dataclasses.is_dataclass(cls):
+        return Walk.dataclass
+    if hasattr(cls, "__attrs_attrs__"):
+        return Walk.attrs
+    if ("numpy", "generic") in homes:
+        return Walk.scalar
+    return next((kind for bases, kind in _ABSTRACT if issubclass(cls, bases)), Walk.unknown)
+
+
+def _retried(iterate: Callable[[], Iterable[Any]], most: int) -> list[Any]:
+    """List items of a container that another thread changes; in the end be content with a part of them."""
+    for _ in range(5):
+        items: list[Any] = []
+        try:
+            items += islice(iterate(), most)
+            return items
+        except _CHANGING as error:
+            failure = error
+    if not items:
+        raise failure
+    return items
+
+
+def _unused(name: str, taken: Mapping[str, object]) -> str:
+    """Return a name not taken yet, near this one."""
+    number = len(taken) + 1
+    while f"{name} ({number})" in taken:
+        number += 1
+    return f"{name} ({number})"
