@@ -265,8 +265,10 @@ def _libraries(value: object) -> dict[str, Library]:
 
 
 def _library(name: str, settings: object) -> Library:
-    if "." in name:
-        raise ConfigError(f"libraries[{name!r}]: expected the name of a top-level package, {name.partition('.')[0]!r}")
+    if not name.isidentifier():
+        # Distributions are often named otherwise: `langchain-openai` is imported as `langchain_openai`.
+        expected = name.partition(".")[0].replace("-", "_")
+        raise ConfigError(f"libraries[{name!r}]: expected a top-level package as it is imported, such as {expected!r}")
     if not isinstance(settings, Mapping) or not set(settings) <= {"enabled", "tags", "capture"}:
         raise ConfigError(f"libraries[{name!r}]={settings!r}: expected a dict of enabled, tags and capture")
     enabled = settings.get("enabled", True)

@@ -169,7 +169,12 @@ def load_entry_points() -> None:
     _entry_points_loaded = True
     from importlib.metadata import entry_points
 
-    for entry in entry_points(group=ENTRY_POINTS):
+    try:
+        found = entry_points(group=ENTRY_POINTS)
+    except Exception:
+        logger.exception("A package's entry points can't be read, so none brings instrumentation; the program goes on")
+        return
+    for entry in found:
         try:
             entry.load()()
         except Exception:

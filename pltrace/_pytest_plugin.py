@@ -43,6 +43,7 @@ def pltrace_spans(request: pytest.FixtureRequest) -> Iterator[CapturedSpans]:
     from pltrace.testing import capture_spans
 
     marker = request.node.get_closest_marker("pltrace")
-    with capture_spans(**(marker.kwargs if marker is not None else {})) as spans:
+    # What stands in the marker without a name is refused as any call refuses it.
+    with capture_spans(*(marker.args if marker else ()), **(marker.kwargs if marker else {})) as spans:
         yield spans
         spans.assert_nothing_open()

@@ -211,7 +211,10 @@ class Span:
 
     @property
     def usage(self) -> Usage:
-        """Requests, errors and tokens of the LLM calls that have ended under it so far."""
+        """Requests, errors and tokens of the LLM calls that have ended so far under a `traced` block or call.
+
+        Those of a chain count for the blocks and calls around it, not for the chain's own span.
+        """
         return self.totals.read()
 
     @property

@@ -14,21 +14,25 @@ from pltrace._wrapping import patched, when_imported
 
 __all__ = ["instrument_threads", "uninstrument_threads"]
 
-#: How to undo what was changed, by the class it was changed in.
-_undo: dict[type[Any], Callable[[], None]] = {}
+#: How to undo what was changed, by class and method.
+_undo: dict[tuple[type[Any], str], Callable[[], None]] = {}
+
+#: What gives work to a pool of `multiprocessing`, of threads or of processes: its first argument is the function.
+_POOL_METHODS = ("apply_async", "map", "map_async", "starmap", "starmap_async", "imap", "imap_unordered")
 
 
 def instrument_threads() -> None:
-    """Let every thread, and everything submitted to an executor, run inside the scope of who started it.
+    """Let every thread, and everything submitted to an executor or pool, run inside the scope of who started it.
 
-    It changes `threading.Thread.start` and the `submit` of `concurrent.futures`' executors, threads' and processes',
-    for the whole process, so it is the application's to call, not a library's; `bind` does the same for one function.
-    Called again, it does nothing.
+    It changes `threading.Thread.start`, the `submit` of `concurrent.futures`' executors, and the pools of
+    `multiprocessing`, threads' and processes', for the whole process, so it is the application's to call, not a
+    library's; `bind` does the same for one function. Called again, it does nothing.
     """
     _patch(threading.Thread, "start", _start)
     _patch(ThreadPoolExecutor, "submit", _submit)
-    # Not imported for this: it brings multiprocessing along.
-    when_imported("concurrent.futures.process", _patch_process_pools)
+    # Not imported for this: they bring multiprocessing along.
+    when_imported("concurrent.futures.process", _patch_process_executors)
+    when_imported("multiprocessing.pool", _patch_pools)
 
 
 def uninstrument_threads() -> None:
@@ -39,13 +43,20 @@ def uninstrument_threads() -> None:
 
 
 def _patch(owner: type[Any], name: str, wrapper: Callable[..., Any]) -> None:
-    if owner not in _undo:
-        _undo[owner] = patched(owner, name, wrapper)
+    if (owner, name) not in _undo:
+        _undo[owner, name] = patched(owner, name, wrapper)
 
 
-def _patch_process_pools(module: ModuleType) -> None:
+def _patch_process_executors(module: ModuleType) -> None:
     if _undo:  # Else it was undone before the module came.
         _patch(module.ProcessPoolExecutor, "submit", _submit)
+
+
+def _patch_pools(module: ModuleType) -> None:
+    if _undo:
+        _patch(module.Pool, "__init__", _without_scope)
+        for name in _POOL_METHODS:
+            _patch(module.Pool, name, _give)
 
 
 def _start(wrapped: Callable[..., Any], instance: Any, args: Any, kwargs: Any) -> Any:
@@ -56,13 +67,29 @@ def _start(wrapped: Callable[..., Any], instance: Any, args: Any, kwargs: Any) -
 
 
 def _submit(wrapped: Callable[..., Any], instance: Any, args: Any, kwargs: Any) -> Any:
+    # The executor may start a thread now.
+    return _without_scope(wrapped, instance, *_bound(args, kwargs))
+
+
+def _give(wrapped: Callable[..., Any], instance: Any, args: Any, kwargs: Any) -> Any:
+    args, kwargs = _bound(args, kwargs)
+    return wrapped(*args, **kwargs)
+
+
+def _bound(args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Return the arguments with the function among them bound to the current scope."""
+    if args:
+        return (bind(args[0]), *args[1:]), kwargs
+    return args, {**kwargs, "func": bind(kwargs["func"])} if "func" in kwargs else kwargs
+
+
+def _without_scope(wrapped: Callable[..., Any], instance: Any, args: Any, kwargs: Any) -> Any:
+    """Call what may start threads that live on with other people's work: they get no scope."""
     outside = current()
-    if outside is None or not args:
+    if outside is None:
         return wrapped(*args, **kwargs)
-    function = bind(args[0])
-    # The executor may start a thread now, which lives on with other people's work: it gets no scope.
     attach(None)
     try:
-        return wrapped(function, *args[1:], **kwargs)
+        return wrapped(*args, **kwargs)
     finally:
         attach(outside)

@@ -88,6 +88,8 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"libraries": ["mylib"]}, "libraries=['mylib']", "dict of package name"),
     ({"libraries": []}, "libraries=[]", "dict of package name"),
     ({"libraries": {5: {}}}, "libraries=5", "non-empty string"),
+    ({"libraries": {"mylib.core": {}}}, "libraries['mylib.core']", "such as 'mylib'"),
+    ({"libraries": {"my-lib": {}}}, "libraries['my-lib']", "such as 'my_lib'"),
     ({"libraries": {"mylib": False}}, "libraries['mylib']=False", "enabled, tags and capture"),
     ({"libraries": {"mylib": {"enable": False}}}, "libraries['mylib']", "enabled, tags and capture"),
     ({"libraries": {"mylib": {"enabled": 0}}}, "libraries['mylib']: enabled=0", "True or False"),

@@ -451,6 +451,24 @@ def test_entry_points_are_applied_when_on(site: Path, tmp_path: Path) -> None:
     assert "RuntimeError: it is broken" in program.err
 
 
+def test_entry_points_that_cannot_be_read(site: Path, tmp_path: Path) -> None:
+    """A package whose own information is broken keeps nobody from tracing; one logged error says so."""
+    (site / "bringer-1.0.dist-info" / "entry_points.txt").write_text("[pltrace.instrumentation]\nbroken\n")
+    program = run(
+        f"""
+        import sys
+        sys.path.insert(0, {str(site)!r})
+        import pltrace
+        pltrace.configure(store="memory")
+        with pltrace.traced("block") as span:
+            print(bool(span))
+        """,
+        tmp_path,
+    )
+    assert (program.code, program.out) == (0, "True\n")
+    assert program.err.startswith("A package's entry points can't be read")
+
+
 def test_entry_points_are_applied_by_the_environment(site: Path, tmp_path: Path) -> None:
     """So it is when the environment switches tracing on, at the first traced call."""
     store = tmp_path / "traces.db"

@@ -134,12 +134,17 @@ def test_a_wrong_marker_is_an_error_of_the_test(tmp_path: Path) -> None:
         import pytest
 
         @pytest.mark.pltrace(store="x.db")
-        def test_it(pltrace_spans):
+        def test_setting(pltrace_spans):
+            pass
+
+        @pytest.mark.pltrace("deterministic")
+        def test_without_a_name(pltrace_spans):
             pass
         """,
     ).run()
-    assert counts == {"error": 1}, out
+    assert counts == {"error": 2}, out
     assert "store: capture_spans keeps everything in memory" in out
+    assert "capture_spans() takes 0 positional arguments but 1 was given" in out
 
 
 def key_of(promptlayer: PromptLayerServer, home: Path) -> dict[str, object]:

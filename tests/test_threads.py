@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,29 @@ def test_an_executor_keeps_no_scope(everywhere: CapturedSpans) -> None:
         assert executor.submit(current_span).result().id == ""
         with traced("second"):
             executor.submit(work).result()
+    assert everywhere.tree() == [["first", WORK], WORK, ["second", WORK]]
+
+
+@pytest.mark.parametrize("method", ["apply", "map", "starmap", "imap", "imap_unordered", "map_async", "apply_async"])
+def test_a_pool_of_threads(everywhere: CapturedSpans, method: str) -> None:
+    """The pools of `multiprocessing` do each work for who gave it, wherever they were made."""
+
+    def give() -> None:
+        if method == "apply_async":
+            pool.apply_async(func=work).get()
+        elif method == "apply":
+            pool.apply(work)
+        else:
+            given = getattr(pool, method)(work, [(1,)])
+            list(given.get() if method == "map_async" else given)
+
+    with traced("first"):
+        pool = ThreadPool(1)
+        give()
+    with pool:
+        give()
+        with traced("second"):
+            give()
     assert everywhere.tree() == [["first", WORK], WORK, ["second", WORK]]
 
 
@@ -209,17 +233,21 @@ def work(number):
 
 if __name__ == "__main__":
     context = multiprocessing.get_context(sys.argv[1])
-    with pltrace.traced("block"), ProcessPoolExecutor(1, context) as executor:
+    with pltrace.traced("block"), ProcessPoolExecutor(1, context) as executor, context.Pool(1) as pool:
         assert executor.submit(work, 1).result() == 2
         assert list(executor.map(work, [2, 3])) == [3, 4]
+        assert pool.map(work, [4]) == [5]
+        pool.close()
+        pool.join()
     pltrace.uninstrument_threads()
     assert not hasattr(ProcessPoolExecutor.submit, "__wrapped__")
+    assert not hasattr(multiprocessing.pool.Pool.map, "__wrapped__")
     assert pltrace.flush(10)
 """,
         tmp_path, method, PLTRACE_ENABLED=1, PLTRACE_STORE=store,
     )  # fmt: skip
     assert (program.code, program.err) == (0, "")
-    assert sorted(stored(store)) == ["block", "work", "work", "work"]
+    assert sorted(stored(store)) == ["block", "work", "work", "work", "work"]
     assert len(traces(store)) == 1
 
 
