@@ -15,12 +15,14 @@ from weakref import WeakSet
 
 from pltrace._errors import StoreError
 from pltrace._health import warn_once
-from pltrace._store_file import SCHEMA_VERSION, identity, opened_file, opened_memory, set_aside
+from pltrace._store_file import MOST_WAL_BYTES, SCHEMA_VERSION, identity, opened_file, opened_memory, set_aside
 
 __all__ = ["SCHEMA_VERSION", "STORE_TROUBLE", "UNSTORABLE", "Database"]
 
 _MOST_BUSY_S = 30.0
 _MOST_BUSY_AT_OPENING_S = 5.0
+#: How often the log is tried to be cut back.
+_CUT_EVERY_S = 0.1
 #: A fork waits so long for the thread that is using SQLite.
 _LONGEST_FORK_S = 1.0
 
@@ -60,6 +62,7 @@ class Database:
         self.openings = 0
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
+        self._cut_at = 0.0
         _databases.add(self)
         try:
             self._take("", _MOST_BUSY_AT_OPENING_S)
@@ -107,6 +110,17 @@ class Database:
             raise
         finally:
             _give_back()
+
+    def cut_log(self) -> None:
+        """Cut the file's log back when it has grown large, as far as readers let it.
+
+        SQLite by itself starts the log over only when nobody reads, and with many processes somebody always does.
+        """
+        if self.path is None or time.monotonic() < self._cut_at or _log_bytes(self.path) < MOST_WAL_BYTES:
+            return
+        self._cut_at = time.monotonic() + _CUT_EVERY_S
+        with self.reading() as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _take(self, begin: str, patience_s: float) -> sqlite3.Connection:
         """Return the connection with the lock held, which is free while other processes are waited for."""
@@ -191,6 +205,13 @@ class Database:
                 self._disconnect()
         finally:
             _give_back()
+
+
+def _log_bytes(path: Path) -> int:
+    try:
+        return os.stat(f"{path}-wal").st_size
+    except OSError:
+        return 0
 
 
 def _is_busy(error: BaseException) -> bool:

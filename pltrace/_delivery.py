@@ -175,7 +175,9 @@ class DeliveryWorker(Worker):
     def _send(self, batch: Sequence[StoredSpan]) -> ExportResult:
         """Send spans, and write down what became of them."""
         name = self.exporter.name
-        self._store.sending(name, batch)
+        batch = self._store.sending(name, batch)
+        if not batch:
+            return ExportResult("delivered")  # Another process has taken it over.
         try:
             result = self.exporter.export(batch)
             if not isinstance(result, ExportResult):

@@ -252,7 +252,7 @@ class SpanRecorder:
             Whether all is committed.
         """
         give_up_at = time.monotonic() + (timeout or 0.0)
-        if not self._writing.acquire(timeout=-1 if timeout is None else timeout):
+        if not self._writing.acquire(timeout=-1 if timeout is None else max(timeout, 0.0)):
             return False
         try:
             with silence():

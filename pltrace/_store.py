@@ -267,13 +267,24 @@ class Store:
             (last,) = connection.execute("SELECT coalesce(max(seq), 0) FROM spans").fetchone()
         return int(last)
 
-    def sending(self, exporter: str, batch: Iterable[StoredSpan]) -> None:
-        """Note, before a batch goes out, that it may arrive: a process that dies now can't tell."""
+    def sending(self, exporter: str, batch: Sequence[StoredSpan]) -> list[StoredSpan]:
+        """Note, before a batch goes out, that it may arrive: a process that dies now can't tell.
+
+        Returns:
+            What of it is still this process's to send: one that was stopped for long may have lost its lease.
+        """
         with self.database.writing() as connection:
-            connection.executemany(
-                "UPDATE deliveries SET uncertain = 1, tries = tries + 1 WHERE exporter = ? AND seq = ? AND owner = ?",
-                [(exporter, span.seq, self.owner) for span in batch],
+            rows = connection.execute(
+                "SELECT seq FROM deliveries WHERE exporter = ? AND owner = ? AND state = 0"
+                " AND seq IN (SELECT value FROM json_each(?))",
+                (exporter, self.owner, json.dumps([span.seq for span in batch])),
             )
+            ours = {row["seq"] for row in rows}
+            connection.executemany(
+                "UPDATE deliveries SET uncertain = 1, tries = tries + 1 WHERE exporter = ? AND seq = ?",
+                [(exporter, seq) for seq in ours],
+            )
+        return [span for span in batch if span.seq in ours]
 
     def not_taken(self, exporter: str, batch: Iterable[StoredSpan]) -> None:
         """Note that a batch surely didn't arrive."""
@@ -302,8 +313,9 @@ class Store:
         """Set spans aside that the backend refuses for what is in them: number → reason."""
         with self.database.writing() as connection:
             connection.executemany(
-                "UPDATE deliveries SET state = 2, uncertain = 0, error = ? WHERE exporter = ? AND seq = ?",
-                [(reason, exporter, seq) for seq, reason in reasons.items()],
+                "UPDATE deliveries SET state = 2, uncertain = 0, error = ?"
+                " WHERE exporter = ? AND seq = ? AND owner = ?",
+                [(reason, exporter, seq, self.owner) for seq, reason in reasons.items()],
             )
 
     def due_operations(self, most: int) -> list[Operation]:

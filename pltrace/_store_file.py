@@ -181,8 +181,9 @@ def _prepared(path: Path) -> sqlite3.Connection:
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     """Set up the connection, and the file if it is new; one that isn't ours to write is left as it is."""
     is_new = _check_ours(connection, path) == 0
+    if is_new:
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # Pruning gives space back.
     for pragma in (
-        "PRAGMA auto_vacuum = INCREMENTAL",  # Has an effect in a new file only: pruning gives space back.
         "PRAGMA journal_mode = WAL",
         "PRAGMA synchronous = NORMAL",  # Survives the death of the process; a power cut can take the last commits.
         f"PRAGMA journal_size_limit = {MOST_WAL_BYTES}",

@@ -83,7 +83,7 @@ class Tracing:
             for exporter in self.exporters
             if isinstance(exporter, TracksRequests)
         ]
-        self._exit_left_s = EXIT_S
+        self._exit_left_s = self._patience_s = EXIT_S
         self._is_shut = False
         if before is not None:
             self.recorder.succeed(before.recorder)
@@ -125,6 +125,15 @@ class Tracing:
             worker.work()
         if monotonic() >= self._prune_at:
             self._prune()
+        self._cut_log()
+
+    def _cut_log(self) -> None:
+        try:
+            self.store.database.cut_log()
+        except STORE_TROUBLE:
+            pass  # Others are at it.
+        except Exception:
+            failed("cutting back the store's log")
 
     def _prune(self) -> None:
         in_memory = self.store.database.path is None
@@ -218,20 +227,21 @@ class Tracing:
                 self.store.database.path,
                 self.recorder.left,
             )
-        elif not self.store.database.is_open:
+            return
+        if not self.store.database.is_open:
             return  # The child of a fork that recorded nothing, or it was shut down.
-        if written and not self._is_shut and not any(worker.pace.failures for worker in self._deliveries):
+        if not self._is_shut and not any(worker.pace.failures for worker in self._deliveries):
             began = monotonic()
             self._flush(began + self._exit_left_s, patient=False)
-            # It is called twice: before other threads are waited for, and after.
             self._exit_left_s -= monotonic() - began
         self._leave()
 
     def _write_rest(self) -> bool:
         """Write what is recorded, as long as it gets less; return whether all of it is on disk."""
-        left = self.recorder.left + 1
-        while not self.recorder.drain(timeout=EXIT_S):
+        left = self.recorder.left
+        while not self.recorder.drain(timeout=self._patience_s):
             if self.recorder.left >= left:
+                self._patience_s = 0.0  # It is called twice: before other threads are waited for, and after.
                 return False
             left = self.recorder.left
         return True
