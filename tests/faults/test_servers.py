@@ -1,0 +1,261 @@
+"""Real servers and workers that fork, reload and recycle: whatever they do with their processes, all is delivered."""
+
+from __future__ import annotations
+
+import http.client
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.faults.support import all_delivered, deliver_rest
+from tests.support.programs import rows, surroundings
+from tests.support.promptlayer_server import PromptLayerServer
+
+#: A worker that hangs is killed by its server after so long.
+GRACEFUL_S = 15
+
+APPLICATION = """
+import os
+import pltrace
+from langchain_core.language_models.fake_chat_models import FakeListChatModel
+
+model = FakeListChatModel(responses=["Hello."])
+
+@pltrace.traced("request")
+def answer(path):
+    model.invoke(path)
+    return f"{os.getpid()}".encode()
+
+with pltrace.traced("loading"):
+    pass
+
+def app(environ, start_response):
+    body = answer(environ["PATH_INFO"])
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+"""
+
+
+def _needs(*packages: str) -> pytest.MarkDecorator:
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}; see the extra `faults`")
+
+
+@contextmanager
+def _gunicorn(folder: Path, settings: dict[str, object], *options: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    (folder / "application.py").write_text(APPLICATION)
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable, "-m", "gunicorn", "application:app", "--chdir", str(folder), "--bind", f"127.0.0.1:{port}",
+        "--graceful-timeout", str(GRACEFUL_S), "--no-control-socket", *options,
+    ]  # fmt: skip
+    with (folder / "log").open("w+") as log:
+        server = subprocess.Popen(
+            command, env=surroundings(**settings), stdout=log, stderr=log, text=True, start_new_session=True
+        )
+        try:
+            _until_answered(server, port, log.name)
+            yield server, port
+        finally:
+            if server.poll() is None:
+                os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+def _until_answered(server: subprocess.Popen[str], port: int, log: str) -> None:
+    deadline = time.monotonic() + 60.0
+    while time.monotonic() < deadline:
+        assert server.poll() is None, Path(log).read_text()
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            return
+        except OSError:
+            time.sleep(0.05)
+    raise AssertionError(f"gunicorn didn't start: {Path(log).read_text()}")
+
+
+def _ask(port: int, count: int, threads: int = 4) -> Counter[str]:
+    """Send requests at the same time; count which process answered how many."""
+    answered: Counter[str] = Counter()
+
+    def ask() -> None:
+        for number in range(count // threads):
+            for _ in range(20):  # A worker may be on its way out.
+                try:
+                    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30.0)) as connection:
+                        connection.request("GET", f"/{number}")
+                        answered[connection.getresponse().read().decode()] += 1
+                        break
+                except OSError:
+                    time.sleep(0.1)
+
+    asking = [threading.Thread(target=ask) for _ in range(threads)]
+    for thread in asking:
+        thread.start()
+    for thread in asking:
+        thread.join()
+    return answered
+
+
+def _stop(server: subprocess.Popen[str], how: signal.Signals) -> None:
+    began = time.monotonic()
+    server.send_signal(how)
+    server.wait(60.0)
+    # Past it, gunicorn kills its workers.
+    assert time.monotonic() - began < GRACEFUL_S
+
+
+_WORKERS = {
+    "sync": ["--worker-class", "sync", "--preload"],
+    "gthread": ["--worker-class", "gthread", "--threads", "4"],
+    "gevent": ["--worker-class", "gevent"],
+    "gevent, patched after the application was loaded": ["--worker-class", "gevent", "--preload"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("worker", _WORKERS)
+@_needs("gunicorn", "gevent")
+def test_gunicorn(
+    tmp_path: Path,
+    promptlayer: PromptLayerServer,
+    settings: dict[str, object],
+    store: Path,
+    worker: str,
+) -> None:
+    """What gunicorn's workers record is delivered, of every kind, loaded before or after the fork."""
+    options = ["--workers", "3", *_WORKERS[worker]]
+    with _gunicorn(tmp_path, settings, *options) as (server, port):
+        answered = _ask(port, 120)
+        # While they run, not only when they end.
+        promptlayer.wait_for(lambda: len(promptlayer.request_logs) == 120, 30.0)
+        _stop(server, signal.SIGTERM)
+    assert answered.total() == 120
+    loadings = 1 if "--preload" in options else 3
+    log = (tmp_path / "log").read_text()
+    assert "Traceback" not in log, log
+    all_delivered(promptlayer, store, 240 + loadings)
+
+
+@pytest.mark.slow
+@_needs("gunicorn")
+def test_gunicorn_recycles_and_reloads(
+    tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], store: Path
+) -> None:
+    """Workers that end after some requests, and a reload in the middle of all, lose nothing."""
+    options = ["--workers", "4", "--max-requests", "20", "--preload"]
+    with _gunicorn(tmp_path, settings, *options) as (server, port):
+        answered = _ask(port, 200)
+        server.send_signal(signal.SIGHUP)
+        answered += _ask(port, 200)
+        _stop(server, signal.SIGTERM)
+    assert len(answered) > 4
+    deliver_rest(tmp_path, **settings)
+    calls = rows(store, "SELECT count(*) AS count FROM spans WHERE kind = 'llm'")[0]["count"]
+    # A request whose answer was cut off is sent again by the test.
+    assert calls >= answered.total() == 400
+    spans = rows(store, "SELECT count(*) AS count FROM spans")[0]["count"]
+    all_delivered(promptlayer, store, spans)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGQUIT, signal.SIGKILL])
+@_needs("gunicorn")
+def test_gunicorn_stops_at_once(
+    tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], store: Path, how: signal.Signals
+) -> None:
+    """A server that is stopped the hard way leaves on disk all that it answered."""
+    promptlayer.stop()
+    with _gunicorn(tmp_path, settings, "--workers", "2") as (server, port):
+        answered = _ask(port, 100)
+        time.sleep(0.5)  # Long ago, for a busy machine.
+        if how is signal.SIGKILL:
+            os.killpg(server.pid, how)
+        else:
+            server.send_signal(how)
+        server.wait(60.0)
+    assert answered.total() == 100
+    promptlayer.start()
+    deliver_rest(tmp_path, **settings)
+    all_delivered(promptlayer, store, 202)
+
+
+TASKS = """
+import os
+import pltrace
+from celery import Celery
+from langchain_core.language_models.fake_chat_models import FakeListChatModel
+
+folder = os.environ["TASKS_FOLDER"]
+places = {"data_folder_in": folder + "/queue", "data_folder_out": folder + "/queue"}
+app = Celery(broker="filesystem://")
+app.conf.update(
+    broker_transport_options={**places, "control_folder": folder + "/control", "store_processed": False},
+    task_ignore_result=True,
+    task_acks_late=True,
+    worker_prefetch_multiplier=1,
+    worker_hijack_root_logger=False,
+)
+model = FakeListChatModel(responses=["Hello."])
+
+@app.task
+@pltrace.traced("task")
+def ask(carrier, number):
+    with pltrace.traced("in the worker", parent=carrier):
+        model.invoke(str(number))
+"""
+
+
+@pytest.mark.slow
+@_needs("celery")
+def test_celery_recycles_its_children(
+    tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], store: Path
+) -> None:
+    """Celery's prefork children, each good for a few tasks, deliver what they record, inside who sent the task."""
+    (tmp_path / "tasks.py").write_text(TASKS)
+    for name in ("queue", "control"):
+        (tmp_path / name).mkdir()
+    environment = surroundings(
+        **settings, TASKS_FOLDER=tmp_path, PYTHONPATH=os.pathsep.join([str(tmp_path), surroundings()["PYTHONPATH"]])
+    )
+    send = """
+import pltrace, tasks
+with pltrace.traced("sender"):
+    for number in range(30):
+        tasks.ask.delay(pltrace.inject(), number)
+"""
+    subprocess.run([sys.executable, "-c", send], env=environment, cwd=tmp_path, check=True, timeout=60.0)
+    command = [
+        "worker", "--pool", "prefork", "--concurrency", "3", "--max-tasks-per-child", "4", "--without-gossip",
+        "--without-mingle", "--without-heartbeat", "--loglevel", "WARNING",
+    ]  # fmt: skip
+    with (tmp_path / "log").open("w+") as log:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "celery", "-A", "tasks", *command],
+            env=environment, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+        try:
+            promptlayer.wait_for(lambda: len(promptlayer.request_logs) == 30, 90.0)
+            worker.send_signal(signal.SIGTERM)
+            worker.wait(60.0)
+        finally:
+            if worker.poll() is None:
+                os.killpg(worker.pid, signal.SIGKILL)
+                worker.wait()
+    deliver_rest(tmp_path, **settings)
+    all_delivered(promptlayer, store, 1 + 3 * 30)
+    traces = rows(store, "SELECT DISTINCT trace_id FROM spans WHERE kind = 'llm' OR name = 'sender'")
+    assert len(traces) == 1
