@@ -180,6 +180,11 @@ assistant.over_staticmethod(1)  # type: ignore[arg-type]
 Assistant.under_staticmethod()  # type: ignore[call-arg]
 
 
+async def fetches_a_prompt() -> None:
+    assert_type((await pltrace.prompts.aget("joke", label="prod")).prompt_name, str)
+    await pltrace.prompts.aget("joke", 1)  # type: ignore[call-arg]
+
+
 async def awaits_a_method() -> None:
     assert_type(await assistant.async_method("q"), str)
 
