@@ -18,6 +18,7 @@ __all__ = ["diagnosis", "printed"]
 
 #: What each count says, in the order of a call's way from LangChain to PromptLayer.
 COUNTS = {
+    "runs_seen": "LangChain runs that were seen",
     "runs_without_scope": "LangChain calls outside any block or traced function: not recorded",
     "runs_without_scope_in_threads": "of them in threads, while a block was open elsewhere: hand it over with bind()",
     "runs_merged": "runs that several of our handlers saw: recorded once",
@@ -28,6 +29,8 @@ COUNTS = {
     "dropped_at_exit": "spans dropped: the process ended while the store couldn't be written",
     "dropped_not_encodable": "spans dropped: they could not be encoded",
     "delivered": "deliveries of spans",
+    "calls_linked": "calls that PromptLayer's own instrumentation saw too: linked to ours, one request each",
+    "calls_logged_twice": "calls that client.run() logged too, inside a LangChain model: two requests each",
     "requests_without_id": "LLM calls that PromptLayer took as spans and logged no request for",
     "quarantined": "spans that a backend refused for what is in them",
     "operations_refused": "scores, metadata, links or groups that PromptLayer refused",
@@ -94,6 +97,10 @@ def _store(config: Config, remedies: list[str]) -> dict[str, Any]:
     pending = sum(found["pending"].values())
     if pending:
         remedies.append(f"{pending} spans wait for delivery; `pltrace sync` sends them now.")
+    if "calls_logged_twice" in found["counts"]:
+        remedies.append(
+            "Calls are logged twice, by client.run() and by pltrace: don't run client.run() inside a LangChain model."
+        )
     if found["quarantine"]:
         remedies.append(
             "Spans are in quarantine: see the reasons above; they stay in the store and are not sent again."

@@ -382,6 +382,7 @@ def _parent_of_run(scope: Scope, parent_run: Span) -> Span:
 
 def _note_unscoped() -> None:
     """Count a run outside any block; in a thread that should have had one, say so once."""
+    counts["runs_seen"] += 1
     counts["runs_without_scope"] += 1
     thread = threading.current_thread()
     if thread is threading.main_thread() or not Scope.roots:

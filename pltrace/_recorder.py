@@ -120,6 +120,7 @@ class SpanRecorder:
         """
         if not span.scope.sampled:
             counts["sampled_out"] += 1
+            counts["runs_seen"] += span.run_fields is not None
         elif span.started_at_ns > self._forked_at_ns or self._clock_went_back():
             self._put(span)
 
@@ -363,6 +364,7 @@ class SpanRecorder:
 
     def _tell(self, spans: list[Span], written: list[Written]) -> None:
         """Register who waits for the ids of these requests, and give out those that are known already."""
+        counts["runs_seen"] += sum(span.run_fields is not None for span in spans)
         for span in spans:
             if span.kind == "llm" and span.scope.callbacks:
                 given_up = self.registry.expect(span.trace_bits, span.span_bits, span.scope.callbacks)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
 
-from pltrace import _client, _langchain, _links, _runs, _scope, _usage
+from pltrace import _client, _langchain, _links, _runs, _scope, _twice, _usage
 from pltrace._errors import ConfigError
 from pltrace._health import failed, forget_warnings, logger
 from pltrace._scope import Scope
@@ -209,6 +209,7 @@ def _use(tracing: Tracing | None) -> Tracing | None:
     before, _active = _active, tracing
     _scope.set_outermost(None if tracing is None else tracing.outermost)
     _langchain.switch(tracing is not None)
+    _twice.switch(tracing is not None and tracing.logs_requests)
     gate[:] = [] if tracing is None else ["on"]
     return before
 

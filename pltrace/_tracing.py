@@ -92,9 +92,14 @@ class Tracing:
             worker.adopted = self._work_on_operations
             worker.work()  # An earlier process may have left something.
 
+    @property
+    def logs_requests(self) -> bool:
+        """Whether PromptLayer is told of the LLM calls, and gives them ids."""
+        return any(isinstance(exporter, TracksRequests) for exporter in self.exporters)
+
     def _open_store(self, before: Tracing | None) -> Store:
         names = [exporter.name for exporter in self.exporters]
-        local_ids = not any(isinstance(exporter, TracksRequests) for exporter in self.exporters)
+        local_ids = not self.logs_requests
         keep = self.config.store != "off"
         path = None if isinstance(self.config.store, str) else self.config.store
         place = path if before is None or before.store.database.path != path else before.store.database

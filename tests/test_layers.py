@@ -63,6 +63,7 @@ RANKS = {
     "_callbacks": 5,
     "_delivery": 5,
     "_templates": 5,
+    "_twice": 5,
     "_blueprint": 6,
     "_from_blueprint": 6,
     "_record": 7,
