@@ -23,7 +23,8 @@ MOST_BYTES = 2_000_000
 LINGER_S = 0.5
 #: How often processes that ended are looked for, and the lease is renewed.
 _LOOK_ROUND_EVERY_S = 15.0
-#: So many single spans refused in a row mean that it isn't the spans.
+#: When all of a batch is refused, and it is larger, or so many small ones were in a row, it may not be the spans.
+_MOST_BLAMED_AT_ONCE = 2
 _MOST_REFUSED_IN_A_ROW = 10
 _MOST_OPERATIONS = 50
 #: promptlayer's client tries for about 15 seconds by itself.
@@ -141,6 +142,7 @@ class DeliveryWorker(Worker):
         super().forked()
         self._batch: list[StoredSpan] = []  # What a retry sends again: the same spans, so the same bytes.
         self._refused_in_a_row = 0
+        self._witness = 0  # Spans up to this number are refused for what is in them: a newer one was taken since.
 
     def _is_left(self, up_to: int) -> bool:
         # The store says that a batch is delivered before those who wait for its ids are told.
@@ -155,6 +157,7 @@ class DeliveryWorker(Worker):
         while not self.pace.pausing:
             batch = self._batch or self._store.claim(self.exporter.name, MOST_SPANS, MOST_BYTES)
             if not batch:
+                self._witness = 0
                 self.pace.finished()
                 return
             self._batch = batch
@@ -226,8 +229,9 @@ class DeliveryWorker(Worker):
         """Deliver a refused batch without the spans that it is refused for, and set those aside."""
         name = self.exporter.name
         search = PoisonSearch(self._send, lambda: self._store.newest(name, batch[-1].seq))
-        doubtful = self._refused_in_a_row >= _MOST_REFUSED_IN_A_ROW
-        result = search.run(batch, refusal, doubtful=doubtful)
+        few = len(batch) <= _MOST_BLAMED_AT_ONCE and self._refused_in_a_row < _MOST_REFUSED_IN_A_ROW
+        result = search.run(batch, refusal, doubtful=not few and batch[-1].seq > self._witness)
+        self._witness = max(self._witness, search.witness)
         if not search.taken:
             self._refused_in_a_row += len(search.poison)
         self._batch = []  # What is left of it is claimed again.

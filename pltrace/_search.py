@@ -34,6 +34,8 @@ class PoisonSearch:
         self.poison: dict[int, tuple[StoredSpan, str]] = {}
         #: Whether anything was taken.
         self.taken = False
+        #: The number of a span from behind the batch that was taken, or 0.
+        self.witness = 0
         self._tried: set[int] = set()  # Picked and taken: not to be sent again.
 
     def run(self, batch: list[StoredSpan], refusal: ExportResult, *, doubtful: bool) -> ExportResult:
@@ -42,14 +44,13 @@ class PoisonSearch:
         Args:
             batch: The spans.
             refusal: The answer that they got together.
-            doubtful: Also one or two spans are tried beside others, before it is put down to them.
+            doubtful: If nothing of it is taken, others are tried before it is put down to the spans.
 
         Returns:
             `delivered` when all of it is taken or in `poison`; else what stands in the way, and `poison` is empty
             unless something was taken.
         """
         most_posts = 2 * math.log2(len(batch)) + 2
-        doubtful = doubtful or len(batch) > 2
         posts, answer = 1, refusal
         parts = self._split(batch, refusal)
         while parts or (doubtful and not self.taken):
@@ -97,6 +98,7 @@ class PoisonSearch:
             if answer.outcome == "delivered":
                 self.taken = True
                 self._tried.add(span.seq)
+                self.witness = span.seq if span is newest else 0
             if answer.outcome != "rejected":
                 break
         return answer

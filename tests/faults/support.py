@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from langchain_core.language_models.fake_chat_models import FakeListChatModel
+
+from pltrace import traced
 from tests.support.programs import Ended, rows, run
 from tests.support.promptlayer_server import PromptLayerServer
 
@@ -74,6 +77,14 @@ def rss_mib():
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) / 1024
 """
+
+
+def ask(name: str = "ask", **arguments: Any) -> Any:
+    """Makes one LLM call in a block and gives its request."""
+    with traced(name, **arguments) as span:
+        FakeListChatModel(responses=["Hello."]).invoke("Hi!")
+    (request,) = span.requests
+    return request
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from promptlayer import PromptLayer
 import pltrace
 from pltrace import traced
 from pltrace._http import Answer, JsonClient, NoAnswerError
-from tests.faults.support import PRELUDE, Measured, all_delivered, balance, deliver_rest, taken, told
+from tests.faults.support import PRELUDE, Measured, all_delivered, ask, balance, deliver_rest, taken, told
 from tests.support.http_double import CLOSE, HANG, STORE_THEN_CLOSE, Fault, on, slow
 from tests.support.programs import deliveries, ended, module, rows, run, start
 from tests.support.promptlayer_server import PromptLayerServer
@@ -28,14 +28,6 @@ Deliver = Callable[..., None]
 
 #: A hang is told from none by this; the figures themselves are printed.
 MOST_S = 5.0
-
-
-def ask(name: str = "ask", **arguments: Any) -> Any:
-    """Makes one LLM call in a block and gives its request."""
-    with traced(name, **arguments) as span:
-        FakeListChatModel(responses=["Hello."]).invoke("Hi!")
-    (request,) = span.requests
-    return request
 
 
 def recover(timeout: float = 30.0) -> None:
