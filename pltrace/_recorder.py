@@ -17,6 +17,7 @@ from pltrace._health import counts, failed, warn_sometimes
 from pltrace._record import record_of
 from pltrace._request import Registry, Request, Waiting
 from pltrace._silence import be_silent, silence
+from pltrace._slices import Slices
 from pltrace._span import Span
 from pltrace._store import Asked, Store, Written
 
@@ -33,10 +34,7 @@ _WARN_AFTER_S = 10.0
 _TRY_AGAIN_S = 0.05
 #: How long the writer gathers before it commits.
 GROUP_COMMIT_S = 0.002
-#: Spans are encoded in slices, with the interpreter offered to other threads in between: a writer that encodes
-#: thousands in one go makes a quarter of the callers wait for it.
-_SLICE = 32
-_MOST_IN_COMMIT = 256
+_MOST_IN_COMMIT, _FEWEST_QUEUED = 256, 32
 #: The writer goes to sleep after so many empty rounds; until then, recording needs no wake-up.
 _ROUNDS_AWAKE = 25
 
@@ -298,7 +296,7 @@ class SpanRecorder:
 
     def _room(self) -> int:
         """Return how many spans of the size of late may wait in memory."""
-        return max(min(MOST_QUEUED, int(MOST_QUEUED_BYTES / self.store.span_bytes)), _SLICE)
+        return max(min(MOST_QUEUED, int(MOST_QUEUED_BYTES / self.store.span_bytes)), _FEWEST_QUEUED)
 
     def _write_each(self, records: list[dict[str, Any]], operations: list[Asked]) -> list[Written]:
         """Write one by one, giving up what can't be stored."""
@@ -330,12 +328,15 @@ class SpanRecorder:
     def _encode(self, items: list[Span | _Ask]) -> tuple[list[dict[str, Any]], list[Asked]]:
         records: list[dict[str, Any]] = []
         operations: list[Asked] = []
-        for position, item in enumerate(items):
-            if position % _SLICE == _SLICE - 1:
-                sleep(0)
+        slices = Slices()
+        for item in items:
+            slices.between()
             try:
                 if type(item) is Span:
                     records.append(record_of(item, self._encoder, self._service))
+                    if item.kind == "llm":
+                        for around in item.scope.lineage:
+                            around.totals.fold()
                 elif type(item) is _Ask:
                     operations.append(
                         Asked(

@@ -240,11 +240,13 @@ _PYDANTIC = ("__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_privat
 
 def arguments_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     """Return snapshots of the arguments of a call; the tuple and the dict are the call's own."""
-    return Arguments(
-        function,
-        [item if type(item) in _PLAIN else snapshot(item) for item in args],
-        {key: item if type(item) in _PLAIN else snapshot(item) for key, item in kwargs.items()} if kwargs else kwargs,
-    )
+    given: Sequence[Any] = args
+    if not _PLAIN.issuperset(map(type, args)):
+        given = [item if type(item) in _PLAIN else snapshot(item) for item in args]
+    if kwargs and not _PLAIN.issuperset(map(type, kwargs.values())):
+        kwargs = {key: item if type(item) in _PLAIN else snapshot(item) for key, item in kwargs.items()}
+    # Not by `Arguments(...)`, which goes through a function in Python.
+    return tuple.__new__(Arguments, (function, given, kwargs))
 
 
 class Arguments(NamedTuple):

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from pltrace._database import Database
 from pltrace._exporter import Operation, StoredSpan
+from pltrace._slices import Slices
 
 __all__ = ["Asked", "Store", "Written"]
 
@@ -118,7 +119,10 @@ class Store:
             sqlite3.Error: Nothing was written.
         """
         # Encoded before the transaction: other processes wait while it is open.
-        bodies = [_encoded(record) for record in records]
+        slices, bodies = Slices(), []
+        for record in records:
+            slices.between()
+            bodies.append(_encoded(record))
         if bodies:
             self.span_bytes += (sum(map(len, bodies)) / len(bodies) - self.span_bytes) / 2
         with self.database.writing(patience_s) as connection:
@@ -235,7 +239,9 @@ class Store:
                 (exporter, self.owner, most),
             ).fetchall()
         batch: list[StoredSpan] = []
+        slices = Slices()
         for row in rows:
+            slices.between()
             most_bytes -= len(row["body"])
             if batch and most_bytes < 0:
                 break
@@ -544,10 +550,11 @@ def new_owner() -> str:
 
 
 def _encoded(record: Mapping[str, Any]) -> str:
-    return json.dumps(
-        {key: value for key, value in record.items() if key not in _COLUMNS},
-        ensure_ascii=False, allow_nan=False, separators=(",", ":"),
-    )  # fmt: skip
+    return _json({key: value for key, value in record.items() if key not in _COLUMNS})
+
+
+#: Records are made here and are trees: no time for a look at whether they are.
+_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")).encode
 
 
 def _host() -> str:

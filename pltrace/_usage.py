@@ -17,8 +17,9 @@ INTERNAL_TAGS = ("seq:step:", "map:key:", "retry:attempt:", "graph:step:", "bran
 
 #: `Span.requests` remembers this many requests, the latest: a block around a million calls must not hold a million.
 MOST_REQUESTS = 10_000
-#: Ended calls are folded into a span's totals in steps of this many, and whenever `usage` is read.
-_FOLD_AT = 1_000
+#: Ended calls are folded into a span's totals by the writer's thread, and whenever `usage` is read. Where the writer
+#: doesn't come to it, or past so many, each caller folds a few.
+_MOST_TALLIES, _FEW = 1_000, 4
 #: One lock for all totals: it is held for microseconds. Re-entrant, because a generator's finalizer can end a call
 #: on a thread that is folding.
 _folding = threading.RLock()
@@ -104,29 +105,30 @@ def _usage(total: list[int], by_model: Mapping[str, Usage] = _NOTHING, by_tag: M
 class Totals:
     """Collects the LLM calls under one span, without a lock on their path."""
 
-    __slots__ = ("_all", "_by_model", "_by_tag", "_tallies", "request_bits")
+    __slots__ = ("_sums", "_tallies", "request_bits")
 
     def __init__(self) -> None:
         self.request_bits: deque[int] = deque(maxlen=MOST_REQUESTS)
         self._tallies: deque[Tally] = deque()
-        self._all = [0, 0, 0, 0]
-        self._by_model: dict[str, list[int]] = {}
-        self._by_tag: dict[str, list[int]] = {}
+        # By model, the scope's tags and the run's.
+        self._sums: dict[tuple[str, tuple[str, ...], tuple[str, ...]], list[int]] = {}
 
     def add(self, tally: Tally) -> None:
         """Add one ended call; safe from any thread and from a finalizer."""
         self._tallies.append(tally)
-        if len(self._tallies) >= _FOLD_AT:
-            self._fold()
+        if len(self._tallies) > _MOST_TALLIES:
+            self.fold(_FEW)
 
-    def _fold(self) -> None:
+    def fold(self, most: int | None = None) -> None:
+        """Work off what was added, or so many of it."""
         global _is_folding
         with _folding:
             if _is_folding:
                 return  # It is a finalizer that comes in between; what it added is folded later.
             _is_folding = True
             try:
-                for _ in range(len(self._tallies)):
+                waiting = len(self._tallies)
+                for _ in range(waiting if most is None else min(waiting, most)):
                     self._count(*self._tallies.popleft())
             finally:
                 _is_folding = False
@@ -135,21 +137,30 @@ class Totals:
         self, errors: int, tokens_in: int, tokens_out: int, run_fields: tuple[Any, ...], scope_tags: tuple[str, ...]
     ) -> None:
         run = Run(*run_fields)
-        sums = [self._all, self._by_model.setdefault(run.model, [0, 0, 0, 0])]
-        sums += [
-            self._by_tag.setdefault(tag, [0, 0, 0, 0])
-            for tag in dict.fromkeys((*scope_tags, *(run.tags or ())))
-            if not tag.startswith(INTERNAL_TAGS)
-        ]
-        for total in sums:
-            total[:] = map(add, total, (1, errors, tokens_in, tokens_out))
+        sums = self._sums.setdefault((run.model, scope_tags, tuple(run.tags or ())), [0, 0, 0, 0])
+        sums[:] = sums[0] + 1, sums[1] + errors, sums[2] + tokens_in, sums[3] + tokens_out
 
     def read(self) -> Usage:
         """Return the totals so far."""
+        total = [0, 0, 0, 0]
+        by_model: dict[str, list[int]] = {}
+        by_tag: dict[str, list[int]] = {}
         with _folding:
-            self._fold()
-            by_model = {model: _usage(total) for model, total in self._by_model.items()}
-            return _usage(self._all, by_model, {tag: _usage(total) for tag, total in self._by_tag.items()})
+            self.fold()
+            for (model, scope_tags, run_tags), added in self._sums.items():
+                sums = [total, by_model.setdefault(model, [0, 0, 0, 0])]
+                sums += [
+                    by_tag.setdefault(tag, [0, 0, 0, 0])
+                    for tag in dict.fromkeys((*scope_tags, *run_tags))
+                    if not tag.startswith(INTERNAL_TAGS)
+                ]
+                for one in sums:
+                    one[:] = map(add, one, added)
+        return _usage(
+            total,
+            {model: _usage(one) for model, one in by_model.items()},
+            {tag: _usage(one) for tag, one in by_tag.items()},
+        )
 
 
 def forked() -> None:

@@ -24,6 +24,7 @@ RANKS = {
     "_http": 0,
     "_provider_errors": 0,
     "_redaction": 0,
+    "_slices": 0,
     "_snapshot": 0,
     "_tree": 0,
     "_usage": 0,

@@ -46,7 +46,7 @@ class Encoder:
         self._rules = Rules(extra) if redact is None else None
         self._label_rules = Rules(extra, by_name=False)
         self._bounds = Bounds(max_string, min(max_depth, _DEEPEST), max_items)
-        self._json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        self._json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":"))
 
     def jsonable(self, value: object) -> Json:
         """Return the value as JSON-safe data; never raises.
