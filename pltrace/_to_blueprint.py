@@ -50,7 +50,7 @@ def blueprint_from(template: Any) -> Block:
         template = PromptTemplate.from_template(template)
     if not isinstance(template, BasePromptTemplate):
         raise ConfigError(f"template={template!r}: expected a string, a PromptTemplate or a ChatPromptTemplate")
-    bound = [name for name, value in template.partial_variables.items() if value != []]
+    bound = _bound_in(template)
     if bound:
         raise ConfigError(
             f"template: the variables {bound} are bound by partial(), and the registry keeps no values; publish the "
@@ -66,6 +66,11 @@ def blueprint_from(template: Any) -> Block:
         }
     if not isinstance(template, ChatPromptTemplate):
         raise ConfigError(f"template: a {type(template).__name__} has no place in the registry")
+    if getattr(template, "schema_", None):
+        raise ConfigError(
+            "template: the schema of a StructuredPrompt has no place in the registry's messages; publish a "
+            "ChatPromptTemplate, and the schema in metadata['model']['parameters']['response_format']"
+        )
     made: Block = {
         "type": "chat",
         "messages": [message for part in template.messages for message in _messages(part)],
@@ -78,12 +83,24 @@ def blueprint_from(template: Any) -> Block:
     return made
 
 
+def _bound_in(template: Any) -> list[str]:
+    """Return the variables that have values already; placeholders that may be left out have an empty list."""
+    inner = [part for part in getattr(template, "messages", ()) if isinstance(part, ChatPromptTemplate)]
+    bound = [name for name, value in template.partial_variables.items() if value != []]
+    return [*bound, *(name for part in inner for name in _bound_in(part))]
+
+
 def _messages(part: Any) -> list[Block]:
     if isinstance(part, BaseMessage):
         return [_fixed(part)]
     if isinstance(part, ChatPromptTemplate):
         return [message for inner in part.messages for message in _messages(inner)]
     if isinstance(part, MessagesPlaceholder):
+        if part.n_messages is not None:
+            raise ConfigError(
+                f"template: n_messages={part.n_messages} of the placeholder {part.variable_name!r} has no place in the "
+                "registry; cut the list where it is given"
+            )
         return [{"role": "placeholder", "name": part.variable_name}]
     if isinstance(part, (BaseMessagePromptTemplate, BaseChatPromptTemplate)):
         return [_message(part)]
@@ -138,7 +155,7 @@ def _block(part: Any) -> Block:
 
 
 def _fixed(message: BaseMessage) -> Block:
-    """Return a message without variables; its braces are text, so they are doubled."""
+    """Return a message without variables; its braces are no variables, so they are doubled."""
     (made, *others) = _blueprint.chat_prompt([message], Encoder())["messages"]
     if others:
         raise ConfigError(f"template: {message!r} holds results of tools; give each a message of its own")
@@ -149,8 +166,14 @@ def _fixed(message: BaseMessage) -> Block:
 
 def _escaped(block: Block) -> Block:
     if block.get("type") == "text":
-        return {**block, "text": block["text"].replace("{", "{{").replace("}", "}}")}
+        return {**block, "text": _doubled(block["text"])}
+    if block.get("type") == "image_url":
+        return {**block, "image_url": {**block["image_url"], "url": _doubled(block["image_url"]["url"])}}
     return block
+
+
+def _doubled(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
 
 
 def _form(template_format: str) -> str:

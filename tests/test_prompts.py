@@ -374,6 +374,7 @@ def test_publish_and_get_it_back(registry: PromptLayerServer) -> None:
     template = ChatPromptTemplate(
         [
             SystemMessage("Keep {braces}."),
+            HumanMessage([{"type": "image_url", "image_url": {"url": "https://x/{braces}.png"}}]),
             ("system", "You are {mood}."),
             MessagesPlaceholder("history", optional=True),
             ("human", [{"type": "text", "text": "See {what}"}, {"type": "image_url", "image_url": {"url": "{photo}"}}]),
@@ -418,6 +419,11 @@ def test_publish_a_completion_prompt(registry: PromptLayerServer, template: Any)
     ("arguments", "message"),
     [
         ({"template": ChatPromptTemplate([("human", "{a}")]).partial(a="b")}, r"\['a'\] are bound by partial"),
+        (
+            {"template": ChatPromptTemplate([ChatPromptTemplate([("human", "{a}")]).partial(a="b")])},
+            r"\['a'\] are bound by partial",
+        ),
+        ({"template": ChatPromptTemplate([MessagesPlaceholder("past", n_messages=2)])}, "n_messages=2.*'past'"),
         ({"template": PromptTemplate.from_template("{{a}}", template_format="mustache")}, "mustache"),
         ({"template": 3}, "expected a string, a PromptTemplate"),
         ({"name": "x" * 513}, "512 characters"),

@@ -271,3 +271,59 @@ def test_what_a_process_left_is_sent_by_the_next(
     expected = [item for n in range(1, 6) for item in (("score", n), ("prompt", "joke"))]
     assert asked(promptlayer) == expected
     assert [op["prompt_input_variables"]["n"] for op in promptlayer.operations[1::2]] == [1, 2, 3, 4, 5]
+
+
+_HANDLES = """
+    import os
+    import sys
+    import pltrace
+    from langchain_openai import ChatOpenAI
+    from pltrace import traced
+
+    base_url, group = sys.argv[1:]
+    model = ChatOpenAI(model="scripted", base_url=base_url, api_key="none")
+    pltrace.configure()
+    with traced("conversation") as span:
+        span.add_to_group(int(group))
+        model.invoke("one")
+        first = span.requests[0]
+        first.score(1)
+        first.link_prompt("joke", version=1, input_variables={"topic": "tea"})
+        span.score(2)
+        with traced("inner"):
+            model.invoke("two")
+        first.add_metadata({"late": "yes"})
+        first.score(3, "style")
+    pltrace.flush(0.5)
+    os._exit(1)
+"""
+
+
+def test_what_is_asked_before_the_ids_survives_the_process(
+    deliver: Deliver, promptlayer: PromptLayerServer, llm: ScriptedOpenAI, tmp_path: Path
+) -> None:
+    """What handles and blocks were asked before any request had an id is sent by a later process, each in its order."""
+    promptlayer.add_prompt("joke", "Tell me about {topic}.")
+    deliver(store="memory")
+    group, store = track.create_group(), tmp_path / "left.db"
+    promptlayer.operations.clear()
+    promptlayer.faults.append(lambda request: CLOSE)
+    run(
+        _HANDLES, tmp_path, llm.base_url, group,
+        PROMPTLAYER_API_KEY=promptlayer.api_key, PROMPTLAYER_BASE_URL=promptlayer.url, PLTRACE_STORE=store,
+    )  # fmt: skip
+    assert promptlayer.request_logs == []
+
+    promptlayer.faults.clear()
+    deliver(store=store)
+    promptlayer.wait_for(lambda: len(promptlayer.operations) == 8, 30.0)
+
+    by_words = {log["input"]["messages"][0]["content"][0]["text"]: log["id"] for log in promptlayer.request_logs}
+    asked_of = {
+        words: [(op["op"], op.get("score")) for op in promptlayer.operations if op["request_id"] == number]
+        for words, number in by_words.items()
+    }
+    assert asked_of == {
+        "one": [("group", None), ("score", 1), ("prompt", None), ("score", 2), ("metadata", None), ("score", 3)],
+        "two": [("group", None), ("score", 2)],
+    }
