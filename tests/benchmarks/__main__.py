@@ -33,7 +33,7 @@ def main() -> int:
     """Measure, and write the report."""
     options = _options()
     options.out.mkdir(parents=True, exist_ok=True)
-    interpreters = {"pltrace": sys.executable}
+    interpreters = {"pltrace": sys.executable, **_peers(options)}
     began, load = time.time(), os.getloadavg()[0]
     results: list[dict[str, Any]] = []
     with _sink() as sink, tempfile.TemporaryDirectory() as folder:
@@ -68,6 +68,7 @@ def _options() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--scale", type=float, default=1.0, help="how much of everything (default 1)")
     parser.add_argument("--processes", type=int, default=3, help="how often all is measured anew (default 3)")
+    parser.add_argument("--peers", metavar="NAMES", help="other tracers, separated by commas, or `all`")
     parser.add_argument("--sections", default=",".join(SECTIONS), help="of %(default)s")
     parser.add_argument("--no-inert", dest="inert", action="store_false", help="without import and inert calls")
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "pltrace-benchmarks")
@@ -77,6 +78,23 @@ def _options() -> argparse.Namespace:
     if unknown:
         parser.error(f"--sections: there is no {', '.join(sorted(unknown))}")
     return options
+
+
+def _peers(options: argparse.Namespace) -> dict[str, str]:
+    """Return the Pythons of the peers that are asked for and can be installed."""
+    if not options.peers:
+        return {}
+    from tests.benchmarks import peers
+
+    wanted = list(peers.PEERS) if options.peers == "all" else options.peers.split(",")
+    found = {}
+    for name in wanted:
+        _say(f"environment of {name}")
+        try:
+            found[name] = peers.interpreter(name, options.out / "peers")
+        except subprocess.CalledProcessError as error:
+            _say(f"{name} can't be installed: {error}", end="\n")
+    return found
 
 
 @contextlib.contextmanager

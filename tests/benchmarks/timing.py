@@ -147,7 +147,7 @@ def in_threads(tracers: Sequence[Tracer], rounds: int, calls: int) -> dict[str, 
 def total_cpu(tracers: Sequence[Tracer], rounds: int, calls: int) -> dict[str, Samples]:
     """Return the CPU of the whole process for LLM calls, until the background has done its work."""
     samples = {tracer.name: Samples() for tracer in tracers}
-    for _ in range(rounds):
+    for number in range(rounds + 1):
         for tracer in tracers:
             run = _chain(tracer, "LLM call")
             tracer.settle()
@@ -156,7 +156,8 @@ def total_cpu(tracers: Sequence[Tracer], rounds: int, calls: int) -> dict[str, S
                 for _ in range(calls):
                     run()
             tracer.settle()
-            samples[tracer.name].cpu.append((time.process_time_ns() - began) / 1e3 / calls)
+            if number:  # The first warms up.
+                samples[tracer.name].cpu.append((time.process_time_ns() - began) / 1e3 / calls)
     return samples
 
 

@@ -25,7 +25,7 @@ def _tracer(name: str, sink: str, folder: Path) -> Tracer:
         return Pltrace(sink, folder)
     from tests.benchmarks import peers
 
-    return peers.PEERS[name].load(sink, folder)
+    return peers.PEERS[name](sink, folder)
 
 
 def _results(section: str, samples: Mapping[str, Samples], workload: str = "") -> Iterator[Result]:
