@@ -398,8 +398,8 @@ class Store:
                 ("operations", None),
             )
             for row in connection.execute(
-                _OWNERS.format(table=table, only="" if only is None else " AND exporter = ?1"),
-                () if only is None else (only,),
+                _OWNERS.format(table=table, only="" if only is None else " AND exporter = :only"),
+                {"only": only},
             )
         }
         pending = [owner for owner in owners if owner != self.owner and known.get(owner, True)]
@@ -412,22 +412,22 @@ class Store:
             *(("deliveries", "seq", exporter) for exporter in self.exporters),
             ("operations", "id", None),
         ):
-            where = "owner = ?2 AND state = 0" + ("" if only is None else " AND exporter = ?3")
-            parameters = (self.owner, owner) if only is None else (self.owner, owner, only)
+            where = "owner = :gone AND state = 0" + ("" if only is None else " AND exporter = :only")
+            parameters = {"ours": self.owner, "gone": owner, "only": only}
             taken = _MOST_IN_STEP
             while taken == _MOST_IN_STEP:
                 with self.database.writing() as connection:
                     taken = connection.execute(
-                        f"UPDATE {table} SET owner = ?1 WHERE {where} AND {key} IN"
+                        f"UPDATE {table} SET owner = :ours WHERE {where} AND {key} IN"
                         f" (SELECT {key} FROM {table} WHERE {where} ORDER BY {key} LIMIT {_MOST_IN_STEP})",
                         parameters,
                     ).rowcount
                 adopted += taken
         with self.database.writing() as connection:
             connection.execute(
-                "DELETE FROM owners WHERE owner = ?1"
-                " AND NOT EXISTS (SELECT 1 FROM deliveries WHERE owner = ?1 AND state = 0)",
-                (owner,),
+                "DELETE FROM owners WHERE owner = :gone"
+                " AND NOT EXISTS (SELECT 1 FROM deliveries WHERE owner = :gone AND state = 0)",
+                {"gone": owner},
             )
         return adopted
 
