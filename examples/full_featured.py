@@ -6,9 +6,7 @@ The documented example is `drop_in` below, but for its imports, which were
 
     import promptlayer
     from langchain_community.callbacks.promptlayer_callback import PromptLayerCallbackHandler
-    from langchain_openai import OpenAI
 
-and for `promptlayer.` before `track` and `prompts`, and `langchain=True` in `prompts.get`, which says nothing here.
 PromptLayer's registry has to hold a prompt "example" with the variable `product`. OPENAI_BASE_URL points it at any
 other server that speaks OpenAI's protocol. It needs `pip install langchain-openai`.
 """
@@ -16,17 +14,18 @@ other server that speaks OpenAI's protocol. It needs `pip install langchain-open
 from langchain_openai import OpenAI
 
 import pltrace
-from pltrace import PromptLayerCallbackHandler, prompts, traced, track
+import pltrace as promptlayer
+from pltrace import PromptLayerCallbackHandler, prompts, traced
 
 
 def drop_in() -> None:
-    """The old way: the imports are changed, little else."""
+    """The old way: the imports are changed, nothing else."""
 
     def pl_id_callback(promptlayer_request_id: int) -> None:
         print("prompt layer id ", promptlayer_request_id)
-        track.score(request_id=promptlayer_request_id, score=100)  # an integer 0-100
-        track.metadata(request_id=promptlayer_request_id, metadata={"foo": "bar"})  # key-value pairs
-        track.prompt(
+        promptlayer.track.score(request_id=promptlayer_request_id, score=100)  # an integer 0-100
+        promptlayer.track.metadata(request_id=promptlayer_request_id, metadata={"foo": "bar"})  # key-value pairs
+        promptlayer.track.prompt(
             request_id=promptlayer_request_id,
             prompt_name="example",
             prompt_input_variables={"product": "toasters"},
@@ -37,7 +36,7 @@ def drop_in() -> None:
         model_name="gpt-3.5-turbo-instruct",
         callbacks=[PromptLayerCallbackHandler(pl_id_callback=pl_id_callback)],
     )
-    example_prompt = prompts.get("example", version=1)
+    example_prompt = promptlayer.prompts.get("example", version=1, langchain=True)
     openai_llm.invoke(example_prompt.format(product="toasters"))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pltrace import _registry
 from pltrace._account import account, refused
@@ -20,7 +20,7 @@ _LONGEST_NAME, _LONGEST_MESSAGE = 512, 72
 
 
 def get(
-    name: str, *, version: int | None = None, label: str | None = None
+    name: str, *, version: int | None = None, label: str | None = None, langchain: Literal[True] = True
 ) -> RegistryChatPromptTemplate | RegistryPromptTemplate:
     """Return a prompt of the registry as a LangChain prompt template.
 
@@ -34,6 +34,7 @@ def get(
         name: The prompt's name, or its id.
         version: Its version; without it and `label`, the latest.
         label: A release label.
+        langchain: Says what is so anyway; calls of the former `promptlayer.prompts.get` have it.
 
     Returns:
         A `ChatPromptTemplate`, or for a completion prompt a `PromptTemplate`. Its attributes `prompt_name`,
@@ -45,6 +46,11 @@ def get(
         PromptLayerError: There is no such prompt, or PromptLayer can't be asked and the prompt isn't known from before.
     """
     _check(name, version, label)
+    if langchain is not True:
+        raise ConfigError(
+            f"langchain={langchain!r}: prompts.get gives LangChain templates; promptlayer's own client.templates.get "
+            "gives the entry as it is"
+        )
     template: RegistryChatPromptTemplate | RegistryPromptTemplate = _registry.fetched(name, version, label)
     return template
 

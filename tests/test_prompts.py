@@ -223,7 +223,7 @@ def test_without_a_key_it_says_what_to_set(local: Path) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [{"name": ""}, {"name": 3}, {"version": 0}, {"version": True}, {"version": "1"}, {"label": ""},
-     {"version": 1, "label": "prod"}],
+     {"version": 1, "label": "prod"}, {"langchain": False}],
 )  # fmt: skip
 def test_wrong_arguments_are_refused_at_once(arguments: dict[str, Any]) -> None:
     """A wrong argument is named where it is given."""
