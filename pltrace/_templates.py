@@ -170,14 +170,14 @@ def _freshened(content: Any) -> Any:
     """Return the content of a message with texts that are objects of their own."""
     if isinstance(content, str):
         return _links.fresh(content)
-    return [
-        _links.fresh(part)
-        if isinstance(part, str)
-        else {**part, "text": _links.fresh(part["text"])}
-        if isinstance(part.get("text"), str)
-        else part
-        for part in content
-    ]
+    return [_freshened_part(part) for part in content]
+
+
+def _freshened_part(part: Any) -> Any:
+    if isinstance(part, str):
+        return _links.fresh(part)
+    text = part.get("text")
+    return {**part, "text": _links.fresh(text)} if isinstance(text, str) else part
 
 
 def _fixed_in(template: ChatPromptTemplate) -> Iterator[BaseMessage]:
