@@ -74,8 +74,6 @@ class LinkedPromptValue(ChatPromptValue):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ChatPromptValue) and list(self.messages) == list(other.messages)
 
-    __hash__ = None  # type: ignore[assignment]  # As the base: it can be changed.
-
     def __reduce__(self) -> Any:
         """Be pickled as a plain one: what was noted is this process's."""
         return partial(ChatPromptValue, messages=self.messages), ()
@@ -107,7 +105,8 @@ class RegistryChatPromptTemplate(_Linked, ChatPromptTemplate):
 
     def __add__(self, other: Any) -> ChatPromptTemplate:
         """Return a template that goes on with `other`; what is rendered from it is linked as a beginning."""
-        made: ChatPromptTemplate = ChatPromptTemplate([self]) + other
+        begun = self.model_copy(update={"messages": [*self.messages]})
+        made: ChatPromptTemplate = ChatPromptTemplate([begun]) + other
         return made
 
     def format_messages(self, **kwargs: Any) -> list[BaseMessage]:

@@ -193,7 +193,10 @@ def test_templates_are_ordinary_ones(registry: PromptLayerServer) -> None:
     assert len(prompts.get("joke").messages) == 2
     assert pickle.loads(pickle.dumps(prompt)) == prompt
     assert prompt.lc_id()[-1] == "ChatPromptTemplate"
-    assert type(prompt + "more") is ChatPromptTemplate
+    longer = prompt + "more"
+    prompt.append(("human", "And now!"))
+    assert type(longer) is ChatPromptTemplate
+    assert len(longer.format_messages(**VARIABLES)) == 4
     value = prompt.invoke(VARIABLES)
     plain = ChatPromptValue(messages=value.to_messages())
     assert (value == plain, plain == value, value == "x", dumps(value)) == (True, True, False, dumps(plain))
