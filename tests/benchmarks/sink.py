@@ -52,7 +52,7 @@ def _answer(method: str, target: str, body: bytes) -> bytes:
     if target.endswith("/spans-bulk"):
         spans = json.loads(body)["spans"]
         logs = [{"id": next(_ids), "span_id": span["context"]["span_id"]} for span in spans if "log_request" in span]
-        return json.dumps({"success": True, "request_logs": logs}).encode()
+        return json.dumps({"success": True, "spans": [], "request_logs": logs}).encode()
     if target.endswith("/log-request"):
         return b'{"id": 1, "success": true, "prompt_version": null}'
     return _ANSWERS.get(target, b"{}")
