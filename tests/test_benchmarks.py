@@ -12,7 +12,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_one_command_measures_all_sections_and_writes_tables_and_a_plot(tmp_path: Path) -> None:
     """`python -m tests.benchmarks` measures every section and leaves a report, a plot and the raw numbers."""
-    command = [sys.executable, "-m", "tests.benchmarks", "--scale", "0.001", "--processes", "1", "--out", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.benchmarks",
+        "--scale",
+        "0.0005",
+        "--processes",
+        "1",
+        "--out",
+        str(tmp_path),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     results = [json.loads(line) for line in (tmp_path / "results.json").read_text().splitlines()]
