@@ -14,9 +14,11 @@ from pltrace import _client, _langchain, _links, _runs, _scope, _twice, _usage
 from pltrace._errors import ConfigError
 from pltrace._health import failed, forget_warnings, logger
 from pltrace._scope import Scope
+from pltrace._wrapping import when_imported
 
 if TYPE_CHECKING:
     import re
+    from types import ModuleType
 
     from pltrace._config import Config, Library, Redaction
     from pltrace._exporter import SpanExporter
@@ -281,6 +283,12 @@ def _hook_exit() -> None:
     if register is not None:
         register(_at_exit)
     atexit.register(_at_exit)
+    when_imported("celery.signals", _hook_celery)
+
+
+def _hook_celery(signals: ModuleType) -> None:
+    """Have Celery call us before it ends a child, which it does with a signal, a moment after its last task."""
+    signals.worker_process_shutdown.connect(lambda **_: _at_exit(), weak=False)
 
 
 def _all() -> list[Tracing]:

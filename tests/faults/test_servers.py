@@ -60,7 +60,7 @@ def _gunicorn(folder: Path, settings: dict[str, object], *options: str) -> Itera
         port = free.getsockname()[1]
     command = [
         sys.executable, "-m", "gunicorn", "application:app", "--chdir", str(folder), "--bind", f"127.0.0.1:{port}",
-        "--graceful-timeout", str(GRACEFUL_S), "--no-control-socket", *options,
+        "--graceful-timeout", str(GRACEFUL_S), *options,
     ]  # fmt: skip
     with (folder / "log").open("w+") as log:
         server = subprocess.Popen(
@@ -156,17 +156,17 @@ def test_gunicorn_recycles_and_reloads(
     tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], store: Path
 ) -> None:
     """Workers that end after some requests, and a reload in the middle of all, lose nothing."""
-    options = ["--workers", "4", "--max-requests", "20", "--preload"]
+    options = ["--workers", "3", "--max-requests", "12", "--preload"]
     with _gunicorn(tmp_path, settings, *options) as (server, port):
-        answered = _ask(port, 200)
+        answered = _ask(port, 100)
         server.send_signal(signal.SIGHUP)
-        answered += _ask(port, 200)
+        answered += _ask(port, 100)
         _stop(server, signal.SIGTERM)
-    assert len(answered) > 4
+    assert len(answered) > 3
     deliver_rest(tmp_path, **settings)
     calls = rows(store, "SELECT count(*) AS count FROM spans WHERE kind = 'llm'")[0]["count"]
     # A request whose answer was cut off is sent again by the test.
-    assert calls >= answered.total() == 400
+    assert calls >= answered.total() == 200
     spans = rows(store, "SELECT count(*) AS count FROM spans")[0]["count"]
     all_delivered(promptlayer, store, spans)
 
