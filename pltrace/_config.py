@@ -222,7 +222,7 @@ def _place(given: object, text: str | None) -> Path | Literal["memory", "off"]:
     if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
         raise ConfigError(f'{name}={value!r}: expected a file path, "memory" or "off"')
     path = Path(os.fsdecode(value)).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):  # Not `Path.is_dir`, which raises where it may not look.
         raise ConfigError(f"{name}={value!r}: expected a file path, and this is a folder")
     return path.absolute()
 

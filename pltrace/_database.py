@@ -60,6 +60,8 @@ class Database:
         self.path = path
         #: Counts the times it was opened: what was written before may not be there any more.
         self.openings = 0
+        #: Counts the files that took the place of one that was lost: the numbers of spans start over.
+        self.files = 0
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
         self._cut_at = 0.0
@@ -82,7 +84,8 @@ class Database:
         try:
             yield connection
         except sqlite3.DatabaseError as error:
-            self._replace_if_damaged(error)
+            if self._replace_if_damaged(error):
+                raise sqlite3.OperationalError(f"it is damaged: {error}") from error
             raise
         finally:
             _give_back()
@@ -106,7 +109,8 @@ class Database:
             with suppress(sqlite3.Error):
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
-            self._replace_if_damaged(error)
+            if self._replace_if_damaged(error):
+                raise sqlite3.OperationalError(f"it is damaged: {error}") from error
             raise
         finally:
             _give_back()
@@ -133,9 +137,9 @@ class Database:
                     connection.execute(begin)
                 return connection
             except BaseException as error:
-                self._replace_if_damaged(error)
+                replaced = self._replace_if_damaged(error)
                 _give_back()
-                if not _is_busy(error) or time.monotonic() > give_up_at:
+                if not (replaced or _is_busy(error)) or time.monotonic() > give_up_at:
                     raise
             time.sleep(random.uniform(0.001, 0.02))
 
@@ -152,6 +156,7 @@ class Database:
                 str(self.path),
             )
             self._disconnect()
+            self.files += 1
         if self._connection is None:
             self._connection = self._opened()
             self.openings += 1
@@ -173,22 +178,35 @@ class Database:
                 error,
             )
             self.path = None
+            self.files += 1
             return opened_memory()
         self._file = identity(self.path)
         return connection
+
+    def give_up_file(self) -> None:
+        """Go on in memory: at the end of a process whose disk is full, what can be delivered needs no disk."""
+        _wait_for_lock(time.monotonic() + _MOST_BUSY_AT_OPENING_S)
+        try:
+            self._disconnect()
+            self.path = None
+            self.files += 1
+        finally:
+            _give_back()
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
 
-    def _replace_if_damaged(self, error: BaseException) -> None:
-        """Begin a new file, with the lock held, if this one has turned out to be damaged."""
+    def _replace_if_damaged(self, error: BaseException) -> bool:
+        """Have a new file begun, with the lock held, if this one has turned out to be damaged; return whether."""
         if self.path is None or type(error) is not sqlite3.DatabaseError or self._connection is None:
-            return
+            return False
         self._disconnect()
+        self.files += 1
         if identity(self.path) == self._file:  # Else another process did.
             set_aside(self.path, error)
+        return True
 
     def __del__(self) -> None:
         """Have the connection closed by the next who uses SQLite: this thread may be in the middle of it."""

@@ -93,7 +93,8 @@ class Store:
         """Start afresh, as in the child of a fork: a new owner."""
         self.owner = new_owner()
         self._seen_at = 0.0  # When this process last renewed its lease,
-        self._seen_in = 0  # and in which of the database's files.
+        self._seen_in = 0  # and at which opening of the file.
+        self._sent_from: dict[str, int] = {}  # By exporter: which file the batch is from that is on its way.
 
     # Writing: the writer thread.
 
@@ -280,12 +281,15 @@ class Store:
             What of it is still this process's to send: one that was stopped for long may have lost its lease.
         """
         with self.database.writing() as connection:
+            self._sent_from[exporter] = self.database.files
             rows = connection.execute(
-                "SELECT seq FROM deliveries WHERE exporter = ? AND owner = ? AND state = 0"
-                " AND seq IN (SELECT value FROM json_each(?))",
+                "SELECT seq, span_id FROM deliveries JOIN spans USING (seq) WHERE exporter = ? AND owner = ?"
+                " AND state = 0 AND seq IN (SELECT value FROM json_each(?))",
                 (exporter, self.owner, json.dumps([span.seq for span in batch])),
             )
-            ours = {row["seq"] for row in rows}
+            # By its id too: in a file that took the place of another, the number is another span's.
+            known = {row["seq"]: row["span_id"] for row in rows}
+            ours = {span.seq for span in batch if known.get(span.seq) == span.record["span_id"]}
             connection.executemany(
                 "UPDATE deliveries SET uncertain = 1, tries = tries + 1 WHERE exporter = ? AND seq = ?",
                 [(exporter, seq) for seq in ours],
@@ -295,6 +299,8 @@ class Store:
     def not_taken(self, exporter: str, batch: Iterable[StoredSpan]) -> None:
         """Note that a batch surely didn't arrive."""
         with self.database.writing() as connection:
+            if self._is_from_elsewhere(exporter):
+                return
             connection.executemany(
                 "UPDATE deliveries SET uncertain = 0 WHERE exporter = ? AND seq = ? AND owner = ?",
                 [(exporter, span.seq, self.owner) for span in batch],
@@ -304,6 +310,8 @@ class Store:
         """Note that a batch arrived, and the ids that its requests got."""
         batch = list(batch)
         with self.database.writing() as connection:
+            if self._is_from_elsewhere(exporter):
+                return
             for span in batch:
                 request_id = request_ids.get(span.record["span_id"])
                 if request_id is not None:
@@ -318,11 +326,17 @@ class Store:
     def quarantine(self, exporter: str, reasons: Mapping[int, str]) -> None:
         """Set spans aside that the backend refuses for what is in them: number → reason."""
         with self.database.writing() as connection:
+            if self._is_from_elsewhere(exporter):
+                return
             connection.executemany(
                 "UPDATE deliveries SET state = 2, uncertain = 0, error = ?"
                 " WHERE exporter = ? AND seq = ? AND owner = ?",
                 [(reason, exporter, seq, self.owner) for seq, reason in reasons.items()],
             )
+
+    def _is_from_elsewhere(self, exporter: str) -> bool:
+        """Return whether the batch on its way is from a file that was replaced meanwhile: its numbers mean nothing."""
+        return self._sent_from.get(exporter, self.database.files) != self.database.files
 
     def due_operations(self, most: int) -> list[Operation]:
         """Return this process's oldest operations whose request has its id."""
@@ -503,8 +517,8 @@ class Store:
                 deleted += self._delete(connection, going, "state <> 1")
         if deleted:
             with self.database.reading() as connection:
-                # Each row that it returns is a page given back.
-                connection.execute(f"PRAGMA incremental_vacuum({_MOST_PAGES_GIVEN_BACK})").fetchall()
+                # As a script: `execute` stops after the first page.
+                connection.executescript(f"PRAGMA incremental_vacuum({_MOST_PAGES_GIVEN_BACK})")
         return deleted
 
     def _delete(self, connection: Any, seqs: Sequence[int], kept: str) -> int:

@@ -244,6 +244,8 @@ def _create_private(path: Path) -> None:
             raise OSError("it is not a regular file") from None
         if hasattr(os, "getuid") and status.st_uid != os.getuid():
             raise OSError("it belongs to another user") from None
+        if not os.access(path, os.W_OK):
+            raise OSError("it is read-only") from None
         return
     # The log of a file that was deleted is not this one's.
     for suffix in ("-wal", "-shm"):

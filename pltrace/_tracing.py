@@ -223,15 +223,8 @@ class Tracing:
     def at_exit(self) -> None:
         """Put all on disk, deliver for a bounded time, and leave the rest to the next process."""
         self.recorder.shutting_down()
-        written = self._write_rest()
-        if not written:
-            counts["dropped_at_exit"] = self.recorder.left  # Said again if it is called again.
-            warn_once(
-                "left",
-                "pltrace can't write to the store %s, and the process ends: %d spans that waited in memory are lost.",
-                self.store.database.path,
-                self.recorder.left,
-            )
+        if not self._write_rest():
+            self._end_without_disk()
             return
         if not self.store.database.is_open:
             return  # The child of a fork that recorded nothing, or it was shut down.
@@ -250,6 +243,21 @@ class Tracing:
                 return False
             left = self.recorder.left
         return True
+
+    def _end_without_disk(self) -> None:
+        """Deliver from memory what can't be written to the disk any more."""
+        path, left = self.store.database.path, self.recorder.left
+        if self.exporters and path is not None:
+            self.store.database.give_up_file()
+            if self._flush(monotonic() + self._exit_left_s, patient=False):
+                return
+        counts["dropped_at_exit"] = left  # Said again if it is called again.
+        warn_once(
+            "left",
+            "pltrace can't write to the store %s, and the process ends: %d spans that waited in memory are lost.",
+            path,
+            left,
+        )
 
     def _leave(self) -> None:
         try:

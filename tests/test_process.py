@@ -129,7 +129,7 @@ def test_ends_at_once(
     tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], store: Path, end: str, code: int
 ) -> None:
     """An end that lets nothing run any more costs nothing that is older than a moment."""
-    program = run(RECORDS + f"record(200)\ntime.sleep(0.1)\n{end}", tmp_path, **settings)
+    program = run(RECORDS + f"record(200)\ntime.sleep(0.5)\n{end}", tmp_path, **settings)
     assert program.code == code
     assert Counter(stored(store)) == once("call", count=200)
     after = run("import pltrace\npltrace.configure()\nassert pltrace.flush(20)", tmp_path, **settings)
@@ -154,7 +154,7 @@ def test_promptlayer_hangs(
     promptlayer.fault = HANG
     program = run(RECORDS + "record()", tmp_path, **settings)
     assert (program.code, program.out, program.err) == (0, "", "")
-    assert program.seconds < 6.0
+    assert program.seconds < 9.0  # Less than the ten seconds that an answer is waited for.
     assert set(deliveries(store).values()) == {"pending"}
 
 

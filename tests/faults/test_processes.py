@@ -229,18 +229,20 @@ assert pltrace.flush(20)
 # Leases.
 
 
+@pytest.mark.slow
 def test_lease_lost_while_stopped(
     tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], store: Path
 ) -> None:
     """What a stopped process was about to try again is delivered by another, and not by both when it goes on."""
-    promptlayer.fault = Fault(status=503)
+    promptlayer.fault = Fault(status=503, headers={"Retry-After": "10"})  # Not before it is stopped.
     first = start(
         PRELUDE + "warm()\ntimed(ask, 20)\nprint('ready', flush=True)\nsys.stdin.readline()\nassert pltrace.flush(30)",
         tmp_path,
         **settings,
     )
     ready(first)
-    promptlayer.wait_for(lambda: len(promptlayer.posts) == 1, 30.0)
+    promptlayer.wait_for(lambda: [post.status for post in promptlayer.posts] == [503], 30.0)
+    time.sleep(0.2)  # For the answer to arrive.
     os.kill(first.pid, signal.SIGSTOP)
     promptlayer.fault = None
     deliver_rest(tmp_path, **settings)

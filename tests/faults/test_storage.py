@@ -1,0 +1,320 @@
+"""The disk fills up, the file can't be written, is damaged or deleted: no program notices, and little is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.faults.support import PRELUDE, Measured, all_delivered, balance, deliver_rest, told
+from tests.faults.test_processes import go, ready
+from tests.support.programs import ended, rows, run, start, stored
+from tests.support.promptlayer_server import PromptLayerServer
+
+#: A hang is told from none by this; the figures themselves are printed.
+MOST_MS = 5000.0
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 2 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m,mode=0700", "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"mounting takes root: {mounted.stderr.decode().strip()}")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def remount(disk: Path, options: str) -> None:
+    """Change a mounted disk."""
+    subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], check=True, capture_output=True)
+
+
+FILLS = (
+    PRELUDE
+    + """
+def large(number):
+    with traced(f"large-{number:05}") as span:
+        span.update(output="x" * 20_000)
+
+pltrace.configure()
+print("ready", flush=True)
+sys.stdin.readline()
+timed(large, int(sys.argv[1]), rate=500)
+full = pltrace.flush(0)
+print("ready", flush=True)
+sys.stdin.readline()
+timed(large, 10, start=90_000)
+flushed = pltrace.flush(30)
+timed.report(full=full, flushed=flushed, rss_mib=rss_mib())
+"""
+)
+
+
+def test_disk_is_full_for_a_while(
+    small_disk: Path, tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], measured: Measured
+) -> None:
+    """On a full disk nobody waits, what is recorded waits in memory, and when there is room again all is delivered."""
+    store = small_disk / "traces.db"
+    settings["PLTRACE_STORE"] = store
+    promptlayer.stop()
+    program = start(FILLS, tmp_path, 400, **settings)
+    ready(program)
+    go(program)
+    ready(program)
+    remount(small_disk, "size=200m")
+    promptlayer.start()
+    go(program)
+    end = ended(program)
+    report = told(end)
+    assert (report["full"], report["flushed"]) == (False, True)
+    assert report["worst_ms"] < MOST_MS
+    assert "disk has room" in end.err
+    all_delivered(promptlayer, store, 410)
+    measured("worst call on a full disk", report["worst_ms"], "ms")
+    # One for the full disk, one for PromptLayer.
+    assert len(end.err.splitlines()) <= 2, end.err
+
+
+@pytest.mark.slow
+def test_disk_stays_full(
+    small_disk: Path, tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], measured: Measured
+) -> None:
+    """On a disk that stays full memory is bounded, what has no place is dropped and counted, and nobody waits."""
+    store = small_disk / "traces.db"
+    settings["PLTRACE_STORE"] = store
+    program = start(FILLS.replace("rate=500", "rate=2000"), tmp_path, 12_000, **settings)
+    ready(program)
+    promptlayer.stop()
+    go(program)
+    ready(program)
+    remount(small_disk, "size=500m")
+    promptlayer.start()
+    go(program)
+    end = ended(program, timeout=110.0)
+    report = told(end)
+    assert report["worst_ms"] < MOST_MS
+    deliver_rest(tmp_path, **settings)
+    found = balance(store, 12_010)
+    assert found.dropped > 0
+    assert found.pending == 0
+    assert report["rss_mib"] < 500
+    measured("worst call on a full disk", report["worst_ms"], "ms")
+    measured("memory of the process", report["rss_mib"], "MiB")
+    measured("dropped and counted", found.dropped, "of 12,010 spans")
+
+
+def test_disk_is_full_and_backend_works(
+    small_disk: Path, tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object]
+) -> None:
+    """What can't be written because the disk is full is delivered from memory when the process ends."""
+    store = small_disk / "traces.db"
+    settings["PLTRACE_STORE"] = store
+    first = run(PRELUDE + "timed(span, 1000)\nassert pltrace.flush(30)", tmp_path, **settings)
+    assert (first.code, first.err) == (0, "")
+    filler = small_disk / "filler"
+    descriptor = os.open(filler, os.O_WRONLY | os.O_CREAT)
+    with contextlib.suppress(OSError):
+        while os.write(descriptor, bytes(4096)):
+            pass
+    os.close(descriptor)
+    second = run(PRELUDE + "timed(lambda n: span(n, 'late'), 200)", tmp_path, **settings)
+    assert second.code == 0
+    assert "lost" not in second.err
+    assert len(promptlayer.spans) == 1200
+    filler.unlink()
+    assert rows(store, "PRAGMA integrity_check") == [{"integrity_check": "ok"}]
+
+
+def test_disk_is_read_only(
+    small_disk: Path, tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object]
+) -> None:
+    """Where the disk can only be read, what is recorded is delivered from memory."""
+    store = small_disk / "traces.db"
+    settings["PLTRACE_STORE"] = store
+    assert run(PRELUDE + "span(0)", tmp_path, **settings).code == 0
+    remount(small_disk, "ro")
+    program = run(PRELUDE + "timed(span, 20)\nassert pltrace.flush(30)", tmp_path, **settings)
+    assert program.code == 0, program.err
+    assert "kept in memory" in program.err
+    assert len(promptlayer.spans) == 21
+    remount(small_disk, "rw")
+
+
+def test_no_home(tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object]) -> None:
+    """With no home folder, as in some containers, a program runs and its spans arrive."""
+    del settings["PLTRACE_STORE"]
+    source = "import os\nos.environ.pop('HOME', None)\n" + PRELUDE + "span(0)\nassert pltrace.flush(20)"
+    program = run(source, tmp_path, **{**settings, "HOME": "/nonexistent/home"})
+    assert program.code == 0, program.err
+    program = run(PRELUDE + "span(0)\nassert pltrace.flush(20)", tmp_path, **{**settings, "HOME": "/proc/nowhere"})
+    assert program.code == 0, program.err
+    assert "kept in memory" in program.err
+    assert len(promptlayer.spans) == 2
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="becoming another user takes root")
+@pytest.mark.parametrize("when", ["before", "after a fork"])
+def test_another_users_file(
+    tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], store: Path, when: str
+) -> None:
+    """A server that gives up its rights can't use root's file any more: its spans still arrive, from memory."""
+    drop = "os.setgid(65534); os.setuid(65534)"
+    source = PRELUDE + (
+        f"{drop}\nspan(0)\nassert pltrace.flush(20)"
+        if when == "before"
+        else f"span(0, 'root')\nassert pltrace.flush(20)\nchild = os.fork()\nif child == 0:\n    {drop}\n    span(0)\n"
+        "    os._exit(not pltrace.flush(20))\nassert os.waitpid(child, 0)[1] == 0"
+    )
+    store.parent.mkdir(mode=0o700)
+    # Importing has to go on working; the folders of the test are root's alone.
+    source = "import encodings.idna, logging.handlers, pltrace._tracing, pltrace._promptlayer, uuid\n" + source
+    program = run(source, tmp_path, **settings)
+    assert program.code == 0, program.err
+    assert "kept in memory" in program.err
+    assert len(promptlayer.spans) == (1 if when == "before" else 2)
+
+
+# Damage.
+
+
+def _deleted(store: Path) -> None:
+    store.unlink()
+
+
+def _all_deleted(store: Path) -> None:
+    for part in store.parent.glob("traces.db*"):
+        part.unlink()
+
+
+def _folder_renamed(store: Path) -> None:
+    store.parent.rename(store.parent.with_name("renamed"))
+
+
+def _overwritten(store: Path) -> None:
+    with store.open("r+b") as file:
+        file.write(os.urandom(min(store.stat().st_size, 200_000)))
+    for part in ("-wal",):
+        log = store.with_name(store.name + part)
+        if log.exists():
+            with log.open("r+b") as file:
+                file.write(os.urandom(log.stat().st_size))
+
+
+def _truncated(store: Path) -> None:
+    os.truncate(store, 5000)
+
+
+@pytest.mark.parametrize("what", [_deleted, _all_deleted, _folder_renamed, _overwritten, _truncated])
+def test_file_is_lost_while_in_use(
+    tmp_path: Path,
+    promptlayer: PromptLayerServer,
+    settings: dict[str, object],
+    store: Path,
+    what: Callable[[Path], None],
+) -> None:
+    """A store that is deleted or damaged under three processes is replaced by one that all of them go on with."""
+    source = (
+        PRELUDE
+        + """
+timed(lambda n: span(n, sys.argv[1]), 300)
+assert pltrace.flush(30)
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(3):
+    timed(lambda n: span(n, sys.argv[1] + "-after"), 20, start=len(timed.took_ns))
+    pltrace.flush(30)
+timed.report()
+"""
+    )
+    processes = [start(source, tmp_path, f"process{number}", **settings) for number in range(3)]
+    ready(*processes)
+    assert len(promptlayer.spans) == 900
+    with closing(sqlite3.connect(store)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    what(store)
+    go(*processes)
+    for process in processes:
+        report = told(ended(process))
+        assert report["worst_ms"] < MOST_MS
+    assert rows(store, "PRAGMA integrity_check") == [{"integrity_check": "ok"}]
+    after = {name for name in stored(store) if "after" in name}
+    arrived = {span["name"] for span in promptlayer.spans.values() if "after" in span["name"]}
+    # What a process wrote before it could know is with the old file.
+    assert len(arrived) >= 120
+    assert len(after) >= 120
+
+
+def test_long_reader(tmp_path: Path, store: Path, measured: Measured) -> None:
+    """After somebody read for long, the database's log is cut back to its bound."""
+    source = (
+        PRELUDE
+        + """
+pltrace.configure(store=sys.argv[1])
+def large(number):
+    with traced("large") as span:
+        span.update(output="x" * 5000)
+span(0)
+assert pltrace.flush(10)
+print("ready", flush=True)
+sys.stdin.readline()
+timed(large, 8000)
+assert pltrace.flush(30)
+print("ready", flush=True)
+sys.stdin.readline()
+time.sleep(0.2)
+timed(large, 100)
+assert pltrace.flush(30)
+print("ready", flush=True)
+sys.stdin.readline()
+timed.report()
+"""
+    )
+    program = start(source, tmp_path, store)
+    ready(program)
+    log = store.with_name("traces.db-wal")
+    with closing(sqlite3.connect(store, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        assert len(reader.execute("SELECT * FROM spans").fetchall()) == 1
+        go(program)
+        ready(program)
+        meanwhile = log.stat().st_size
+        reader.execute("ROLLBACK")
+    go(program)
+    ready(program)
+    afterwards = log.stat().st_size
+    go(program)
+    told(ended(program))
+    measured("log while somebody reads", meanwhile / 2**20, "MiB")
+    measured("log afterwards", afterwards / 2**20, "MiB")
+    assert meanwhile > 2**24 > afterwards
+
+
+def test_space_is_given_back(tmp_path: Path, local: Path) -> None:
+    """What is pruned makes the file smaller."""
+    from pltrace._store import Store
+    from tests.test_store import _a_record
+
+    store = Store(tmp_path / "pruned.db")
+    store.write([_a_record(number) for number in range(2000)], [])
+    store.database.cut_log()
+    with closing(sqlite3.connect(tmp_path / "pruned.db")) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    before = (tmp_path / "pruned.db").stat().st_size
+    while store.prune(2 * 10**18, 2**30):
+        pass
+    with closing(sqlite3.connect(tmp_path / "pruned.db")) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert len(stored(tmp_path / "pruned.db")) == 1
+    assert (tmp_path / "pruned.db").stat().st_size < before / 2
+    store.close()
