@@ -83,7 +83,7 @@ def test_outage_while_the_program_goes_on(
     measured("p99 of calls", report["p99_us"] / 1e3, "ms")
 
 
-@pytest.mark.parametrize("by", ["the next process", "sync"])
+@pytest.mark.parametrize("by", [pytest.param("the next process", marks=pytest.mark.slow), "sync"])
 def test_down_for_a_whole_life(
     tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], store: Path, by: str
 ) -> None:
