@@ -11,8 +11,8 @@ from time import monotonic
 from typing import Any
 
 from pltrace._background import Background
-from pltrace._health import counts, failed, logger
-from pltrace._request import Request
+from pltrace._health import counts, failed, logger, warn_sometimes
+from pltrace._request import MOST_WAITING, Request
 from pltrace._scope import Callback, attach
 
 __all__ = ["CallbackRunner"]
@@ -38,6 +38,14 @@ class CallbackRunner:
         """Call `callbacks` one after the other with `request`, soon."""
         with self._changed:
             self._queue.append((callbacks, request))
+            if len(self._queue) > MOST_WAITING:
+                self._queue.popleft()
+                counts["callbacks_given_up"] += 1
+                warn_sometimes(
+                    "callbacks",
+                    "on_request functions take longer than requests come: %d wait, and the oldest are given up.",
+                    MOST_WAITING,
+                )
             self._changed.notify_all()
             if self._thread is not None and self._thread.is_alive():
                 return

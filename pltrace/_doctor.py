@@ -26,6 +26,7 @@ COUNTS = {
     "recorded": "spans written to the store",
     "closed_as_cancelled": "runs whose end LangChain never reported: closed as cancelled",
     "dropped_queue_full": "spans dropped: the disk didn't keep up",
+    "dropped_memory_full": "spans dropped: they were in memory alone and could not be delivered",
     "dropped_at_exit": "spans dropped: the process ended while the store couldn't be written",
     "dropped_not_encodable": "spans dropped: they could not be encoded",
     "delivered": "deliveries of spans",

@@ -521,6 +521,25 @@ class Store:
                 connection.executescript(f"PRAGMA incremental_vacuum({_MOST_PAGES_GIVEN_BACK})")
         return deleted
 
+    def drop(self, most_bytes: int) -> int:
+        """Give up the oldest spans, whatever they wait for, while there are more than so many bytes; return how many.
+
+        It takes little time: called again, it goes on.
+        """
+        dropped = 0
+        give_up_at = time.monotonic() + _LONGEST_PRUNING_S
+        while time.monotonic() < give_up_at:
+            with self.database.writing() as connection:
+                if _size(connection) <= most_bytes:
+                    break
+                oldest = connection.execute("SELECT seq FROM spans ORDER BY seq LIMIT ?", (_MOST_PRUNED,)).fetchall()
+                connection.execute(
+                    "DELETE FROM operations WHERE span_id IN (SELECT span_id FROM spans WHERE seq <= ?)",
+                    (oldest[-1]["seq"] if oldest else 0,),
+                )
+                dropped += self._delete(connection, [row["seq"] for row in oldest], "0")
+        return dropped
+
     def _delete(self, connection: Any, seqs: Sequence[int], kept: str) -> int:
         """Delete those of some spans that nobody waits for: with no operation due, and no delivery that is `kept`."""
         rows = connection.execute(

@@ -12,7 +12,7 @@ from pltrace._delivery import DeliveryWorker, OperationWorker
 from pltrace._encoding import Encoder
 from pltrace._errors import StoreError
 from pltrace._exporter import SpanExporter, TracksRequests
-from pltrace._health import counts, failed, warn_once
+from pltrace._health import counts, failed, warn_once, warn_sometimes
 from pltrace._recorder import SpanRecorder
 from pltrace._scope import Scope
 from pltrace._store import Store
@@ -148,6 +148,15 @@ class Tracing:
         try:
             if self.store.prune(oldest_ns, most_bytes):
                 self._prune_at = min(self._prune_at, monotonic() + _PRUNE_MORE_AFTER_S)
+            elif in_memory and (dropped := self.store.drop(_MEMORY_BYTES)):
+                self._prune_at = monotonic() + _PRUNE_MORE_AFTER_S
+                counts["dropped_memory_full"] += dropped
+                warn_sometimes(
+                    "memory_full",
+                    "pltrace drops spans: they are kept in memory alone, could not be delivered, and take more than "
+                    "%d MB. Set a file with PLTRACE_STORE or configure(store=...).",
+                    _MEMORY_BYTES >> 20,
+                )
         except STORE_TROUBLE:
             pass  # The disk is full or another process writes; next time.
         except Exception:

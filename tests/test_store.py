@@ -485,6 +485,21 @@ def test_size_is_bounded(tmp_path: Path) -> None:
     store.close()
 
 
+def test_memory_is_bounded() -> None:
+    """In memory alone, beyond the most bytes the oldest spans are given up, also undelivered ones, and counted."""
+    store = Store(None, ["promptlayer"])
+    store.write([_a_record(number) for number in range(1_000)], [])
+    assert store.drop(2**30) == 0
+    assert store.prune(0, 2**21) == 0
+    dropped = 0
+    while now := store.drop(2**21):
+        dropped += now
+    assert 0 < dropped < 1_000
+    left = [span.record["name"] for span in store.claim("promptlayer", 1_000, 10**9)]
+    assert left == [f"span-{number:03}" for number in range(dropped, 1_000)]
+    store.close()
+
+
 def _a_record(number: int) -> dict[str, Any]:
     return {
         "span_id": f"{number + 1:016x}", "trace_id": f"{number + 1:032x}", "parent_id": None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import select
 import socket
 import sqlite3
 import threading
@@ -283,6 +284,17 @@ def test_a_server_that_closes_kept_connections(
     recover(30.0)
     all_delivered(promptlayer, store, 300)
     assert set(taken(promptlayer).values()) == {1}
+
+
+def test_a_connection_that_was_closed_meanwhile(promptlayer: PromptLayerServer) -> None:
+    """A kept connection that the server has closed since isn't used again, so that nothing is in doubt."""
+    promptlayer.fault = Fault(hang_up=True)
+    client = JsonClient(promptlayer.url, {})
+    for _ in range(3):
+        assert client.request("GET", "/nowhere").status == 404
+        assert client._connection is not None
+        select.select([client._connection.sock], [], [], 10.0)
+    client.close()
 
 
 @contextmanager
