@@ -236,7 +236,8 @@ class Store:
         with self.database.reading() as connection:
             rows = connection.execute(
                 "SELECT spans.*, deliveries.uncertain FROM deliveries JOIN spans USING (seq)"
-                " WHERE exporter = ? AND owner = ? AND state = 0 ORDER BY seq LIMIT ?",
+                # By this column, whose order the index has: else all that is pending is read and sorted.
+                " WHERE exporter = ? AND owner = ? AND state = 0 ORDER BY deliveries.seq LIMIT ?",
                 (exporter, self.owner, most),
             ).fetchall()
         batch: list[StoredSpan] = []
@@ -254,7 +255,8 @@ class Store:
         with self.database.reading() as connection:
             row = connection.execute(
                 "SELECT spans.*, deliveries.uncertain FROM deliveries JOIN spans USING (seq)"
-                " WHERE exporter = ? AND owner = ? AND state = 0 AND seq > ? ORDER BY seq DESC LIMIT 1",
+                " WHERE exporter = ? AND owner = ? AND state = 0 AND deliveries.seq > ?"
+                " ORDER BY deliveries.seq DESC LIMIT 1",
                 (exporter, self.owner, beyond),
             ).fetchone()
         return None if row is None else StoredSpan(row["seq"], record_from(row), bool(row["uncertain"]))

@@ -445,6 +445,38 @@ for number in range(100000):
     assert len(promptlayer.spans) == len(stored(path))
 
 
+def test_a_backlog_makes_nothing_slower() -> None:
+    """What a batch costs SQLite doesn't grow with what waits: recording would have to wait for it."""
+
+    def steps(waiting: int) -> int:
+        """Counts in hundreds what SQLite does for one batch."""
+        store = Store(None, ["promptlayer"], local_ids=False)
+        for first in range(0, waiting, 500):
+            store.write([_a_record(number) for number in range(first, first + 500)], [])
+        counted = 0
+
+        def count() -> int:
+            nonlocal counted
+            counted += 1
+            return 0
+
+        with store.database.reading() as connection:
+            connection.set_progress_handler(count, 100)
+        batch = store.claim("promptlayer", 100, 10**9)
+        store.sending("promptlayer", batch)
+        store.delivered("promptlayer", batch, {})
+        assert store.is_pending("promptlayer", 10**9)
+        assert store.newest("promptlayer", batch[-1].seq) is not None
+        assert not store.due_operations(1)
+        assert not store.hopeless_operations(1)
+        store.write([_a_record(waiting)], [])
+        store.adopt()
+        store.close()
+        return counted
+
+    assert steps(4_000) <= 1.5 * steps(500)
+
+
 # Retention.
 
 

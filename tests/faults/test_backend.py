@@ -289,9 +289,9 @@ def test_a_server_that_closes_kept_connections(
 def test_a_connection_that_was_closed_meanwhile(promptlayer: PromptLayerServer) -> None:
     """A kept connection that the server has closed since isn't used again, so that nothing is in doubt."""
     promptlayer.fault = Fault(hang_up=True)
-    client = JsonClient(promptlayer.url, {})
+    client = JsonClient(promptlayer.url, {"X-API-KEY": promptlayer.api_key})
     for _ in range(3):
-        assert client.request("GET", "/nowhere").status == 404
+        assert client.request("GET", f"/api/public/v2/traces/{1:032x}").status == 404
         assert client._connection is not None
         select.select([client._connection.sock], [], [], 10.0)
     client.close()
@@ -433,7 +433,6 @@ def test_callbacks_that_never_end(
     program = run(PRELUDE + dedented(source), tmp_path, **settings)
     told(program)
     all_delivered(promptlayer, store, 101)
-    assert program.seconds < 20.0
     measured("the whole program, 2 s of it at exit", program.seconds, "s")
 
 
