@@ -36,14 +36,20 @@ def main() -> int:
     interpreters = {"pltrace": sys.executable, **_peers(options)}
     began, load = time.time(), os.getloadavg()[0]
     results: list[dict[str, Any]] = []
-    with _sink() as sink, tempfile.TemporaryDirectory() as folder:
+    with (
+        _sink() as sink,
+        tempfile.TemporaryDirectory() as folder,
+        (options.out / "results.json").open("w") as kept,  # As they come: a run takes minutes.
+    ):
         for number in range(options.processes):
             for name, interpreter in interpreters.items():
                 sections = [s for s in options.sections if s != "volume" or (number == 0 and name == "pltrace")]
                 where = Path(folder) / f"{name}-{number}"
                 where.mkdir()
                 title = f"process {number + 1} of {options.processes}, {name}"
-                results += _measured(interpreter, name, sink, where, sections, options.scale, title)
+                for result in _measured(interpreter, name, sink, where, sections, options.scale, title):
+                    results.append(result)
+                    print(json.dumps(result), file=kept, flush=True)
     circumstances = [
         _method(options),
         f"Python {platform.python_version()}, langchain-core {metadata.version('langchain-core')}, "
@@ -56,7 +62,6 @@ def main() -> int:
         text += "\n## While nobody switches it on\n\n" + inert.markdown(options.scale)
     (options.out / "report.md").write_text(text)
     (options.out / "added.svg").write_text(report.plot(results))
-    (options.out / "results.json").write_text("\n".join(map(json.dumps, results)) + "\n")
     print(text)
     _say(f"written to {options.out}", end="\n")
     return 0
