@@ -23,11 +23,14 @@ from pltrace._store import Asked, Store, Written
 
 __all__ = ["SpanRecorder"]
 
-#: Past so many ended spans in memory, or so many bytes, the recording caller waits for the writer; when that has
-#: written nothing for so long, they are dropped without a wait.
+#: Past so many ended spans in memory, or so many bytes, the recording caller waits for the writer. When that can't
+#: write for so long, or is at one commit for much longer, nobody waits: it isn't merely slow on a busy machine.
 MOST_QUEUED = 10_000
 MOST_QUEUED_BYTES = 2**26
 LONGEST_WAIT_S = 1.0
+_HANGS_AFTER_S = 10.0
+#: Who has waited in vain leaves its span all the same, up to so many times as much: a stall of the disk costs none.
+_FULL = 1.25
 #: The writer waits so long for other processes before it counts as a try that failed, and warns after so long.
 _PATIENCE_S = 1.0
 _WARN_AFTER_S = 10.0
@@ -96,6 +99,8 @@ class SpanRecorder:
         self._encoded: tuple[list[dict[str, Any]], list[Asked]] | None = None  # What is in flight, once it is.
         self._most_queued = MOST_QUEUED
         self._wrote_at = time.monotonic()
+        self._began_at = 0.0  # When the commit began that isn't done yet; 0 between commits.
+        self._fails = False
         self._asleep = False
         self._wake = threading.Lock()
         self._wake.acquire()
@@ -170,7 +175,7 @@ class SpanRecorder:
             self._starting.release()
 
     def _press_back(self) -> None:
-        """Make the caller wait until the writer has caught up, a second at most; then give its span up, counted.
+        """Make the caller wait until the writer has caught up, a second at most; with no room left give its span up, counted.
 
         While the writer can't write at all, nobody waits for it.
         """
@@ -179,21 +184,26 @@ class SpanRecorder:
         deadline = time.monotonic() + LONGEST_WAIT_S
         while len(self._queue) > self._most_queued:
             now = time.monotonic()
-            if now > deadline or now > self._wrote_at + LONGEST_WAIT_S:
-                try:
-                    self._queue.pop()
-                except IndexError:
-                    return
-                self._drop("queue_full", 1)
-                warn_sometimes(
-                    "queue_full",
-                    "pltrace drops spans: %d wait to be written to %s and the disk doesn't keep up. `pltrace doctor` "
-                    "shows how many were dropped.",
-                    self._most_queued,
-                    self.store.database.path,
-                )
+            fails = self._fails and now > self._wrote_at + LONGEST_WAIT_S
+            if now > deadline or fails or (self._began_at and now > self._began_at + _HANGS_AFTER_S):
+                if len(self._queue) > _FULL * self._most_queued:
+                    self._drop_newest()
                 return
             time.sleep(GROUP_COMMIT_S)
+
+    def _drop_newest(self) -> None:
+        try:
+            self._queue.pop()
+        except IndexError:
+            return
+        self._drop("queue_full", 1)
+        warn_sometimes(
+            "queue_full",
+            "pltrace drops spans: %d wait to be written to %s and the disk doesn't keep up. `pltrace doctor` "
+            "shows how many were dropped.",
+            len(self._queue),
+            self.store.database.path,
+        )
 
     def _clock_went_back(self) -> bool:
         """Return whether the clock was set back after a fork: then it doesn't tell any more what began before it."""
@@ -269,6 +279,7 @@ class SpanRecorder:
 
     def _commit(self) -> bool:
         """Write up to `_MOST_IN_COMMIT` items, which count as in flight until they are committed."""
+        self._began_at = time.monotonic()
         if self._encoded is None:
             most = min(_MOST_IN_COMMIT, self._most_queued)
             while self._queue and len(self._inflight) < most:
@@ -289,6 +300,7 @@ class SpanRecorder:
         spans = [item for item in self._inflight if type(item) is Span]
         self._inflight, self._encoded = [], None
         self._wrote_at = time.monotonic()
+        self._began_at, self._fails = 0.0, False
         self._most_queued = self._room()
         counts["recorded"] += len(records)
         self._tell(spans, written)
@@ -351,6 +363,7 @@ class SpanRecorder:
 
     def _cannot_write(self, error: Exception) -> None:
         """Keep what is in flight for the next try, and how many may wait behind it."""
+        self._began_at, self._fails = 0.0, True
         self._most_queued = self._room()
         # That other processes write is no news before it lasts.
         if "locked" not in str(error) or time.monotonic() > self._wrote_at + _WARN_AFTER_S:

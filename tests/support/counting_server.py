@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import deque
 from typing import Any
 from urllib.request import ProxyHandler, build_opener
 
@@ -14,7 +15,7 @@ _STATE, _DELAY = "/__state__", "/__delay__"
 
 
 class CountingServer(HttpDouble):
-    """Takes all spans and answers with ids, and keeps of them no more than their numbers."""
+    """Takes all spans and answers with ids, and keeps of them no more than their numbers, but for the latest posts."""
 
     def __init__(self, port: int = 0) -> None:
         super().__init__(port)
@@ -22,6 +23,7 @@ class CountingServer(HttpDouble):
         self.logged: set[int] = set()
         self.posts = 0
         self.again = 0
+        self.latest: deque[dict[str, list[dict[str, Any]]]] = deque(maxlen=5)  # The spans of each, by trace.
 
     def answer(self, request: Request) -> Answer:
         """Takes a batch, or says how many there were."""
@@ -37,19 +39,28 @@ class CountingServer(HttpDouble):
                 self.faults[:] = [lambda request: slow(seconds) if request.path == "/spans-bulk" else None]
                 self.release()
                 return Answer(200, {})
+            trace_id = request.path.rpartition("/")[2]
+            spans = [span for post in self.latest for span in post.get(trace_id, ())]
+            if spans:
+                return Answer(200, {"success": True, "trace_id": trace_id, "spans": spans})
         return Answer(404, {"success": False, "message": "There is no such path."})
 
     def _taken(self, spans: list[dict[str, Any]]) -> dict[str, Any]:
         self.posts += 1
         logs = []
+        by_trace: dict[str, list[dict[str, Any]]] = {}
         for span in spans:
             span_id = span["context"]["span_id"]
             number = int(span_id, 16)
             self.again += number in self.spans
             self.spans.add(number)
+            told = {"span_id": span_id}
             if "log_request" in span:
                 self.logged.add(number)
                 logs.append({"id": len(self.logged), "span_id": span_id})
+                told["request_log_id"] = len(self.logged)
+            by_trace.setdefault(span["context"]["trace_id"], []).append(told)
+        self.latest.append(by_trace)
         return {"success": True, "spans": [], "request_logs": logs}
 
 
