@@ -175,7 +175,7 @@ class SpanRecorder:
             self._starting.release()
 
     def _press_back(self) -> None:
-        """Make the caller wait until the writer has caught up, a second at most; with no room left give its span up, counted.
+        """Make the caller wait until the writer has caught up, a second at most; give its span up if there is no room.
 
         While the writer can't write at all, nobody waits for it.
         """
