@@ -553,6 +553,7 @@ def test_runs_of_a_loop_that_was_stopped(local: Path) -> None:
             loop.close()
             del pieces
             gc.collect()
+        gc.collect()  # What was warned of was held by the warnings.
         assert open_runs == {}
     assert {span["status"] for span in spans(local) if span["name"] not in ("root", "ChatPromptTemplate")} == {
         "cancelled"
