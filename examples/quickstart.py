@@ -64,7 +64,7 @@ def answer(question: str) -> str:
 
 def main() -> None:
     """Answer one question, and show what happened."""
-    pltrace.configure()
+    pltrace.configure(enabled=True)
     shorten = ChatPromptTemplate.from_template("In three words: {text}") | model | StrOutputParser()
 
     with traced("quickstart", tags=["demo"], metadata={"channel": "chat"}, user="ada", on_request=rate) as span:

@@ -10,12 +10,13 @@ from pltrace._errors import ConfigError
 __all__ = [
     "CAPTURE_ALL", "INPUTS", "OUTPUTS", "checked_capture", "checked_group", "checked_metadata", "checked_name",
     "checked_optional_name", "checked_request_id", "checked_sample", "checked_score", "checked_tags",
-    "checked_version",
+    "checked_timeout", "checked_version",
 ]  # fmt: skip
 
 #: What is kept of a span, as bits: an inner block can only clear them.
 INPUTS, OUTPUTS = 1, 2
 CAPTURE_ALL = INPUTS | OUTPUTS
+_YEAR_S = 365 * 86_400.0  # A lock refuses to be waited for much longer than a century.
 _CAPTURES = {"inputs": INPUTS, "outputs": OUTPUTS}
 
 
@@ -83,6 +84,15 @@ def checked_request_id(value: object) -> int:
             "link_prompt() and add_to_group() of its own"
         )
     return value
+
+
+def checked_timeout(value: object) -> float | None:
+    """Return `value` if it is a number of seconds or None, a year at most; raise `ConfigError` otherwise."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+        raise ConfigError(f"timeout={value!r}: expected a number of seconds, or None")
+    return min(float(value), _YEAR_S)
 
 
 def checked_capture(argument: str, value: object) -> int:

@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
+    number = int(text) if text.isdecimal() else 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 1 on")
     return number
@@ -120,6 +120,8 @@ def _ls(options: argparse.Namespace) -> None:
 
 def _show(options: argparse.Namespace) -> None:
     path = _path(options)
+    if not options.trace:
+        raise StoreError("TRACE is empty: expected a trace id, its first characters, or `latest`")
     found = _queries.matching_traces(path, options.trace)
     if not found:
         raise StoreError(
@@ -146,19 +148,19 @@ def _run(options: argparse.Namespace) -> int:
     _threads.instrument_threads()
     sys.argv = [options.program, *options.arguments]
     code = 0
-    with traced(options.program) as span:
-        try:
-            if options.module:
-                sys.path.insert(0, os.getcwd())
-                runpy.run_module(options.program, run_name="__main__", alter_sys=True)
-            else:
-                sys.path.insert(0, os.path.dirname(os.path.abspath(options.program)))
-                runpy.run_path(options.program, run_name="__main__")
-        except SystemExit as exit_:
-            code = _exit_code(exit_)
-        except BaseException:
-            traceback.print_exc()
-            code = 1
+    block = traced(options.program)
+    span = block.__enter__()
+    try:
+        if options.module:
+            sys.path.insert(0, os.getcwd())
+            runpy.run_module(options.program, run_name="__main__", alter_sys=True)
+        else:
+            sys.path.insert(0, os.path.dirname(os.path.abspath(options.program)))
+            runpy.run_path(options.program, run_name="__main__")
+        block.__exit__(None, None, None)
+    except BaseException as error:
+        code = _exit_code(error)
+        block.__exit__(type(error), error if code else None, None)
     if not _runtime.flush(timeout=10.0):
         print("pltrace: not all was delivered; `pltrace doctor` says why", file=sys.stderr)
     tracing = _runtime.active()
@@ -167,11 +169,14 @@ def _run(options: argparse.Namespace) -> int:
     return code
 
 
-def _exit_code(exit_: SystemExit) -> int:
-    """Return what Python would exit with."""
-    if exit_.code is None or isinstance(exit_.code, int):
-        return exit_.code or 0
-    print(exit_.code, file=sys.stderr)
+def _exit_code(error: BaseException) -> int:
+    """Return what Python would exit with after an exception, and print what it would."""
+    if not isinstance(error, SystemExit):
+        traceback.print_exception(error)
+        return 1
+    if error.code is None or isinstance(error.code, int):
+        return error.code or 0
+    print(error.code, file=sys.stderr)
     return 1
 
 

@@ -134,13 +134,11 @@ def load(
     environ = os.environ if environ is None else environ
     if enabled is not None and not isinstance(enabled, bool):
         raise ConfigError(f"enabled={enabled!r}: expected True, False or None")
-    if api_key is not None:
-        checked_name("api_key", api_key)
-        if not re.fullmatch(r"[\x21-\x7e]+", api_key):
-            raise ConfigError(
-                "api_key: expected printable ASCII without spaces or line ends; strip what was read from a file"
-            )
-    key = api_key or getattr(client, "api_key", None) or _key_of(environ)
+    if client is not None and not isinstance(getattr(client, "api_key", None), str):
+        raise ConfigError(f"client={client!r}: expected a client of promptlayer, PromptLayer(api_key=...)")
+    key = _checked_key("api_key", None if api_key is None else checked_name("api_key", api_key))
+    key = key or _checked_key("the client's api_key", getattr(client, "api_key", None))
+    key = key or _checked_key("PROMPTLAYER_API_KEY", _key_of(environ))
     redactor, redact_also = _redaction(redact)
     return Config(
         enabled=enabled
@@ -162,6 +160,15 @@ def load(
         sample=_sample(sample, environ.get("PLTRACE_SAMPLE")),
         libraries=_libraries(libraries if libraries is not None else {}),
     )
+
+
+def _checked_key(name: str, key: str | None) -> str | None:
+    """Return a key that can stand in a header; the error doesn't show one."""
+    if key and not re.fullmatch(r"[\x21-\x7e]+", key):
+        raise ConfigError(
+            f"{name}: expected printable ASCII without spaces or line ends; strip what was read from a file"
+        )
+    return key
 
 
 def _flag(name: str, text: str | None) -> bool | None:
@@ -208,6 +215,11 @@ def _address(given: object, of_client: object, text: str | None) -> str:
         valid = False
     if not valid or not isinstance(value, str):
         raise ConfigError(f"{name}={value!r}: expected an address that begins with http:// or https://")
+    if re.search(r"[^\x21-\x7e]|[?#@]", value):
+        raise ConfigError(
+            f"{name}={value!r}: expected an address without spaces, user, query (?) or fragment (#), as "
+            f"{DEFAULT_BASE_URL}"
+        )
     return value.rstrip("/")
 
 
@@ -219,12 +231,20 @@ def _place(given: object, text: str | None) -> Path | Literal["memory", "off"]:
         return "memory"
     if value == "off":
         return "off"
-    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value) or _is_no_path(str(value)):
         raise ConfigError(f'{name}={value!r}: expected a file path, "memory" or "off"')
-    path = Path(os.fsdecode(value)).expanduser()
+    try:
+        path = Path(os.fsdecode(value)).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{name}={value!r}: expected a file path: {error}") from error
     if os.path.isdir(path):  # Not `Path.is_dir`, which raises where it may not look.
         raise ConfigError(f"{name}={value!r}: expected a file path, and this is a folder")
     return path.absolute()
+
+
+def _is_no_path(text: str) -> bool:
+    """Return whether it is another of the words in disguise, SQLite's word for memory, or an address."""
+    return text.lower() in ("memory", "off", ":memory:") or "://" in text
 
 
 def _exporters(value: object, *, built_in: bool) -> tuple[SpanExporter, ...]:

@@ -13,6 +13,7 @@ from langchain_core.callbacks.manager import AsyncCallbackManager
 from pltrace import _runs
 from pltrace._blueprint import tokens
 from pltrace._checks import checked_tags
+from pltrace._errors import ConfigError
 from pltrace._health import counts, failed, warn_once
 from pltrace._links import seen as rendered_here
 from pltrace._record import Answer
@@ -297,7 +298,9 @@ class PromptLayerCallbackHandler(SpanHandler):
         self, pl_id_callback: Callable[[int], Any] | None = None, pl_tags: Sequence[str] | None = None
     ) -> None:
         """Take the two arguments of the former handler."""
-        self.pl_tags = checked_tags("pl_tags", pl_tags or ())
+        self.pl_tags = checked_tags("pl_tags", () if pl_tags is None else pl_tags)
+        if pl_id_callback is not None and not callable(pl_id_callback):
+            raise ConfigError(f"pl_id_callback={pl_id_callback!r}: expected a function that takes an id")
         self.pl_id_callback = pl_id_callback
         self._callback = None if pl_id_callback is None else Callback(self._pass_id, None)
 

@@ -57,8 +57,13 @@ def inject(carrier: dict[str, str] | None = None) -> dict[str, str]:
 
     Returns:
         The carrier; outside any block unchanged.
+
+    Raises:
+        ConfigError: The carrier can't take keys.
     """
     carrier = {} if carrier is None else carrier
+    if not hasattr(carrier, "__setitem__"):
+        raise ConfigError(f"carrier={carrier!r}: expected a dict, or None for a new one")
     scope = still_open(current())
     if scope is None:
         return carrier

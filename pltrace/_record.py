@@ -73,10 +73,10 @@ def record_of(span: Span, encoder: Encoder, service: str) -> dict[str, Any]:
         "error": None if span.error is None else encoder.text(span.error),
         "started_at_ns": span.started_at_ns,
         "ended_at_ns": span.ended_at_ns or None,
-        "tags": encoder.label(span.tags),
+        "tags": encoder.label(span.tags, "tags"),
         "metadata": metadata,
-        "user": encoder.label(scope.user),
-        "session": encoder.label(scope.session),
+        "user": encoder.label(scope.user, "user"),
+        "session": encoder.label(scope.session, "session"),
         "service": service,
         "lineage": [around.id for around in scope.lineage],
     }
@@ -211,7 +211,7 @@ def _request_metadata(span: Span, run: Run, metadata: Mapping[str, Any], encoder
             own[key] = safe if isinstance(safe, str) else _json(safe)
     own["_langchain_run_id"] = str(UUID(int=run.run_id))
     own["_langchain_parent_run_id"] = str(run.parent_run_id and UUID(int=run.parent_run_id))
-    own["_langchain_tags"] = str(encoder.label(run.tags or []))
+    own["_langchain_tags"] = str(encoder.label(run.tags or [], "tags"))
     return own
 
 

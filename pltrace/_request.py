@@ -14,9 +14,10 @@ from pltrace._checks import (
     checked_name,
     checked_optional_name,
     checked_score,
+    checked_timeout,
     checked_version,
 )
-from pltrace._errors import PltraceError
+from pltrace._errors import ConfigError, PltraceError
 from pltrace._health import failed
 from pltrace._scope import Callback
 from pltrace._span import SpanStatus
@@ -158,8 +159,11 @@ class Request:
 
         Returns:
             The id, or None when the time is over or none can come (sampled out, quarantined, shut down).
+
+        Raises:
+            ConfigError: `timeout` is not a number of seconds.
         """
-        return self._registry.wait(self, timeout)
+        return self._registry.wait(self, checked_timeout(timeout))
 
     def score(self, value: int, name: str | None = None) -> None:
         """Score the request.
@@ -201,8 +205,10 @@ class Request:
             input_variables: What its variables were given.
 
         Raises:
-            ConfigError: An argument has a wrong type.
+            ConfigError: An argument has a wrong type, or both version and label are given.
         """
+        if version is not None and label is not None:
+            raise ConfigError(f"version={version!r} and label={label!r}: give one of them")
         arguments = {
             "prompt_name": checked_name("name", name),
             "prompt_input_variables": checked_metadata("input_variables", input_variables or {}),

@@ -29,10 +29,19 @@ _MANY = 10_000
 _MOST = 100_000
 
 
-def around() -> Span | None:
-    """Return the span of the LangChain run that the running code is in, or None."""
+def around(scope: Scope | None = None) -> Span | None:
+    """Return the span of the LangChain run that the running code is in, or None.
+
+    Args:
+        scope: The scope that holds here; its open retrievers are looked at too. LangChain says nothing of them in
+            their own code.
+    """
     if config_variable is None:
         return None
+    if scope is not None and scope.open_runs:
+        retriever = _retriever_here(scope)
+        if retriever is not None:
+            return retriever
     config = config_variable.get()
     if config is None:
         return None
@@ -40,10 +49,25 @@ def around() -> Span | None:
     return None if run_id is None else open_runs.get(run_id.int)
 
 
+def _retriever_here(scope: Scope) -> Span | None:
+    """Return the innermost open retriever that the running thread or task started: it is in there."""
+    here: Any = None
+    for span in reversed(scope.open_runs.copy().values()):
+        if span.kind == "retriever":
+            here = here or _starter_here()
+            if span.starter == here:
+                return span
+    return None
+
+
+def _starter_here() -> Any:
+    task = _current_task()
+    return threading.get_ident() if task is None else weakref.ref(task)
+
+
 def remember_starter(span: Span, key: int) -> None:
     """Note which task or thread started a run that LangChain may never end."""
-    task = _current_task()
-    span.starter = threading.get_ident() if task is None else weakref.ref(task)
+    span.starter = _starter_here()
     span.scope.open_runs[key] = span
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
 
 from pltrace import _client, _langchain, _links, _runs, _scope, _twice, _usage
+from pltrace._checks import checked_timeout
 from pltrace._errors import ConfigError
 from pltrace._health import failed, forget_warnings, logger
 from pltrace._scope import Scope
@@ -252,7 +253,11 @@ def flush(timeout: float | None = None) -> bool:
 
     Returns:
         Whether it all is.
+
+    Raises:
+        ConfigError: `timeout` is not a number of seconds.
     """
+    timeout = checked_timeout(timeout)
     if _active is None:
         return True
     return _active.flush(LONGEST_FLUSH_S if timeout is None else timeout, patient=timeout is not None)
@@ -266,7 +271,11 @@ def shutdown(timeout: float | None = None) -> bool:
 
     Returns:
         Whether all was stored and delivered; what wasn't is sent by the next process.
+
+    Raises:
+        ConfigError: `timeout` is not a number of seconds.
     """
+    timeout = checked_timeout(timeout)
     with _deciding:
         before = _active
         done = _switch_off(LONGEST_FLUSH_S if timeout is None else timeout, patient=timeout is not None)

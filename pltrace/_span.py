@@ -247,9 +247,9 @@ class Span:
         """
         if name is not None:
             self.name = checked_name("name", name)
-        if tags:
+        if tags != ():
             self.added_tags = (*self.added_tags, *checked_tags("tags", tags))
-        if metadata:
+        if metadata is not None:
             self.added_metadata = {**self.added_metadata, **checked_metadata("metadata", metadata)}
         if input is not None:
             self.raw_input = snapshot(input)
@@ -322,7 +322,7 @@ class InertSpan(Span):
     trace_bits = span_bits = started_at_ns = 0
     id = ""
     trace_id = ""
-    parent_id = None
+    parent = parent_id = None
     input = output = None
     tags = ()
 

@@ -16,6 +16,7 @@ from pltrace._health import warn_once
 
 __all__ = ["MOST_WAL_BYTES", "SCHEMA_VERSION", "identity", "opened_file", "opened_memory", "set_aside"]
 
+_SUFFIXES = (".db", ".sqlite", ".sqlite3")
 APPLICATION_ID = 0x706C7472  # "pltr"
 SCHEMA_VERSION = 1
 SCHEMA = """
@@ -111,9 +112,19 @@ def opened_file(path: Path) -> sqlite3.Connection:
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise
+            if not _may_be_ours(path):
+                raise StoreError(
+                    f"Can't use the store {str(path)!r}: it is a file of another kind; set another path with "
+                    "PLTRACE_STORE"
+                ) from error
             _move_aside(path, error)
             _create_private(path)
             return _prepared(path)
+
+
+def _may_be_ours(path: Path) -> bool:
+    """Return whether a file that SQLite can't read may be a damaged store, by its name, or by a log beside it."""
+    return path.suffix in _SUFFIXES or path.with_name(path.name + "-wal").exists()
 
 
 def set_aside(path: Path, error: Exception) -> None:

@@ -213,7 +213,9 @@ class Traced:
         outer = current()
         if outer is not None and outer.left_elsewhere:
             outer = still_open(outer)
-        base = outer if outer is not None else _runtime.base()
+        run = _runs.around(outer)
+        # Where the context was lost, or a run is all there is around, its scope is the one that holds.
+        base = outer if outer is not None else run.scope if run is not None else _runtime.base()
         recorder = base.recorder
         callbacks = base.callbacks
         if self._callback is not None:
@@ -224,14 +226,13 @@ class Traced:
         library = _runtime.library(module)
         if library is not None:
             tags, capture = (*tags, *library.tags), capture & library.capture
-        run = _runs.around()
         parent: Any = base.span
-        if run is not None and run is not base.entered_in and not _descends(base.span, run):
+        if run is not None and (outer is None or (run is not base.entered_in and not _descends(base.span, run))):
             parent = run
         remote = self._parent
         if remote is not None:
             parent, base = remote.span, remote.applied_to(base)
-        begins = outer is None or remote is not None
+        begins = not parent or remote is not None
         sampled = self._sampled(recorder, remote) if begins else base.sampled
         scope = type(base)(  # A test's scopes are of a kind of their own.
             recorder,

@@ -150,7 +150,7 @@ def test_show_by_a_beginning(store: Path, traces: list[dict[str, Any]]) -> None:
     assert done(module("show", trace_id[:10], "--store", store)).startswith(f"trace {trace_id}\nfirst")
     program = module("show", "", "--store", store)
     assert (program.code, program.out) == (1, "")
-    assert program.err == "pltrace: 3 traces begin with ''; give more of the id\n"
+    assert program.err == "pltrace: TRACE is empty: expected a trace id, its first characters, or `latest`\n"
 
 
 @pytest.mark.parametrize("trace", ["ffffffffff", "%"])

@@ -52,6 +52,16 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"base_url": "http://host:99999"}, "base_url='http://host:99999'", "http:// or https://"),
     ({"base_url": ""}, "base_url=''", "http:// or https://"),
     ({"base_url": 5}, "base_url=5", "http:// or https://"),
+    ({"base_url": "http://host?x=1"}, "base_url='http://host?x=1'", "without spaces"),
+    ({"base_url": "http://host#part"}, "base_url='http://host#part'", "without spaces"),
+    ({"base_url": "http://ho st"}, "base_url='http://ho st'", "without spaces"),
+    ({"base_url": "http://user:word@host"}, "base_url=", "without spaces, user"),
+    ({"client": 5}, "client=5", "client of promptlayer"),
+    ({"client": object()}, "client=", "client of promptlayer"),
+    ({"store": "Memory"}, "store='Memory'", '"memory"'),
+    ({"store": ":memory:"}, "store=':memory:'", '"memory"'),
+    ({"store": "http://host"}, "store='http://host'", "a file path"),
+    ({"store": "~nobody-of-that-name/x.db"}, "store='~nobody", "a file path"),
     ({"client": SimpleNamespace(api_key="k", base_url="nowhere")}, "base_url='nowhere'", "http:// or https://"),
     ({"store": 5}, "store=5", "a file path"),
     ({"store": ""}, "store=''", "a file path"),
@@ -379,6 +389,15 @@ def test_what_is_given_is_kept(local: Path) -> None:
     assert (block["input"], block["output"]) == ("asked", "answered")
 
 
+@pytest.mark.parametrize("key", ["pl_secret\n", " pl_secret", "pl_secret\u20ac"])
+def test_a_key_of_the_environment_is_checked(key: str, tmp_path: Path) -> None:
+    """A key that can't stand in a header is refused where it is read, and never shown."""
+    program = run("import pltrace\npltrace.configure(store='memory')", tmp_path, PROMPTLAYER_API_KEY=key)
+    assert program.code == 1
+    assert "ConfigError: PROMPTLAYER_API_KEY: expected printable ASCII" in program.err
+    assert "pl_secret" not in program.err
+
+
 # Redaction.
 
 SECRET = {"password": "hunter2", "note": "nothing", "nested": [{"api_key": "k-123456"}], "text": "sk-" + "a1B2" * 10}
@@ -420,10 +439,10 @@ def test_redaction_fails_closed(local: Path) -> None:
     def broken(key: str, value: Any) -> Any:
         raise RuntimeError("redaction is broken")
 
-    pltrace.configure(store=local, redact=broken)
-    assert _echo("secret-in") == {"value": "secret-in"}
-    (span,) = spans(local)
-    assert span["name"] == "echo"
+    pltrace.configure(store=local, redact=broken, tags=["secret-in"])
+    with traced("block", user="secret-in", session="secret-in"):
+        assert _echo("secret-in") == {"value": "secret-in"}
+    assert [span["name"] for span in spans(local)] == ["block", "echo"]
     raw = b"".join(file.read_bytes() for file in local.parent.iterdir())
     assert b"secret-in" not in raw
 

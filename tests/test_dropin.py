@@ -216,3 +216,37 @@ def test_wrong_tags_are_refused(wrong: Any) -> None:
     """Tags that aren't strings in a list raise `ConfigError` where they are written."""
     with pytest.raises(ConfigError, match="pl_tags"):
         PromptLayerCallbackHandler(pl_tags=wrong)
+
+
+def test_a_traced_function_inside_its_run(
+    deliver: Deliver, promptlayer: PromptLayerServer, llm: ScriptedOpenAI
+) -> None:
+    """With no block around it, a handler's run is what a traced function inside is in: one trace, all tags and ids."""
+    deliver()
+    told: list[tuple[str, int]] = []
+    handler = PromptLayerCallbackHandler(pl_tags=["old"], pl_id_callback=lambda number: told.append(("old", number)))
+
+    @traced("answer", tags=["new"], user="ada", on_request=lambda request: told.append(("new", int(request))))
+    def answer(text: str) -> str:
+        return str(chat(llm).invoke(text).content)
+
+    assert (
+        RunnableLambda(answer).with_config(run_name="chain").invoke("Hi", config={"callbacks": [handler]}) == "Hello."
+    )
+    assert pltrace.flush(10.0)
+    assert promptlayer.tree() == [("chain", [("answer", [("ChatOpenAI", [])])])]
+    (log,) = promptlayer.request_logs
+    assert log["tags"] == ["old", "new"]
+    assert log["metadata"]["user_id"] == "ada"
+    assert sorted(told) == [("new", log["id"]), ("old", log["id"])]
+
+
+def test_sampling_is_decided_by_the_run_around(deliver: Deliver, promptlayer: PromptLayerServer) -> None:
+    """What is sampled is whole: a traced function inside a handler's run is kept with it, or not at all."""
+    deliver(sample=0.5)
+    inner = RunnableLambda(traced("inner")(lambda text: text)).with_config(run_name="chain")
+    for _ in range(40):
+        inner.invoke("Hi", config={"callbacks": [PromptLayerCallbackHandler()]})
+    assert pltrace.flush(10.0)
+    assert 0 < len(promptlayer.spans) < 80
+    assert all(branch == ("chain", [("inner", [])]) for branch in promptlayer.tree())

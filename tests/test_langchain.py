@@ -720,6 +720,51 @@ def test_a_lost_context_finds_its_parents_scope(local: Path, llm: ScriptedOpenAI
     assert [request.span_id for request in root.requests] == [request.span_id for request in seen]
 
 
+def test_a_traced_function_finds_its_parents_scope(local: Path, llm: ScriptedOpenAI) -> None:
+    """So does a traced function there: it is a child of the run, with the tags of the block around that."""
+
+    @traced("helper", tags=["helper"])
+    def helper(text: str) -> object:
+        return chat(llm).invoke(text)
+
+    def node(text: str, config: RunnableConfig) -> None:
+        thread = threading.Thread(target=lambda: RunnableLambda(helper).invoke(text, config=config))
+        thread.start()
+        thread.join()
+
+    with traced("root", tags=["root"]):
+        RunnableLambda(node).with_config(run_name="outer").invoke("Hi")
+    assert tree(local) == (
+        "root block\n  outer chain\n    helper chain\n      helper function\n        ChatOpenAI llm\n"
+    )
+    (call,) = calls(local)
+    assert call["request_tags"] == ["root", "helper"]
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+async def test_a_traced_function_inside_a_retriever(local: Path, way: str) -> None:
+    """A traced function that a retriever calls is its child, though LangChain sets no context there."""
+
+    @traced("look up")
+    def look_up(query: str) -> list[Document]:
+        return [Document(query)]
+
+    class Library(BaseRetriever):
+        def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
+            return look_up(query)
+
+        async def _aget_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
+            return look_up(query)
+
+    with traced("root"):
+        if way == "invoke":
+            Library().invoke("Hi")
+        else:
+            await Library().ainvoke("Hi")
+        look_up("Hi")
+    assert tree(local) == ("root block\n  Library retriever\n    look up function\n  look up function\n")
+
+
 def test_a_lost_scope_is_told_once(local: Path, llm: ScriptedOpenAI, caplog: pytest.LogCaptureFixture) -> None:
     """Calls in a thread that lost the scope are counted, and one warning names `bind`."""
     model = chat(llm)

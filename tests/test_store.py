@@ -149,6 +149,22 @@ def test_scores_are_kept_without_promptlayer(local: Path) -> None:
 # When it can't be used.
 
 
+def test_a_file_of_another_kind(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A path that names somebody's file by mistake leaves it alone: memory, and one clear warning."""
+    notes = tmp_path / "notes.txt"
+    notes.write_text("Somebody's notes, which are no database, and longer than the header of one." * 20)
+    kept = notes.read_bytes()
+    pltrace.configure(store=notes)
+    with traced("recorded"):
+        pass
+    assert pltrace.flush(5.0)
+    assert notes.read_bytes() == kept
+    assert list(tmp_path.glob("notes*")) == [notes]
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == "pltrace"]
+    assert "notes.txt" in warning
+    assert "a file of another kind" in warning
+
+
 def test_damaged_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A file that is no store any more is renamed aside with a warning that says where to, and a new one begun."""
     path = tmp_path / "traces.db"

@@ -72,13 +72,16 @@ class Encoder:
         """
         return self._walked(value, self._redact, self._rules, texts=True)
 
-    def label(self, value: object) -> Json:
-        """Return a name or tags as JSON-safe data, without what looks like a secret; never raises.
+    def label(self, value: object, key: str = "") -> Json:
+        """Return a name, a user or tags as JSON-safe data, without what looks like a secret; never raises.
 
         Args:
-            value: A text, or a list of texts; what the user's `redact` is for is values, so it isn't asked.
+            value: A text, a list of texts, or None.
+            key: What the user's `redact` is asked with; a name of ours for a span is nothing to ask about.
         """
-        return self._walked(value, None, self._label_rules)
+        if not key or self._redact is None:
+            return self._walked(value, None, self._label_rules)
+        return self._walked(value, self._redact, None, texts=True, key=key)
 
     def schema(self, value: object) -> Json:
         """Return a schema, as of a tool's parameters, as JSON-safe data; never raises.
@@ -91,11 +94,13 @@ class Encoder:
         """
         return self._walked(value, self._redact, self._label_rules if self._redact is None else None, texts=True)
 
-    def _walked(self, value: object, redact: Redact | None, rules: Rules | None, *, texts: bool = False) -> Json:
+    def _walked(
+        self, value: object, redact: Redact | None, rules: Rules | None, *, texts: bool = False, key: str = ""
+    ) -> Json:
         if value is None or (type(value) is str and rules is not None and value in rules.harmless):
             return value
         try:
-            return Walk(self._bounds, redact, rules, texts).value(value, "", 0)
+            return Walk(self._bounds, redact, rules, texts).value(value, key, 0)
         except BaseException as error:
             return broken(value, error)
 
