@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timezone
 from importlib import import_module
 from types import ModuleType
@@ -13,6 +14,7 @@ from urllib.parse import quote
 
 from pltrace._client import client_for
 from pltrace._exporter import ExportResult, Operation, StoredSpan
+from pltrace._health import warn_sometimes
 from pltrace._http import Answer, JsonClient, NoAnswerError, NotSentError
 from pltrace._slices import Slices
 from pltrace._wrapping import when_imported
@@ -66,20 +68,49 @@ class PromptLayerExporter:
                 return found
             known = found
         rest = [span for span in batch if span.record["span_id"] not in known]
+        result = self._post(rest) if rest else ExportResult("delivered")
+        if result.outcome != "delivered":
+            return result
         ids = {span_id: request_id for span_id, request_id in known.items() if request_id is not None}
-        if not rest:
-            return ExportResult("delivered", request_ids=ids)
+        result = replace(result, request_ids={**ids, **result.request_ids})
+        unlogged = [
+            span
+            for span in batch
+            if span.record.get("prompt_name") is not None
+            and span.record["span_id"] not in result.request_ids
+            and span.record["span_id"] not in result.refused
+        ]
+        return self._logged_without_link(unlogged, result) if unlogged else result
+
+    def _logged_without_link(self, unlogged: Sequence[StoredSpan], result: ExportResult) -> ExportResult:
+        """Send LLM calls again without their prompt: PromptLayer logs no request for a prompt that it doesn't know."""
+        plain = [
+            replace(span, record={key: value for key, value in span.record.items() if not key.startswith("prompt_")})
+            for span in unlogged
+        ]
+        second = self._post(plain)
+        if second.outcome == "rejected":
+            return result
+        if second.outcome != "delivered":  # That the spans are there is found out by the next try.
+            return replace(second, uncertain=True)
+        warn_sometimes(
+            "unknown_prompt",
+            "PromptLayer doesn't know prompt %r, version %s: %d LLM call(s) that were made from such are logged without a "
+            "link.",
+            unlogged[0].record["prompt_name"],
+            unlogged[0].record["prompt_version"],
+            len(unlogged),
+        )
+        return replace(result, request_ids={**result.request_ids, **second.request_ids})
+
+    def _post(self, spans: Sequence[StoredSpan]) -> ExportResult:
         try:
-            answer = self._http.request("POST", "/spans-bulk", self.body(rest))
+            answer = self._http.request("POST", "/spans-bulk", self.body(spans))
         except NotSentError as error:
             return ExportResult("retry", f"can't be reached: {error}")
         except NoAnswerError as error:
             return ExportResult("retry", f"took a batch and didn't answer: {error}", uncertain=True)
-        result = self._judged(answer)
-        return ExportResult(
-            result.outcome, result.reason, {**ids, **result.request_ids}, result.refused, result.retry_after_s,
-            result.uncertain,
-        )  # fmt: skip
+        return self._judged(answer)
 
     def body(self, batch: Sequence[StoredSpan]) -> bytes:
         """Return what is posted for a batch: the same bytes for the same spans, every time."""

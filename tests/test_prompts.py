@@ -973,3 +973,21 @@ def test_the_package_loads_neither_langchain_nor_promptlayer() -> None:
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
 
     assert (printed.stdout, printed.stderr) == ("[]\n", "")
+
+
+@pytest.mark.parametrize("answer", ["whole", "lost"])
+def test_a_prompt_that_is_gone_costs_the_link_alone(
+    registry: PromptLayerServer, llm: ScriptedOpenAI, answer: str
+) -> None:
+    """A request made from a prompt that was removed since is logged without a link, once, and gets its id."""
+    told: list[int] = []
+    prompt = prompts.get("agent")
+    del registry.prompts["agent"]
+    if answer == "lost":
+        registry.faults.append(on("/spans-bulk", Fault(store=True, close=True), 1))
+    with traced("block", on_request=lambda request: told.append(int(request))) as span:
+        (prompt | chat(llm)).invoke({"who": "Ada"})
+    span.score(90)
+    assert links(registry) == [UNLINKED]
+    assert told == [registry.request_logs[0]["id"]]
+    assert [score["request_id"] for score in registry.operations] == told
