@@ -95,8 +95,8 @@ class PromptLayerExporter:
             return replace(second, uncertain=True)
         warn_sometimes(
             "unknown_prompt",
-            "PromptLayer doesn't know prompt %r, version %s: %d LLM call(s) that were made from such are logged without a "
-            "link.",
+            "PromptLayer doesn't know prompt %r, version %s: %d LLM call(s) that were made from such are logged "
+            "without a link.",
             unlogged[0].record["prompt_name"],
             unlogged[0].record["prompt_version"],
             len(unlogged),

@@ -232,14 +232,13 @@ def test_somebody_else_answers(deliver: Deliver, promptlayer: PromptLayerServer,
 def test_a_call_that_is_not_logged(
     deliver: Deliver, promptlayer: PromptLayerServer, store: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A call whose prompt PromptLayer doesn't know is kept as a span without a log: nobody waits for its id."""
+    """A call whose span PromptLayer takes without logging the request: nobody waits for its id."""
     called: list[Any] = []
-    promptlayer.add_prompt("greeting", "Hello there, this is a prompt of some length!")
+    unlogged = Fault(status=201, body={"success": True, "spans": [], "request_logs": []})
+    promptlayer.faults.append(on("/spans-bulk", unlogged, 1))
     deliver()
-    prompt = pltrace.prompts.get("greeting")
-    promptlayer.prompts.clear()
-    with traced("linked", on_request=called.append) as span:
-        (prompt | FakeListChatModel(responses=["Hello."])).invoke({})
+    with traced("unlogged", on_request=called.append) as span:
+        FakeListChatModel(responses=["Hello."]).invoke("Hi")
     (request,) = span.requests
     request.score(50)
     began = time.monotonic()
