@@ -9,8 +9,8 @@ from pltrace._errors import ConfigError
 
 __all__ = [
     "CAPTURE_ALL", "INPUTS", "OUTPUTS", "checked_capture", "checked_group", "checked_metadata", "checked_name",
-    "checked_optional_name", "checked_request_id", "checked_sample", "checked_score", "checked_tags",
-    "checked_timeout", "checked_version",
+    "checked_optional_name", "checked_release", "checked_request_id", "checked_sample", "checked_score",
+    "checked_tags", "checked_timeout",
 ]  # fmt: skip
 
 #: What is kept of a span, as bits: an inner block can only clear them.
@@ -60,13 +60,14 @@ def checked_score(value: object) -> int:
     return value
 
 
-def checked_version(value: object) -> int | None:
-    """Return `value` if it is a prompt's version, from 1 on, or None; raise `ConfigError` otherwise."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"version={value!r}: expected a whole number from 1 on")
-    return value
+def checked_release(version: object, label: object) -> dict[str, Any]:
+    """Return which release of a prompt is meant: by version, from 1 on, or by label; raise `ConfigError` otherwise."""
+    if version is not None and (isinstance(version, bool) or not isinstance(version, int) or version < 1):
+        raise ConfigError(f"version={version!r}: expected a whole number from 1 on")
+    checked_optional_name("label", label)
+    if version is not None and label is not None:
+        raise ConfigError(f"version={version!r} and label={label!r}: give one of them")
+    return {"version": version, "label": label}
 
 
 def checked_group(value: object) -> int:

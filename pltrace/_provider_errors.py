@@ -11,14 +11,14 @@ _AUTH, _RATE, _QUOTA, _TIMEOUT, _OTHER = (
     "PROVIDER_AUTH_ERROR", "PROVIDER_RATE_LIMIT", "PROVIDER_QUOTA_LIMIT", "PROVIDER_TIMEOUT", "PROVIDER_ERROR",
 )  # fmt: skip
 
-#: Names of exception classes of openai, anthropic, groq, google, cohere, httpx, requests, boto3 and Python, most
-#: telling first. By name and along the inheritance, because none of these packages may be imported to ask.
+#: Names of exception classes of openai, anthropic, groq, google, cohere, mistralai, httpx, requests, boto3 and Python,
+#: most telling first. By name and along the inheritance, because none of these packages may be imported to ask.
 _BY_NAME = (
     (_QUOTA, ("PaymentRequiredError", "ContractSpendLimitReachedError", "EnforcedSpendLimitReachedError",
               "ServiceQuotaExceededException")),
     (_AUTH, ("AuthenticationError", "PermissionDeniedError", "CredentialsError", "WorkloadIdentityError",  # openai, …
              "Unauthenticated", "PermissionDenied", "Unauthorized", "Forbidden",  # google.api_core
-             "UnauthorizedError", "ForbiddenError",  # cohere
+             "UnauthorizedError", "ForbiddenError", "InvalidTokenError",  # cohere
              "NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError", "UnauthorizedSSOTokenError",
              "AccessDeniedException", "UnrecognizedClientException", "ExpiredTokenException",
              "ExpiredToken", "InvalidSignatureException", "InvalidClientTokenId")),  # boto3
@@ -30,7 +30,8 @@ _BY_NAME = (
     (_OTHER, ("APIError", "APIStatusError", "APIConnectionError", "OpenAIError", "AnthropicError", "GroqError",
               "GoogleAPIError", "GoogleAPICallError", "GoogleGenerativeAIError", "ClientError", "ServerError",
               "ApiError", "BotoCoreError", "HTTPError", "HTTPStatusError", "TransportError", "RequestException",
-              "ResponseError", "SDKError", "ConnectionError", "ModelErrorException", "ServiceUnavailableException")),
+              "ResponseError", "SDKError", "MistralError", "ConnectionError", "ModelErrorException",
+              "ServiceUnavailableException")),
 )  # fmt: skip
 #: Where those with one class for all report which it was: a code of AWS, one of Google, an HTTP status.
 _NAMED_CODE = re.compile(r"An error occurred \((\w+)\)")
@@ -39,7 +40,8 @@ _STATUS = re.compile(
     r"Error code: (\d{3})\b"  # openai, anthropic, groq
     r"|^(?:\w+: )?(\d{3}) (?:[A-Z_]+\.|Client Error|Server Error)"  # google-genai, requests
     r"|(?:Client|Server) error '(\d{3}) "  # httpx
-    r"|status(?:_| )code:? (\d{3})\b",  # ollama, cohere
+    r"|status(?:_| )code:? (\d{3})\b"  # ollama, cohere
+    r"|API error occurred: Status (\d{3})\b",  # mistralai
     re.IGNORECASE,
 )
 _BY_GOOGLE_CODE = {
@@ -50,8 +52,11 @@ _BY_GOOGLE_CODE = {
 }
 _BY_STATUS = {"401": _AUTH, "402": _QUOTA, "403": _AUTH, "408": _TIMEOUT, "429": _RATE, "504": _TIMEOUT}
 #: What providers say when it is the account's money that has run out; in a rate limit's error, and in any.
-_QUOTA_WORDS_OF_LIMITS = ("exceeded your current quota", "billing", "spending limit", "spend limit")
-_QUOTA_WORDS = ("insufficient_quota", "credit balance", "insufficient credits", "insufficient funds")
+_QUOTA_WORDS_OF_LIMITS = ("billing", "spending limit", "spend limit")
+_QUOTA_WORDS = ("insufficient_quota", "exceeded your current quota", "credit balance", "insufficient credits",
+                "insufficient funds")  # fmt: skip
+#: What Google says of a wrong key, with the status of any wrong argument.
+_AUTH_WORDS = ("api key not valid", "api_key_invalid")
 
 
 def error_type_of(status: str | None, class_names: Sequence[str], message: str) -> str | None:
@@ -79,6 +84,8 @@ def error_type_of(status: str | None, class_names: Sequence[str], message: str) 
         return _QUOTA
     if found == _RATE and any(words in lowered for words in _QUOTA_WORDS_OF_LIMITS):
         return _QUOTA
+    if found == _OTHER and any(words in lowered for words in _AUTH_WORDS):
+        return _AUTH
     return found or "UNKNOWN_ERROR"
 
 

@@ -13,11 +13,11 @@ from pltrace._checks import (
     checked_metadata,
     checked_name,
     checked_optional_name,
+    checked_release,
     checked_score,
     checked_timeout,
-    checked_version,
 )
-from pltrace._errors import ConfigError, PltraceError
+from pltrace._errors import PltraceError
 from pltrace._health import failed
 from pltrace._scope import Callback
 from pltrace._span import SpanStatus
@@ -201,19 +201,16 @@ class Request:
         Args:
             name: The prompt's name.
             version: Its version; without it and `label`, the latest.
-            label: A release label.
+            label: A release label, in place of the version.
             input_variables: What its variables were given.
 
         Raises:
-            ConfigError: An argument has a wrong type, or both version and label are given.
+            ConfigError: An argument is wrong, or both `version` and `label` are given.
         """
-        if version is not None and label is not None:
-            raise ConfigError(f"version={version!r} and label={label!r}: give one of them")
         arguments = {
             "prompt_name": checked_name("name", name),
             "prompt_input_variables": checked_metadata("input_variables", input_variables or {}),
-            "version": checked_version(version),
-            "label": checked_optional_name("label", label),
+            **checked_release(version, label),
         }
         self._ask("prompt", arguments)
 

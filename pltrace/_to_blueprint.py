@@ -33,6 +33,9 @@ _KINDS: tuple[tuple[Any, str], ...] = (
     (HumanMessagePromptTemplate, "user"),
     (AIMessagePromptTemplate, "assistant"),
 )
+_REGISTRY_ROLES = ("system", "user", "assistant", "developer", "tool", "function")
+#: Whom a message of these roles answers, which the registry demands.
+_ADDRESSES = {"tool": "tool_call_id", "function": "name"}
 _FORMATS = ("f-string", "jinja2")
 _VARIABLE = re.compile(r"\{(\w+)\}")
 
@@ -121,11 +124,17 @@ def _message(part: Any) -> Block:
     extras = dict(fields.get("additional_kwargs") or {})
     if role == "system" and extras.pop("__openai_role__", None) == "developer":
         role = "developer"
+    role = _ROLES.get(role, role)
+    if role not in _REGISTRY_ROLES:
+        raise ConfigError(
+            f"template: the role {role!r} has no place in the registry, which knows {', '.join(_REGISTRY_ROLES)}; use "
+            "one of these"
+        )
     forms = {_form(one.template_format) for one in parts if hasattr(one, "template_format")}
     if len(forms) > 1:
         raise ConfigError("template: a message mixes f-string and jinja2, and the registry knows one format a message")
     made: Block = {
-        "role": _ROLES.get(role, role),
+        "role": role,
         "content": [_block(one) for one in parts],
         "template_format": forms.pop() if forms else "f-string",
         "input_variables": list(part.input_variables),
@@ -134,6 +143,11 @@ def _message(part: Any) -> Block:
         value = extras.get(key) or fields.get(key)
         if value:
             made[key] = value
+    address = _ADDRESSES.get(role)
+    if address is not None and address not in made:
+        raise ConfigError(
+            f"template: a message of the role {role!r} needs a {address} in the registry; give it in additional_kwargs"
+        )
     return made
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pltrace import _registry
 from pltrace._account import account, refused
-from pltrace._checks import checked_metadata, checked_name, checked_optional_name, checked_tags, checked_version
+from pltrace._checks import checked_metadata, checked_name, checked_release, checked_tags
 from pltrace._errors import ConfigError, PromptLayerError
 
 if TYPE_CHECKING:
@@ -79,10 +79,7 @@ async def aget(
 
 def _check(name: str, version: int | None, label: str | None) -> None:
     checked_name("name", name)
-    checked_version(version)
-    checked_optional_name("label", label)
-    if version is not None and label is not None:
-        raise ConfigError(f"version={version!r} and label={label!r}: give one of them")
+    checked_release(version, label)
 
 
 def publish(

@@ -13,9 +13,9 @@ from pltrace._checks import (
     checked_metadata,
     checked_name,
     checked_optional_name,
+    checked_release,
     checked_request_id,
     checked_score,
-    checked_version,
 )
 from pltrace._errors import PromptLayerError
 
@@ -77,7 +77,7 @@ def prompt(
         prompt_name: The prompt's name.
         prompt_input_variables: What its variables were given.
         version: Its version; without it and `label`, the latest.
-        label: A release label.
+        label: A release label, in place of the version.
 
     Returns:
         True; False while tracing is off, when nothing is kept.
@@ -88,8 +88,7 @@ def prompt(
     arguments = {
         "prompt_name": checked_name("prompt_name", prompt_name),
         "prompt_input_variables": checked_metadata("prompt_input_variables", prompt_input_variables),
-        "version": checked_version(version),
-        "label": checked_optional_name("label", label),
+        **checked_release(version, label),
     }
     return _track("prompt", request_id, arguments)
 

@@ -21,7 +21,7 @@ import pytest
 from langchain_core.load import dumpd, dumps, load
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage, convert_to_openai_messages
 from langchain_core.prompt_values import ChatPromptValue
-from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder, PromptTemplate
+from langchain_core.prompts import ChatMessagePromptTemplate, ChatPromptTemplate, MessagesPlaceholder, PromptTemplate
 from langchain_core.runnables import RunnableLambda, RunnableParallel
 
 import pltrace
@@ -372,6 +372,11 @@ def test_a_deleted_prompt_is_not_served_from_memory(registry: PromptLayerServer)
 # Publishing.
 
 
+def critic(role: str) -> ChatMessagePromptTemplate:
+    """Make a template of a message whose role is free."""
+    return ChatMessagePromptTemplate.from_template("Judge {it}", role=role)
+
+
 def test_publish_and_get_it_back(registry: PromptLayerServer) -> None:
     """A chat template comes back as it was, as the next version, with its label."""
     template = ChatPromptTemplate(
@@ -428,6 +433,12 @@ def test_publish_a_completion_prompt(registry: PromptLayerServer, template: Any)
         ),
         ({"template": ChatPromptTemplate([MessagesPlaceholder("past", n_messages=2)])}, "n_messages=2.*'past'"),
         ({"template": PromptTemplate.from_template("{{a}}", template_format="mustache")}, "mustache"),
+        (
+            {"template": ChatPromptTemplate([critic("critic")])},
+            "the role 'critic' has no place in the registry, which knows system, user, assistant, developer, tool, fun",
+        ),
+        ({"template": ChatPromptTemplate([critic("tool")])}, "the role 'tool' needs a tool_call_id"),
+        ({"template": ChatPromptTemplate([critic("function")])}, "the role 'function' needs a name"),
         ({"template": 3}, "expected a string, a PromptTemplate"),
         ({"name": "x" * 513}, "512 characters"),
         ({"commit_message": "x" * 73}, "72 characters"),

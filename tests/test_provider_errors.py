@@ -38,6 +38,7 @@ TABLE: list[tuple[Sequence[str], str, str]] = [
     (["InternalServerError", "APIStatusError", "APIError"], "Error code: 504 - {}", "PROVIDER_TIMEOUT"),
     (["APIStatusError", "APIError"], "APIStatusError: Error code: 402 - {'message': '…'}", "PROVIDER_QUOTA_LIMIT"),
     (["BadRequestError", "APIStatusError", "APIError"], "Error code: 400 - about 429 things", "PROVIDER_ERROR"),
+    (["APIError", "OpenAIError"], "You exceeded your current quota, please check your billing", "PROVIDER_QUOTA_LIMIT"),
     (["ContentFilterFinishReasonError", "OpenAIError"], "Could not parse", "PROVIDER_ERROR"),
     # anthropic
     (["AuthenticationError", *_ANTHROPIC], "invalid x-api-key", "PROVIDER_AUTH_ERROR"),
@@ -55,6 +56,8 @@ TABLE: list[tuple[Sequence[str], str, str]] = [
     (_GENAI, "401 UNAUTHENTICATED. {'error': {'code': 401}}", "PROVIDER_AUTH_ERROR"),
     (_GENAI, "403 PERMISSION_DENIED. {'error': {'code': 403}}", "PROVIDER_AUTH_ERROR"),
     (_GENAI, "400 INVALID_ARGUMENT. {'error': {'code': 400}}", "PROVIDER_ERROR"),
+    (_GENAI, "400 INVALID_ARGUMENT. API key not valid. Please pass a valid API key.", "PROVIDER_AUTH_ERROR"),
+    (_GENAI, "API key not valid. Please pass a valid API key.", "PROVIDER_AUTH_ERROR"),
     (["ServerError", "APIError", "Exception"], "504 DEADLINE_EXCEEDED. {}", "PROVIDER_TIMEOUT"),
     (["ServerError", "APIError", "Exception"], "503 UNAVAILABLE. {}", "PROVIDER_ERROR"),
     (["ResourceExhausted", "TooManyRequests", "ClientError", *_GOOGLE], "429 slow down", "PROVIDER_RATE_LIMIT"),
@@ -64,6 +67,13 @@ TABLE: list[tuple[Sequence[str], str, str]] = [
     (["ServiceUnavailable", "ServerError", *_GOOGLE], "503 down", "PROVIDER_ERROR"),
     (_GEMINI, "Error calling model 'gemini' (RESOURCE_EXHAUSTED): 429 RESOURCE_EXHAUSTED.", "PROVIDER_RATE_LIMIT"),
     (_GEMINI, "Invalid argument provided to Gemini: 400", "PROVIDER_ERROR"),
+    # mistralai, cohere
+    (["SDKError", "MistralError", "Exception"], "API error occurred: Status 401. Body: {}", "PROVIDER_AUTH_ERROR"),
+    (["SDKError", "Exception"], "SDKError: API error occurred: Status 402. Body: {}", "PROVIDER_QUOTA_LIMIT"),
+    (["SDKError", "Exception"], "API error occurred: Status 408. Body: {}", "PROVIDER_TIMEOUT"),
+    (["SDKError", "Exception"], "API error occurred: Status 429\n{}", "PROVIDER_RATE_LIMIT"),
+    (["SDKError", "Exception"], "API error occurred: Status 500. Body: Status 401", "PROVIDER_ERROR"),
+    (["InvalidTokenError", "ApiError", "Exception"], "status_code: 498", "PROVIDER_AUTH_ERROR"),
     # httpx, requests
     (["ReadTimeout", "TimeoutException", "TransportError", "RequestError", "HTTPError"], "", "PROVIDER_TIMEOUT"),
     (["ConnectError", "NetworkError", "TransportError", "RequestError", "HTTPError"], "", "PROVIDER_ERROR"),

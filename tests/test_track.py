@@ -110,6 +110,7 @@ def test_an_unknown_request_is_refused_and_told(
         lambda: track.prompt(1, "joke", []),  # type: ignore[arg-type]
         lambda: track.prompt(1, "joke", {}, version=0),
         lambda: track.prompt(1, "joke", {}, label=""),
+        lambda: track.prompt(1, "joke", {}, version=1, label="prod"),
         lambda: track.group(1, "a"),  # type: ignore[arg-type]
     ],
 )

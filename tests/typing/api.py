@@ -259,7 +259,7 @@ def on_request(request: Request) -> None:
     request.score(100)
     request.score(100, "name")
     request.add_metadata({"k": object()})
-    request.link_prompt("p", version=1, label="prod", input_variables={"v": 1})
+    request.link_prompt("p", label="prod", input_variables={"v": 1})
     request.add_to_group(7)
     request.score("100")  # type: ignore[arg-type]
     request.add_metadata({1: "x"})  # type: ignore[dict-item]
