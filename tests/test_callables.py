@@ -1226,7 +1226,7 @@ def test_pytest_fixtures_and_tests(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text("import pltrace; pltrace.configure(store='memory')")
     (tmp_path / "pytest.ini").write_text("[pytest]\nasyncio_mode = auto\n")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=110, cwd=tmp_path)
     assert "8 passed" in ran.stdout, ran.stdout + ran.stderr
 
 

@@ -436,11 +436,11 @@ async def test_a_cancelled_call(
         model: Any = chat(server) if not chained else RunnableLambda(str) | chat(server)
         async with traced("root") as root:
             task = asyncio.ensure_future(model.ainvoke("Hi"))
+            await asyncio.to_thread(server.wait_for, lambda: server.bodies)
             if leave == "timeout":
                 with pytest.raises(asyncio.TimeoutError):
-                    await asyncio.wait_for(task, 0.1)
+                    await asyncio.wait_for(task, 0.001)
             else:
-                await asyncio.to_thread(server.wait_for, lambda: server.bodies)
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await task
