@@ -26,7 +26,7 @@ class CallbackRunner:
 
     def forked(self) -> None:
         """Start empty, as in the child of a fork."""
-        self._changed = threading.Condition(threading.Lock())
+        self._changed = threading.Condition()
         self._queue: deque[tuple[tuple[Callback, ...], Request]] = deque()
         self._busy = False
         self._stopped = False

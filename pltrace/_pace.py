@@ -30,7 +30,7 @@ class Pace:
         self.name = name
         self._linger_s = linger_s
         self._every_s = every_s
-        self._changed = threading.Condition(threading.Lock())
+        self._changed = threading.Condition()
         self._since: float | None = None  # When the work came that is waiting.
         self._hurry = False
         self._not_before = 0.0

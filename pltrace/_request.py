@@ -265,7 +265,7 @@ class Registry:
 
     def forked(self) -> None:
         """Start empty, as in the child of a fork: what is waited for is the parent's to be told."""
-        self._changed = threading.Condition(threading.Lock())
+        self._changed = threading.Condition()
         self._handles: WeakValueDictionary[int, Request] = WeakValueDictionary()
         self._waiting: dict[int, tuple[int, tuple[Callback, ...]]] = {}
         self._shut = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic
 
 from pltrace._callbacks import CallbackRunner
@@ -257,9 +258,10 @@ class Tracing:
         """Deliver from memory what can't be written to the disk any more."""
         path, left = self.store.database.path, self.recorder.left
         if self.exporters and path is not None:
-            self.store.database.give_up_file()
-            if self._flush(monotonic() + self._exit_left_s, patient=False):
-                return
+            with suppress(STORE_TROUBLE):  # A thread that is stuck keeps it.
+                self.store.database.give_up_file()
+                if self._flush(monotonic() + self._exit_left_s, patient=False):
+                    return
         counts["dropped_at_exit"] = left  # Said again if it is called again.
         warn_once(
             "left",

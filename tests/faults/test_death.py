@@ -73,7 +73,7 @@ print(json.dumps(killed))
 )
 
 
-@pytest.mark.parametrize("waves", [4, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("waves", [4, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(300)])])
 def test_killed_at_random_moments(
     tmp_path: Path,
     promptlayer: PromptLayerServer,
@@ -85,7 +85,7 @@ def test_killed_at_random_moments(
     """What was recorded a moment before a `kill -9` is on disk, and the next process delivers it, each span once."""
     folder = tmp_path / "recorded"
     folder.mkdir()
-    killed = told(run(KILLS, tmp_path, waves, folder, timeout=110.0, **settings))
+    killed = told(run(KILLS, tmp_path, waves, folder, timeout=200.0, **settings))
     names = set(stored(store))
     lags = [0.0]
     recorded = 0
@@ -119,6 +119,7 @@ class _Killer:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_killed_around_the_answer(
     tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], store: Path, measured: Measured
 ) -> None:

@@ -136,7 +136,8 @@ while True:
 """
 
 
-@pytest.mark.parametrize("seconds", [3, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [10])
 def test_stopped_in_a_transaction(tmp_path: Path, store: Path, measured: Measured, seconds: int) -> None:
     """A process that is stopped while it holds the file's lock delays no call of the others, and no fork of theirs."""
     configured = PRELUDE + "pltrace.configure(store=sys.argv[1])\n"
@@ -184,6 +185,7 @@ timed.report(worst_fork_ms=max(forks.took_ns) / 1e6, waiting=waiting)
     measured("worst fork", report["worst_fork_ms"], "ms")
 
 
+@pytest.mark.slow
 def test_ends_while_another_holds_the_lock(tmp_path: Path, store: Path, measured: Measured) -> None:
     """A process that ends while it can't write doesn't hang, and says how much it takes with it."""
     assert run(PRELUDE + "pltrace.configure(store=sys.argv[1])\nspan(0)", tmp_path, store).code == 0
@@ -290,7 +292,7 @@ def jump(seconds):
 """
 
 
-@pytest.mark.parametrize("seconds", [3600, -3600, 86400 * 400])
+@pytest.mark.parametrize("seconds", [-3600, *(pytest.param(s, marks=pytest.mark.slow) for s in (3600, 86400 * 400))])
 def test_clock_jumps(
     tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], store: Path, seconds: int
 ) -> None:

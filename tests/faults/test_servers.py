@@ -127,6 +127,7 @@ _WORKERS = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("worker", _WORKERS)
 @_needs("gunicorn", "gevent")
 def test_gunicorn(
@@ -151,6 +152,7 @@ def test_gunicorn(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @_needs("gunicorn")
 def test_gunicorn_recycles_and_reloads(
     tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], store: Path
@@ -172,6 +174,7 @@ def test_gunicorn_recycles_and_reloads(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("how", [signal.SIGQUIT, signal.SIGKILL])
 @_needs("gunicorn")
 def test_gunicorn_stops_at_once(
@@ -220,6 +223,7 @@ def ask(carrier, number):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @_needs("celery")
 def test_celery_recycles_its_children(
     tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], store: Path

@@ -61,6 +61,7 @@ timed.report(full=full, flushed=flushed, rss_mib=rss_mib())
 )
 
 
+@pytest.mark.slow
 def test_disk_is_full_for_a_while(
     small_disk: Path, tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], measured: Measured
 ) -> None:
@@ -215,7 +216,14 @@ def _truncated(store: Path) -> None:
     os.truncate(store, 5000)
 
 
-@pytest.mark.parametrize("what", [_deleted, _all_deleted, _folder_renamed, _overwritten, _truncated])
+@pytest.mark.parametrize(
+    "what",
+    [
+        _deleted,
+        _overwritten,
+        *(pytest.param(what, marks=pytest.mark.slow) for what in (_all_deleted, _folder_renamed, _truncated)),
+    ],
+)
 def test_file_is_lost_while_in_use(
     tmp_path: Path,
     promptlayer: PromptLayerServer,
@@ -255,6 +263,7 @@ timed.report()
     assert len(after) >= 120
 
 
+@pytest.mark.slow
 def test_long_reader(tmp_path: Path, store: Path, measured: Measured) -> None:
     """After somebody read for long, the database's log is cut back to its bound."""
     source = (

@@ -1,0 +1,289 @@
+"""Processes fork in the middle of recording and sending: no child hangs, nothing is lost, nothing is sent twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.support import PRELUDE, Measured, all_delivered, balance, deliver_rest, taken, told
+from tests.support.programs import rows, run
+from tests.support.promptlayer_server import PromptLayerServer
+
+#: A hang is told from none by this; the figures themselves are printed.
+MOST_MS = 5000.0
+
+#: Forks while threads record; each child records two spans and ends, one in four at once.
+STORM = (
+    PRELUDE
+    + """
+forks, threads, stop = int(sys.argv[1]), int(sys.argv[2]), threading.Event()
+pltrace.configure()
+recorded = [0] * threads
+
+def keep_recording(number):
+    while not stop.is_set():
+        with traced(f"thread{number}-{recorded[number]:06}"):
+            pass
+        recorded[number] += 1
+        time.sleep(0.02)
+
+recording = [threading.Thread(target=keep_recording, args=(number,)) for number in range(threads)]
+for thread in recording:
+    thread.start()
+took, hung = [], 0
+for number in range(forks):
+    began = time.perf_counter_ns()
+    child = os.fork()
+    if child == 0:
+        span(number, "child-a")
+        span(number, "child-b")
+        if number % 4:
+            sys.stdout = open(os.devnull, "w")
+            os._exit(0 if pltrace.flush(60) else 1)
+        time.sleep(1.0)
+        os._exit(0)
+    took.append((time.perf_counter_ns() - began) / 1e6)
+    deadline = time.monotonic() + 60
+    while os.waitpid(child, os.WNOHANG)[0] == 0:
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            hung += 1
+            break
+        time.sleep(0.001)
+stop.set()
+for thread in recording:
+    thread.join()
+took.sort()
+print(json.dumps({
+    "hung": hung, "recorded": sum(recorded) + 2 * forks,
+    "p50": took[len(took) // 2], "worst": took[-1], "flushed": pltrace.flush(60),
+}))
+"""
+)
+
+
+@pytest.mark.parametrize("forks", [8, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+def test_fork_storm(
+    tmp_path: Path,
+    promptlayer: PromptLayerServer,
+    settings: dict[str, object],
+    store: Path,
+    measured: Measured,
+    forks: int,
+) -> None:
+    """While eight threads record, a process forks again and again: none hangs, and each span arrives once."""
+    report = told(run(STORM, tmp_path, forks, 8, timeout=280.0, **settings))
+    assert (report["hung"], report["flushed"]) == (0, True)
+    deliver_rest(tmp_path, **settings)
+    all_delivered(promptlayer, store, report["recorded"])
+    assert set(taken(promptlayer).values()) == {1}
+    untraced = told(run(STORM, tmp_path, forks, 8, timeout=280.0, **settings, PLTRACE_ENABLED=0))
+    assert report["worst"] < MOST_MS
+    for figure in ("p50", "worst"):
+        measured(f"fork, {figure}", report[figure], "ms")
+        measured(f"fork, {figure}, untraced", untraced[figure], "ms")
+
+
+def test_fork_after_other_settings(
+    tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], store: Path
+) -> None:
+    """A process that changed its settings, and still has blocks open from before, forks as ever."""
+    report = told(
+        run(
+            PRELUDE
+            + """
+elsewhere = sys.argv[1]
+stop = threading.Event()
+pltrace.configure(store=elsewhere)
+opened = threading.Event()
+def old(count=[0]):
+    with traced("around"):
+        opened.set()
+        while not stop.is_set():
+            span(count[0], "old")
+            count[0] += 1
+            time.sleep(0.001)
+thread = threading.Thread(target=old)
+thread.start()
+opened.wait()
+pltrace.configure()
+for number in range(10):
+    child = os.fork()
+    if child == 0:
+        span(number, "child")
+        os._exit(0 if pltrace.flush(60) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+stop.set()
+thread.join()
+assert pltrace.flush(60)
+timed(span, 1)
+assert pltrace.flush(60)
+timed.report()
+""",
+            tmp_path,
+            tmp_path / "elsewhere" / "traces.db",
+            **settings,
+        )
+    )
+    assert report["calls"] == 1
+    children = rows(store, "SELECT name FROM spans WHERE name LIKE 'child%' ORDER BY name")
+    assert [row["name"] for row in children] == [f"child-{number:06}" for number in range(10)]
+    assert set(taken(promptlayer).values()) == {1}
+
+
+def test_fork_of_a_fork(
+    tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], store: Path
+) -> None:
+    """A daemon that forks twice and forgets its parent, as daemons do, delivers what it records."""
+    program = run(
+        PRELUDE
+        + """
+span(0, "parent")
+child = os.fork()
+if child == 0:
+    if os.fork() == 0:
+        os.setsid()
+        span(0, "daemon")
+        os._exit(0 if pltrace.flush(30) else 1)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+assert pltrace.flush(30)
+""",
+        tmp_path,
+        **settings,
+    )
+    assert program.code == 0, program.err
+    promptlayer.wait_for(lambda: len(promptlayer.spans) == 2, 30.0)
+
+
+def test_fork_from_threads(
+    tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], store: Path
+) -> None:
+    """Several threads that fork at the same time get children that all work, and go on themselves."""
+    program = run(
+        PRELUDE
+        + """
+pltrace.configure()
+failed = []
+def fork(name):
+    for number in range(5):
+        span(number, name)
+        child = os.fork()
+        if child == 0:
+            span(number, name + "-child")
+            os._exit(0 if pltrace.flush(60) else 1)
+        if os.waitpid(child, 0)[1]:
+            failed.append(name)
+threads = [threading.Thread(target=fork, args=(f"thread{number}",)) for number in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert not failed
+assert pltrace.flush(60)
+""",
+        tmp_path,
+        **settings,
+    )
+    assert program.code == 0, program.err
+    all_delivered(promptlayer, store, 40)
+    assert set(taken(promptlayer).values()) == {1}
+
+
+def test_signal_handlers(
+    tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], store: Path, measured: Measured
+) -> None:
+    """A signal handler that flushes or forks in the middle of a flush neither hangs nor breaks it."""
+    report = told(
+        run(
+            PRELUDE
+            + """
+calls, children = [0], []
+def handle(number, frame):
+    calls[0] += 1
+    pltrace.flush(0)
+    if calls[0] % 10 == 0:
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        children.append(child)
+    signal.setitimer(signal.ITIMER_REAL, 0.005)
+signal.signal(signal.SIGALRM, handle)
+signal.setitimer(signal.ITIMER_REAL, 0.005)
+flushes = Timed()
+ends = time.monotonic() + 3
+number = 0
+while time.monotonic() < ends:
+    span(number)
+    number += 1
+    flushes(lambda _: pltrace.flush(1), 1)
+signal.setitimer(signal.ITIMER_REAL, 0)
+for child in children:
+    assert os.waitpid(child, 0)[1] == 0
+assert pltrace.flush(30)
+print(json.dumps({"recorded": number, "handled": calls[0], "worst_ms": max(flushes.took_ns) / 1e6}))
+""",
+            tmp_path,
+            **settings,
+        )
+    )
+    assert report["handled"] > 10
+    all_delivered(promptlayer, store, report["recorded"])
+    measured("worst flush", report["worst_ms"], "ms")
+
+
+POOL = """
+if __name__ == "__main__":
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+    context = multiprocessing.get_context(sys.argv[1])
+    with traced("main"), ProcessPoolExecutor(3, mp_context=context) as pool:
+        assert list(pool.map(pltrace.bind(work), range(60))) == list(range(60))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_process_pool(
+    tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], store: Path, method: str
+) -> None:
+    """What a `ProcessPoolExecutor`'s workers record, however they are started, arrives inside the block around it."""
+    source = PRELUDE + "def work(number):\n    ask(number)\n    return number\n" + POOL
+    program = run(source, tmp_path, method, timeout=110.0, **settings)
+    assert program.code == 0, program.err
+    deliver_rest(tmp_path, **settings)
+    all_delivered(promptlayer, store, 121)
+    assert len(rows(store, "SELECT DISTINCT trace_id FROM spans")) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_multiprocessing_children(
+    tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], store: Path, method: str
+) -> None:
+    """Four children of `multiprocessing` that make 200 calls each and return deliver all of them."""
+    source = (
+        PRELUDE
+        + """
+def work(name):
+    timed(lambda number: ask(number, name), 200)
+
+if __name__ == "__main__":
+    import multiprocessing
+    context = multiprocessing.get_context(sys.argv[1])
+    children = [context.Process(target=work, args=(f"child{number}",)) for number in range(4)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0] * 4
+"""
+    )
+    program = run(source, tmp_path, method, timeout=110.0, **settings)
+    assert program.code == 0, program.err
+    found = balance(store, 1600)
+    assert found.delivered + found.pending == 1600
+    deliver_rest(tmp_path, **settings)
+    all_delivered(promptlayer, store, 1600)
