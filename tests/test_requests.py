@@ -473,7 +473,7 @@ async def test_what_an_async_on_request_raises_on_its_loop(
         async with traced("root", on_request=broken):
             assert (await chat(llm).ainvoke("Hi")).content == "Hello."
         assert await asyncio.to_thread(pltrace.flush, 10)
-    (record,) = caplog.records
+    (record,) = [entry for entry in caplog.records if entry.name == "pltrace"]
     assert "broken" in record.getMessage()
 
 

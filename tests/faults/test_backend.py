@@ -388,7 +388,7 @@ def test_an_answer_that_never_ends() -> None:
 
     with listening(drip) as port:
         client = JsonClient(f"http://127.0.0.1:{port}", {})
-        with pytest.raises(NoAnswerError, match="took longer"):
+        with pytest.raises(NoAnswerError, match="TimeoutError"):
             client.request("POST", "/spans-bulk", b"{}")
 
 
