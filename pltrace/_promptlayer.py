@@ -246,6 +246,7 @@ def _attributes(record: Mapping[str, Any]) -> dict[str, Any]:
 #: Counts that a request log has no field for.
 _TOKEN_DETAILS = {
     "cached_input_tokens": "gen_ai.usage.cache_read.input_tokens",
+    "cache_creation_input_tokens": "gen_ai.usage.cache_creation.input_tokens",
     "reasoning_tokens": "gen_ai.usage.reasoning.output_tokens",
 }
 

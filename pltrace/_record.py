@@ -134,6 +134,7 @@ def _llm_fields(span: Span, record: Mapping[str, Any], encoder: Encoder) -> dict
         "input_tokens": usage.input_tokens if usage is not None else None,
         "output_tokens": usage.output_tokens if usage is not None else None,
         "cached_input_tokens": usage.cached_input_tokens if usage is not None else None,
+        "cache_creation_input_tokens": usage.cache_creation_input_tokens if usage is not None else None,
         "reasoning_tokens": usage.reasoning_tokens if usage is not None else None,
         "first_token_at_ns": span.first_token_at_ns or None,
         "error_type": error_type_of(span.status, span.error_types, span.error or ""),

@@ -310,7 +310,36 @@ ANSWERED: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
     ),
     (
         {"type": "server_tool_result", "tool_call_id": "s1", "status": "error", "output": "out"},
-        [{"type": "code_execution_result", "output": "out", "outcome": "OUTCOME_FAILED"}],
+        [{"type": "code_execution_result", "output": "out", "outcome": "OUTCOME_FAILED", "tool_use_id": "s1"}],
+    ),
+    (
+        {
+            "type": "server_tool_call",
+            "id": "m1",
+            "name": "remote_mcp",
+            "args": {"a": 1},
+            "extras": {"tool_name": "f", "server_label": "srv"},
+        },
+        [{"type": "mcp_call", "id": "m1", "name": "f", "server_label": "srv", "arguments": '{"a": 1}'}],
+    ),
+    (
+        {
+            "type": "server_tool_call",
+            "id": "m1",
+            "name": "remote_mcp",
+            "extras": {"tool_name": "f", "server_name": "srv", "arguments": '{"a'},
+        },
+        [{"type": "mcp_call", "id": "m1", "name": "f", "server_label": "srv", "arguments": '{"a'}],
+    ),
+    (
+        {
+            "type": "server_tool_call",
+            "id": "m1",
+            "name": "mcp_list_tools",
+            "args": {},
+            "extras": {"server_label": "srv"},
+        },
+        [{"type": "mcp_list_tools", "id": "m1", "server_label": "srv"}],
     ),
     (
         {
@@ -400,7 +429,7 @@ ANSWERED: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
             "tool_use_id": "s1",
             "content": {"stdout": "out", "stderr": "err", "return_code": 1, "content": []},
         },
-        [{"type": "code_execution_result", "output": "outerr", "outcome": "OUTCOME_FAILED"}],
+        [{"type": "code_execution_result", "output": "outerr", "outcome": "OUTCOME_FAILED", "tool_use_id": "s1"}],
     ),
     (
         {"type": "code_execution_tool_result", "tool_use_id": "s1", "content": {"error_code": "down"}},
@@ -409,6 +438,7 @@ ANSWERED: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
                 "type": "code_execution_result",
                 "output": '{"error_code": "down"}',
                 "outcome": "OUTCOME_FAILED",
+                "tool_use_id": "s1",
             }
         ],
     ),
@@ -771,7 +801,7 @@ CALLS: list[tuple[BaseMessage, list[dict[str, Any]]]] = [
         AIMessage(
             "",
             tool_calls=[{"name": "f", "args": {}, "id": "c1"}],
-            invalid_tool_calls=[{"name": "g", "args": '{"a', "id": "c2", "error": "cut"}],
+            invalid_tool_calls=[{"name": "g", "args": '{"a', "id": "c2", "error": None}],
         ),
         [call("c1", "f", "{}"), call("c2", "g", '{"a')],
     ),
@@ -825,7 +855,7 @@ CALLS: list[tuple[BaseMessage, list[dict[str, Any]]]] = [
         [call("c1", "f", '{"a')],
     ),
     (
-        AIMessage([{"type": "invalid_tool_call", "id": "c1", "name": "f", "args": "{", "error": "cut"}]),
+        AIMessage([{"type": "invalid_tool_call", "id": "c1", "name": "f", "args": "{", "error": ""}]),
         [call("c1", "f", "{")],
     ),
     (
@@ -839,6 +869,31 @@ CALLS: list[tuple[BaseMessage, list[dict[str, Any]]]] = [
 def test_tool_calls(message: BaseMessage, expected: list[dict[str, Any]]) -> None:
     """A tool call is told once, with a string for its id, wherever its message tells it."""
     assert only(message) == {"role": "assistant", "content": [], "tool_calls": expected}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        AIMessage("", invalid_tool_calls=[{"name": "f", "args": "{", "id": "c1", "error": "cut"}]),
+        AIMessage([{"type": "invalid_tool_call", "id": "c1", "name": "f", "args": "{", "error": "cut"}]),
+    ],
+)
+def test_invalid_tool_call(message: BaseMessage) -> None:
+    """Why LangChain couldn't read a call is told as text, as a call has no place for it."""
+    assert only(message) == {
+        "role": "assistant",
+        "content": [said("error of the tool call c1: cut")],
+        "tool_calls": [call("c1", "f", "{")],
+    }
+
+
+def test_custom_tool_calls() -> None:
+    """The name and the input of OpenAI's custom tools are kept, also beside calls that LangChain parsed."""
+    custom = {"id": "c1", "type": "custom", "custom": {"name": "f", "input": "raw"}}
+    function = {"id": "c2", "type": "function", "function": {"name": "g", "arguments": "{}"}}
+    assert only(AIMessage("", additional_kwargs={"tool_calls": [custom]}))["tool_calls"] == [call("c1", "f", "raw")]
+    both = AIMessage("", additional_kwargs={"tool_calls": [function, custom]})
+    assert only(both)["tool_calls"] == [call("c2", "g", "{}"), call("c1", "f", "raw")]
 
 
 def test_raw_tool_calls() -> None:
@@ -876,6 +931,25 @@ EXTRAS: list[tuple[Any, dict[str, Any], list[dict[str, Any]]]] = [
     ("hi", {"reasoning": {"id": "rs", "summary": [{"text": "t"}]}}, [{**THOUGHT, "id": "rs"}, said("hi")]),
     ("hi", {"reasoning": "t", "reasoning_content": "t"}, [THOUGHT, said("hi")]),
     ([THOUGHT, "hi"], {"reasoning_content": "t"}, [THOUGHT, said("hi")]),
+    ("hi", {"thinking": "t"}, [THOUGHT, said("hi")]),
+    ("hi", {"thinking": {"text": "t", "signature": "s"}}, [{**THOUGHT, "signature": "s"}, said("hi")]),
+    ("hi", {"reasoning_details": [{"type": "reasoning.text", "text": "t"}]}, [THOUGHT, said("hi")]),
+    ("hi", {"reasoning_details": [{"type": "reasoning.summary", "summary": "t"}]}, [THOUGHT, said("hi")]),
+    (
+        "hi",
+        {"reasoning_details": [{"type": "reasoning.encrypted", "data": "d"}]},
+        [{"type": "thinking", "thinking": "", "signature": "d"}, said("hi")],
+    ),
+    (
+        "hi",
+        {"reasoning_details": [{"type": "new", "words": "t"}]},
+        [{"type": "thinking", "thinking": '{"type": "new", "words": "t"}'}, said("hi")],
+    ),
+    (
+        "hi",
+        {"reasoning": "ab", "reasoning_details": [{"text": "a"}, {"text": "b"}]},
+        [{"type": "thinking", "thinking": "ab"}, said("hi")],
+    ),
     ("hi", {"refusal": "no"}, [said("hi"), said("no")]),
     ("hi", {"refusal": None}, [said("hi")]),
     ([{"type": "refusal", "refusal": "no"}], {"refusal": "no"}, [said("no")]),
@@ -916,6 +990,90 @@ EXTRAS: list[tuple[Any, dict[str, Any], list[dict[str, Any]]]] = [
 def test_extras(content: Any, extras: dict[str, Any], expected: list[dict[str, Any]]) -> None:
     """What providers put beside the content is kept, once."""
     assert only(AIMessage(content, additional_kwargs=extras))["content"] == expected
+
+
+CITED: list[tuple[Any, dict[str, Any], list[dict[str, Any]]]] = [
+    ("hi", {"annotations": [URL]}, [{**said("hi"), "annotations": [URL]}]),
+    (
+        "hi",
+        {"annotations": [{"type": "url_citation", "url_citation": {**URL, "type": None}}]},
+        [{**said("hi"), "annotations": [URL]}],
+    ),
+    ("hi", {"annotations": [URL], "citations": [URL]}, [{**said("hi"), "annotations": [URL]}]),
+    ([{**said("hi"), "annotations": [URL]}], {"annotations": [URL]}, [{**said("hi"), "annotations": [URL]}]),
+    ("", {"citations": [URL]}, [{**said(""), "annotations": [URL]}]),
+    ("hi", {"citations": ["http://x"]}, [said("hi"), said('{"citations": ["http://x"]}')]),
+]
+
+
+@pytest.mark.parametrize("place", ["additional_kwargs", "response_metadata"])
+@pytest.mark.parametrize(("content", "extras", "expected"), CITED)
+def test_citations_beside_the_content(
+    place: str, content: Any, extras: dict[str, Any], expected: list[dict[str, Any]]
+) -> None:
+    """Citations that stand beside the text annotate it; those of an unknown shape follow it as JSON."""
+    if place == "response_metadata" and "annotations" in extras:
+        extras = {"citations": extras["annotations"]}
+    assert only(AIMessage(content, **{place: extras}))["content"] == expected
+
+
+BESIDE = ["documents", "search_results", "tool_plan", "executed_tools", "images", "related_questions", "parsed"]
+PLACES = [
+    *[("additional_kwargs", key) for key in (*BESIDE, "grounding_metadata")],
+    *[("response_metadata", key) for key in ("grounding_metadata", "citation_metadata")],
+]
+
+
+@pytest.mark.parametrize(("place", "key"), PLACES)
+@pytest.mark.parametrize("value", ["words", [{"title": "words"}]])
+def test_unknown_extras(place: str, key: str, value: Any) -> None:
+    """What a provider puts beside the content in a way nobody knows is kept as text, as JSON."""
+    made = only(AIMessage("hi", **{place: {key: value}}))["content"]
+    assert made[0] == said("hi")
+    assert len(made) == 2
+    assert "words" in made[1]["text"]
+
+
+def test_images_beside_the_content() -> None:
+    """Images that a model made beside its text are its media."""
+    made = only(AIMessage("hi", additional_kwargs={"images": [{"type": "image_url", "image_url": {"url": PNG}}]}))
+    assert made["content"] == [said("hi"), {**OUTPUT_IMAGE, "url": PNG}]
+
+
+def test_refusal_of_a_response() -> None:
+    """A refusal that only the response's metadata tells is kept."""
+    assert only(AIMessage("", response_metadata={"refusal": "no"}))["content"] == [said("no")]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        AIMessage("hi", additional_kwargs={"id": "a", "role": "assistant", "__openai_role__": "x", "lc_source": "y"}),
+        AIMessage("hi", additional_kwargs={"__gemini_function_call_thought_signatures__": {"c1": "s"}}),
+        AIMessage("hi", additional_kwargs={"usage": {"prompt_tokens": 1}, "stop_reason": "end_turn", "model_id": "m"}),
+        AIMessage("hi", additional_kwargs={"documents": [], "search_results": [None, {}], "is_blocked": False}),
+        AIMessage(
+            "hi", additional_kwargs={"annotations": [], "citations": None, "refusal": None, "images": [], "x": ""}
+        ),
+        AIMessage("hi", response_metadata={"model_name": "m", "finish_reason": "stop", "logprobs": {"content": ["a"]}}),
+        AIMessage("hi", response_metadata={"grounding_metadata": {"chunks": [], "score": 0.0}, "citations": []}),
+        AIMessage("hi", additional_kwargs={"parsed": "hi"}),
+    ],
+)
+def test_bookkeeping_is_no_answer(message: BaseMessage) -> None:
+    """Ids, roles, counts and what is empty or told already add nothing to an answer."""
+    assert only(message) == {"role": "assistant", "content": HI}
+
+
+@pytest.mark.parametrize("content", ['{"b": 1, "a": "x"}', [said("first"), said('{"b": 1, "a": "x"}')]])
+def test_parsed_output(content: Any) -> None:
+    """A structured output is told once, if the text holds it."""
+    plain = only(AIMessage(content))
+    assert only(AIMessage(content, additional_kwargs={"parsed": {"a": "x", "b": 1}})) == plain
+    assert only(AIMessage(content, additional_kwargs={"parsed": {"a": "y"}}))["content"] == [
+        *plain["content"],
+        said('{"parsed": {"a": "y"}}'),
+    ]
 
 
 FILE = {"type": "file_citation", "index": 3, "file_id": "f1", "filename": "a.pdf"}
@@ -1227,6 +1385,29 @@ COUNTS: list[tuple[list[Any], Any, Usage]] = [
         {"usage": {"input_tokens": 3, "output_tokens": 4, "cache_read_input_tokens": 2}},
         Usage(3, 4, 2),
     ),
+    (
+        used(input_tokens=3, output_tokens=4, input_token_details={"cache_creation": 2}),
+        None,
+        Usage(3, 4, None, None, 2),
+    ),
+    (
+        used(
+            input_tokens=3,
+            output_tokens=4,
+            input_token_details={
+                "cache_creation": 0,
+                "ephemeral_5m_input_tokens": 2,
+                "ephemeral_1h_input_tokens": 1,
+            },
+        ),
+        None,
+        Usage(3, 4, None, None, 3),
+    ),
+    (
+        [],
+        {"usage": {"input_tokens": 3, "output_tokens": 4, "cache_creation_input_tokens": 2}},
+        Usage(3, 4, None, None, 2),
+    ),
     ([], {"token_usage": {}, "usage": {"prompt_tokens": 0}}, Usage(0)),
     (used(input_tokens=-1, output_tokens=4.0), None, Usage(None, 4)),
     (used(input_tokens=True, output_tokens="4"), {"usage": {"input_tokens": 1.5}}, Usage()),
@@ -1267,11 +1448,8 @@ blocks = st.one_of(
     ),
 )
 contents = texts | st.lists(texts | blocks, max_size=4)
-extras = st.dictionaries(
-    st.sampled_from(["reasoning_content", "reasoning", "refusal", "audio", "tool_outputs", "tool_calls", "x"]),
-    texts | junk,
-    max_size=3,
-)
+EXTRA_KEYS = {key for _, extras, _ in EXTRAS + CITED for key in extras} | {*BESIDE, "tool_calls", "id"}
+extras = st.dictionaries(st.sampled_from(sorted(EXTRA_KEYS)), texts | junk, max_size=3)
 calls = st.lists(
     st.fixed_dictionaries(
         {
@@ -1325,8 +1503,8 @@ def texts_of(value: Any) -> set[str]:
     if isinstance(value, (BaseMessage, SimpleNamespace)):
         value = {"content": value.content, "extras": value.additional_kwargs if value.type == "ai" else None}
         if isinstance(value["extras"], dict):
-            kept = ("reasoning_content", "reasoning", "refusal", "audio", "tool_outputs")
-            value["extras"] = {key: text for key, text in value["extras"].items() if key in kept}
+            lost = {"tool_calls", "id"}
+            value["extras"] = {key: text for key, text in value["extras"].items() if key not in lost}
     if isinstance(value, dict):
         value = list(value.values())
     return {text for item in value for text in texts_of(item)} if isinstance(value, (list, tuple)) else set()

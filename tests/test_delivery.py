@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from langchain_core.language_models.fake_chat_models import FakeListChatModel
+from langchain_core.language_models.fake_chat_models import FakeListChatModel, GenericFakeChatModel
+from langchain_core.messages import AIMessage
 
 import pltrace
 from pltrace import ExportResult, StoredSpan, traced
@@ -611,3 +612,18 @@ def test_refused_operation(deliver: Deliver, promptlayer: PromptLayerServer, cap
     assert [(operation["op"], operation.get("score")) for operation in promptlayer.operations] == [("score", 50)]
     assert any("refuses a group" in warning for warning in warnings(caplog))
     promptlayer.violations.clear()  # That there is no such group is what this is about.
+
+
+def test_the_counts_of_the_cache_arrive(deliver: Deliver, promptlayer: PromptLayerServer) -> None:
+    """What was read from a provider's cache and what was written to it goes with the span."""
+    deliver()
+    details: Any = {"cache_read": 3, "cache_creation": 5}
+    usage: Any = {"input_tokens": 9, "output_tokens": 2, "total_tokens": 11, "input_token_details": details}
+
+    with traced("asking"):
+        GenericFakeChatModel(messages=iter([AIMessage("Hello.", usage_metadata=usage)])).invoke("Hi")
+
+    assert pltrace.flush(10.0)
+    (call,) = [span for span in promptlayer.spans.values() if "gen_ai.operation.name" in span["attributes"]]
+    assert call["attributes"]["gen_ai.usage.cache_read.input_tokens"] == 3
+    assert call["attributes"]["gen_ai.usage.cache_creation.input_tokens"] == 5

@@ -50,6 +50,7 @@ RANKS = {
     "_encoding._encoder": 3,
     "_store": 3,
     "_blueprint._content": 3,
+    "_blueprint._extras": 3,
     "_links": 3,
     "_encoding": 4,
     "_queries": 4,

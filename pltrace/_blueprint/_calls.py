@@ -24,9 +24,7 @@ def call_of(raw: object, index: int, encoder: JsonEncoder) -> Block:
     """A tool call from LangChain's, OpenAI's, Anthropic's or Google's shape."""
     if not isinstance(raw, dict):
         raise MisfitError
-    function = raw.get("function")
-    if not isinstance(function, dict):
-        function = raw
+    function = next((raw[key] for key in ("function", "custom") if isinstance(raw.get(key), dict)), raw)
     arguments = first_of(function, "args", "arguments", "input")
     if not arguments and function.get("partial_json"):
         arguments = function["partial_json"]

@@ -11,6 +11,7 @@ from pltrace._blueprint._base import (
     JsonEncoder,
     items_of,
     json_block,
+    maybe_str,
     str_of,
     text_block,
     text_blocks,
@@ -59,7 +60,7 @@ class Draft:
     def add_call(self, raw: object) -> None:
         """Add a tool call of any provider's shape."""
         try:
-            self.calls.append(call_of(raw, len(self.calls), self.encoder))
+            self._keep(call_of(raw, len(self.calls), self.encoder), raw)
         except Exception:
             self.blocks.append(json_block(raw, self.encoder))
 
@@ -87,7 +88,14 @@ class Draft:
         call = call_of(block, len(self.calls), self.encoder)
         key = "id" if call_id_of(block) else "function"
         if all(call[key] != known[key] for known in self.told):
-            self.calls.append(call)
+            self._keep(call, block)
+
+    def _keep(self, call: Block, raw: Any) -> None:
+        """Keep a call, and why it is invalid if it is; a tool call has no place for that."""
+        self.calls.append(call)
+        error = maybe_str(raw.get("error"))
+        if error:
+            self.blocks.append(text_block(f"error of the tool call {call['id']}: {error}"))
 
     def _tool_result(self, block: Block) -> Block:
         """The tool message for a result that Anthropic's format puts into a user message."""

@@ -14,12 +14,13 @@ from pltrace._blueprint._base import (
     items_of,
     json_block,
     maybe_str,
+    member_of,
     str_of,
     text_blocks,
 )
 from pltrace._blueprint._calls import call_of
 from pltrace._blueprint._content import Draft, error_note
-from pltrace._blueprint._text import thinking
+from pltrace._blueprint._extras import annotate, extras_of, others_of, reasoning_of
 
 _ROLES = {
     "human": "user",
@@ -61,7 +62,7 @@ def _converted(message: Any, encoder: JsonEncoder, forced_role: str | None) -> l
     content = message.content
     results: list[Block] = []
     if role == "assistant":
-        made = _answer(message, content, extras, encoder)
+        made = _answer(message, content, encoder)
     elif type(content) is str:
         made = {"role": role, "content": text_blocks(content)}
     else:
@@ -116,28 +117,37 @@ def _add_names(made: Block, message: object, label: str | None) -> None:
             made["content"].append(error_note())
 
 
-def _answer(message: object, content: object, extras: Block, encoder: JsonEncoder) -> Block:
+def _answer(message: object, content: object, encoder: JsonEncoder) -> Block:
     """An assistant message, with what providers put beside the content."""
+    extras = extras_of(message)
     calls = getattr(message, "tool_calls", None)
     invalid = getattr(message, "invalid_tool_calls", None)
     if type(content) is str and not (calls or invalid or extras):
         return {"role": "assistant", "content": text_blocks(content)}
     draft = Draft("assistant", encoder)
-    for call in [*items_of(calls), *items_of(invalid)] or items_of(extras.get("tool_calls")):
+    parsed = [*items_of(calls), *items_of(invalid)]
+    for call in parsed:
         draft.add_call(call)
+    known = [call["id"] for call in draft.calls]
+    for call in items_of(extras.get("tool_calls")):
+        # LangChain parses calls of functions alone.
+        if not parsed or (member_of(call, "custom") and member_of(call, "id") not in known):
+            draft.add_call(call)
     draft.told = draft.calls[:]
     draft.add_all(content)
-    # What only the extras know is put where it happened: reasoning and server tools first, refusals last.
+    # What only the extras know is put where it happened: reasoning and server tools first, the rest last.
     told, draft.blocks = draft.blocks, []
-    for key in ("reasoning_content", "reasoning"):
-        known = {block.get("thinking") for block in told + draft.blocks}
-        draft.blocks += [made for made in _reasoning(extras.get(key), key, encoder) if made["thinking"] not in known]
+    unshaped = annotate(extras, told, encoder)
+    draft.blocks += reasoning_of(extras, told, encoder)
     for output in items_of(extras.get("tool_outputs")):
         draft.add(output)
     draft.blocks += told
     for key in ("refusal", "audio"):
         if extras.get(key) and not any(block.get("text") == extras[key] for block in told):
             draft.add({"type": key, key: extras[key]})
+    for image in items_of(extras.get("images")):
+        draft.add(image)
+    draft.blocks += unshaped + others_of(extras, told, encoder)
     made: Block = {"role": "assistant", "content": draft.blocks}
     if draft.calls:
         made["tool_calls"] = draft.calls
@@ -148,13 +158,3 @@ def _answer(message: object, content: object, extras: Block, encoder: JsonEncode
         if function["name"] not in {call["function"]["name"] for call in draft.calls}:
             made["function_call"] = function
     return made
-
-
-def _reasoning(value: object, key: str, encoder: JsonEncoder) -> list[Block]:
-    """The thinking blocks for reasoning that stands beside the content, as a string or as a block."""
-    if not value:
-        return []
-    try:
-        return thinking(value if key == "reasoning" and isinstance(value, dict) else {key: value}, encoder)
-    except Exception:
-        return [{"type": "thinking", "thinking": encoder.dumps(value)}]

@@ -28,9 +28,12 @@ _OUTCOMES = {1: "OUTCOME_OK", 2: "OUTCOME_FAILED", 3: "OUTCOME_DEADLINE_EXCEEDED
 _BOOKKEEPING = {"type", "id", "index", "status"}
 
 
-def _ran(output: str, ok: bool) -> Block:
+def _ran(output: str, ok: bool, call_id: object = None) -> Block:
     outcome = _OUTCOMES[1 if ok else 2]
-    return {"type": "code_execution_result", "output": output, "outcome": outcome}
+    made: Block = {"type": "code_execution_result", "output": output, "outcome": outcome}
+    # Not in the schema, which allows more members: it says which of several calls this is the result of.
+    add_known(made, tool_use_id=call_id)
+    return made
 
 
 def _used(raw_id: object, name: str, given: object, encoder: JsonEncoder) -> list[Block]:
@@ -62,7 +65,7 @@ def _standard_result(block: Block, encoder: JsonEncoder) -> list[Block]:
     if isinstance(kind, str) and kind.endswith("_tool_result"):
         given = {"tool_use_id": block["tool_call_id"], "content": output, "is_error": failed}
         return _ANTHROPIC_RESULTS[kind](given, encoder)
-    return [_ran(str_of(output), not failed)]
+    return [_ran(str_of(output), not failed, block.get("tool_call_id"))]
 
 
 def _web_results(block: Block, _encoder: JsonEncoder) -> list[Block]:
@@ -82,9 +85,9 @@ def _web_results(block: Block, _encoder: JsonEncoder) -> list[Block]:
 def _anthropic_ran(block: Block, encoder: JsonEncoder) -> list[Block]:
     content = block["content"]
     if not isinstance(content, dict) or "stdout" not in content or content.get("content"):
-        return [_ran(text_of(content, encoder), "error_code" not in dict_of(content))]
+        return [_ran(text_of(content, encoder), "error_code" not in dict_of(content), block.get("tool_use_id"))]
     output = str_of(content["stdout"]) + str_of(content.get("stderr") or "")
-    return [_ran(output, content.get("return_code") == 0)]
+    return [_ran(output, content.get("return_code") == 0, block.get("tool_use_id"))]
 
 
 def _google_ran(block: Block, _encoder: JsonEncoder) -> list[Block]:
@@ -182,6 +185,18 @@ def _mcp_use(block: Block, encoder: JsonEncoder) -> list[Block]:
     return _mcp_call({**given, "arguments": first_of(block, "input", "partial_json")}, encoder)
 
 
+def _standard_use(block: Block, encoder: JsonEncoder) -> list[Block]:
+    """LangChain's standard call; of an MCP server, what tells the call stands in its `extras`."""
+    extras = dict_of(block.get("extras"))
+    label = first_of(extras, "server_label", "server_name")
+    if block.get("name") == "remote_mcp":
+        given = {**extras, "id": block["id"], "name": extras.get("tool_name"), "server_label": label}
+        return _mcp_call({**given, "arguments": first_of(block, "args") or extras.get("arguments")}, encoder)
+    if block.get("name") == "mcp_list_tools" and label is not None:
+        return [{"type": "mcp_list_tools", "id": str_of(block["id"]), "server_label": str_of(label)}]
+    return _named_use(block, encoder)
+
+
 def _mcp_result(block: Block, encoder: JsonEncoder) -> list[Block]:
     """Anthropic's answer of an MCP server, told as the outcome of the call with that id."""
     content = block.get("content")
@@ -206,8 +221,8 @@ _ANTHROPIC_RESULTS: dict[str, Converter] = {
 CONVERTERS: dict[str, Converter] = {
     **_ANTHROPIC_RESULTS,
     "server_tool_use": _named_use,
-    "server_tool_call": _named_use,
-    "server_tool_call_chunk": _named_use,
+    "server_tool_call": _standard_use,
+    "server_tool_call_chunk": _standard_use,
     "server_tool_result": _standard_result,
     "web_search_call": partial(_openai_use, "web_search"),
     "file_search_call": partial(_openai_use, "file_search"),

@@ -16,12 +16,18 @@ _PATHS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("input_tokens_details", "cached_tokens"),
         ("cache_read_input_tokens",),
     ),
+    "cache_creation_input_tokens": (
+        ("input_token_details", "cache_creation"),
+        ("cache_creation_input_tokens",),
+    ),
     "reasoning_tokens": (
         ("output_token_details", "reasoning"),
         ("completion_tokens_details", "reasoning_tokens"),
         ("output_tokens_details", "reasoning_tokens"),
     ),
 }
+#: Anthropic's classes count what was written to the cache by how long it is kept, and then tell 0 for the whole.
+_CREATED = tuple(("input_token_details", f"ephemeral_{kept}_input_tokens") for kept in ("5m", "1h"))
 
 
 class Usage(NamedTuple):
@@ -31,6 +37,7 @@ class Usage(NamedTuple):
     output_tokens: int | None = None
     cached_input_tokens: int | None = None
     reasoning_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
 
 
 def tokens(generations: Sequence[object], llm_output: object) -> Usage:
@@ -59,7 +66,12 @@ def _usage(reported: object) -> Usage | None:
     if reported is None:
         return None
     usage = Usage(**{field: _count(reported, paths) for field, paths in _PATHS.items()})
-    return None if usage.input_tokens is None and usage.output_tokens is None else usage
+    if usage.input_tokens is None and usage.output_tokens is None:
+        return None
+    created = sum(_count(reported, [path]) or 0 for path in _CREATED)
+    if created > (usage.cache_creation_input_tokens or 0):
+        usage = usage._replace(cache_creation_input_tokens=created)
+    return usage
 
 
 def _count(reported: object, paths: Iterable[tuple[str, ...]]) -> int | None:
