@@ -27,7 +27,7 @@ _WRITING_S = 0.5
 #: What is delivered, or was only ever local, is kept so long, and up to a size; in memory it is looked at more often.
 _KEEP_S = 30 * 86_400.0
 _FILE_BYTES, _MEMORY_BYTES, _OFF_BYTES = 2**30, 2**28, 2**24
-_PRUNE_FILE_EVERY_S, _PRUNE_MEMORY_EVERY_S, _PRUNE_MORE_AFTER_S = 30.0, 5.0, 0.5
+_PRUNE_FILE_EVERY_S, _PRUNE_MEMORY_EVERY_S, _PRUNE_MORE_AFTER_S = 30.0, 5.0, 0.2
 
 
 class Tracing:
