@@ -50,7 +50,7 @@ class Target:
         module, colon, path = name.partition(":")
         self.places = [(module, path)] if colon else _splits(name)
         self.wanted = True
-        self._undo: Callable[[], None] | None = None
+        self._undo: Callable[[], bool] | None = None
 
     def apply(self, module: ModuleType, path: str) -> bool:
         """Trace what `path` names in `module`; return whether it is there.
@@ -68,35 +68,41 @@ class Target:
         if found is None:
             return False
         own, function = found
+        if isinstance(function, type):
+            raise ConfigError(
+                f"instrument: target={self.name!r} is a class, which has to stay one; name a method of it, as __init__"
+            )
         if not callable(function) and not isinstance(function, (classmethod, staticmethod)):
             raise ConfigError(f"instrument: target={self.name!r} is no function, but {function!r}")
         wrapper = self._declaration(function)
         try:
             setattr(owner, last, wrapper)
-        except (AttributeError, TypeError) as error:
+        except (AttributeError, TypeError, ValueError) as error:  # Pydantic's objects raise the last.
             raise ConfigError(f"instrument: target={self.name!r} can't be replaced: {error}") from error
 
-        def undo() -> None:
+        def undo() -> bool:
             if vars(owner).get(last) is not wrapper:
                 logger.warning(
                     "pltrace.uninstrument(%r): something else has been put in its place since, which is left there; "
-                    "undo that first",
+                    "undo that first, and then this again",
                     self.name,
                 )
-            elif own:
+                return False
+            if own:
                 setattr(owner, last, function)
             else:
                 delattr(owner, last)
+            return True
 
         self._undo = undo
         return True
 
-    def undo(self) -> None:
-        """Put back what was there before."""
+    def undo(self) -> bool:
+        """Put back what was there before; return whether that could be done."""
         self.wanted = False
-        undo, self._undo = self._undo, None
-        if undo is not None:
-            undo()
+        if self._undo is None or self._undo():
+            self._undo = None
+        return self._undo is None
 
 
 def instrument(target: str, /, **traced_arguments: Unpack[TracedArguments]) -> None:
@@ -119,6 +125,10 @@ def instrument(target: str, /, **traced_arguments: Unpack[TracedArguments]) -> N
         )
     made = Target(target, traced(**traced_arguments))
     uninstrument(target)
+    if _key(target) in _targets:
+        raise ConfigError(
+            f"instrument: target={target!r} is traced, and something else has been put over it since: undo that first"
+        )
     imported = [(sys.modules[module], path) for module, path in made.places if module in sys.modules]
     if not any(made.apply(module, path) for module, path in imported) and not _may_come(made.places):
         raise ConfigError(f"instrument: target={target!r}: its module is imported, and there is no such function in it")
@@ -156,9 +166,9 @@ def uninstrument(target: str, /) -> None:
     Args:
         target: As it was given to `instrument`.
     """
-    made = _targets.pop(_key(target), None)
-    if made is not None:
-        made.undo()
+    made = _targets.get(_key(target))
+    if made is not None and made.undo():
+        del _targets[_key(target)]
 
 
 def load_entry_points() -> None:

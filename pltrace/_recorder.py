@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import threading
 import time
 from collections import Counter, deque
@@ -162,6 +163,8 @@ class SpanRecorder:
         if not self._starting.acquire(blocking=False):
             return  # Another caller does.
         try:
+            if sys.is_finalizing():  # A thread that is started now never runs, and its starter waits for it.
+                raise RuntimeError
             if self._thread is None or not self._thread.is_alive():
                 self._thread = Background(self._write_forever, "pltrace-writer").start()
                 # Not later: at the end of the process Python may allow no new thread.

@@ -223,7 +223,8 @@ def instead(stand_in: StandIn, config: Config) -> Iterator[None]:
     global _configured, _stand_in
     with _deciding:
         before, decided, configured, outer = _active, gate[:], _configured, _stand_in
-        _stand_in = stand_in
+        # Direct calls of PromptLayer go by these settings too.
+        _stand_in, _configured = stand_in, config
     try:
         with _deciding:
             _switch_on(config)
@@ -233,6 +234,7 @@ def instead(stand_in: StandIn, config: Config) -> Iterator[None]:
             stood_in = _use(before)
             gate[:], _configured, _stand_in = decided, configured, outer
         if stood_in is not None:
+            _switched_off.add(stood_in)
             stood_in.shutdown(0.0, patient=False)
             stood_in.recorder.registry.shut()
 

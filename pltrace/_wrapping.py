@@ -256,10 +256,20 @@ def code_flags(function: Any) -> int:
 
 
 def patched(owner: Any, name: str, wrapper: Wrapper) -> Callable[[], None]:
-    """Put a wrapper around an attribute of `owner`; return what takes it off again."""
-    original = getattr(owner, name)
-    setattr(owner, name, FunctionWrapper(original, wrapper))
-    return lambda: setattr(owner, name, original)
+    """Put a wrapper around an attribute of `owner`; return what takes it off again.
+
+    Where something else has been put over it since, that is left, and the wrapper under it does nothing any more.
+    """
+    original, gate = getattr(owner, name), [name]
+    ours = FunctionWrapper(original, wrapper, enabled=gate)
+    setattr(owner, name, ours)
+
+    def undo() -> None:
+        gate.clear()
+        if vars(owner).get(name) is ours:
+            setattr(owner, name, original)
+
+    return undo
 
 
 def when_imported(name: str, call: Callable[[ModuleType], None]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -80,7 +79,8 @@ class CapturedSpans(list[Span]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._scopes: list[weakref.ref[Scope]] = []
+        #: What was entered; held, or a block that is left open in a thread that ended would be forgotten.
+        self._scopes: list[Scope] = []
 
     @property
     def requests(self) -> list[CapturedRequest]:
@@ -173,7 +173,7 @@ class CapturedSpans(list[Span]):
         """
         __tracebackhide__ = True
         # A scope is copied where it goes on inside a run. The span of another process has no times here.
-        entered = [scope for ref in list(self._scopes) if (scope := ref()) is not None and not scope.closed]
+        entered = [scope for scope in list(self._scopes) if not scope.closed]
         spans = dict.fromkeys(scope.span for scope in entered if scope.span.started_at_ns)
         still_open = [span for span in spans if not span.ended_at_ns]
         if still_open:
@@ -211,7 +211,7 @@ class _KnownScope(Scope):
 
     def __init__(self, recorder: _CapturingRecorder, *rest: Any) -> None:
         super().__init__(recorder, *rest)
-        recorder.captured._scopes.append(weakref.ref(self))
+        recorder.captured._scopes.append(self)
 
 
 class _CapturingRecorder(SpanRecorder):

@@ -519,3 +519,28 @@ def test_entry_points_can_be_tested(site: Path, tmp_path: Path) -> None:
         tmp_path,
     )
     assert program.code == 0, program.err
+
+
+def test_undone_at_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What couldn't be undone, for something stood over it, can be once that is gone."""
+    module = types.ModuleType("over")
+    module.work = lambda: "worked"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "over", module)
+    original = module.work  # type: ignore[attr-defined]
+    pltrace.instrument("over:work")
+    with monkeypatch.context() as others:
+        others.setattr(module, "work", lambda: "other")
+        pltrace.uninstrument("over:work")
+        with pytest.raises(ConfigError, match="undo that first"):
+            pltrace.instrument("over:work")
+    pltrace.uninstrument("over:work")
+    assert module.work is original  # type: ignore[attr-defined]
+
+
+def test_a_class_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class as a target is refused: what replaced it could be neither caught, matched nor subclassed."""
+    module = types.ModuleType("classes")
+    module.Kind = type("Kind", (), {})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "classes", module)
+    with pytest.raises(ConfigError, match="is a class"):
+        pltrace.instrument("classes:Kind")

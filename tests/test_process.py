@@ -242,7 +242,7 @@ if __name__ == "__main__":
     assert arrived(promptlayer) == Counter({"call": 30})
 
 
-@pytest.mark.parametrize("end", ["sys.exit(4)", "time.sleep(0.1); os._exit(4)"])
+@pytest.mark.parametrize("end", ["sys.exit(4)", "time.sleep(1.0); os._exit(4)"])
 def test_fork(
     tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], store: Path, end: str
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import pickle
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,7 +16,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableLambda
 
 import pltrace
-from pltrace import ConfigError, Request, current_span, traced
+from pltrace import ConfigError, Request, bind, current_span, traced
 from pltrace.testing import CapturedSpans, capture_spans
 from tests.support.programs import run, stored
 from tests.support.promptlayer_server import PromptLayerServer
@@ -485,3 +486,48 @@ def test_the_prompt_of_a_request(promptlayer: PromptLayerServer) -> None:
     assert request.body["prompt_input_variables"] == {"name": "Ada"}
     with pytest.raises(AssertionError, match="prompt 'greeting'"):
         spans.assert_requests(1, prompt="other")
+
+
+def test_what_is_left_open_lets_the_process_end(tmp_path: Path) -> None:
+    """A traced generator that a capture left half-read doesn't hold up the end of the process."""
+    program = run(
+        """
+        from pltrace import traced
+        from pltrace.testing import capture_spans
+
+        @traced
+        def numbers():
+            yield 1
+            yield 2
+
+        with capture_spans():
+            left = numbers()
+            next(left)
+        print("done")
+        """,
+        tmp_path,
+    )
+    assert (program.code, program.out, program.err) == (0, "done\n", "")
+
+
+def test_direct_calls_send_nothing(promptlayer: PromptLayerServer, tmp_path: Path) -> None:
+    """While spans are captured, the registry isn't asked, nor a group made, with a key from outside either."""
+    pltrace.configure(api_key=promptlayer.api_key, base_url=promptlayer.url, store=tmp_path / "traces.db")
+    with capture_spans():
+        with pytest.raises(ConfigError, match="there is no API key"):
+            pltrace.prompts.get("welcome")
+        pltrace.track.create_group()
+    assert promptlayer.requests == []
+
+
+def test_a_block_left_open_in_a_thread_is_found() -> None:
+    """A block that a thread entered and never left is open, also when the thread is long gone."""
+    with capture_spans() as seen:
+        with traced("outer"):
+            thread = threading.Thread(target=bind(lambda: traced("inner").__enter__() and None))
+            thread.start()
+            thread.join()
+            del thread
+        gc.collect()
+        with pytest.raises(AssertionError, match="'inner'"):
+            seen.assert_nothing_open()

@@ -17,7 +17,7 @@ from langchain_core.language_models.fake_chat_models import FakeListChatModel
 
 import pltrace
 from pltrace import bind, current_span, instrument_threads, traced, uninstrument_threads
-from pltrace.testing import CapturedSpans
+from pltrace.testing import CapturedSpans, capture_spans
 from tests.support.programs import rows, run, stored
 
 _start, _submit = threading.Thread.start, ThreadPoolExecutor.submit
@@ -266,3 +266,24 @@ def test_other_executors_are_found_by_their_class(everywhere: CapturedSpans) -> 
     with executor, traced("block"):
         executor.submit(work).result()
     assert everywhere.tree() == [["block", WORK]]
+
+
+def test_patches_of_others_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undone, it leaves what others have put over it since, and does nothing under it."""
+    original = threading.Thread.start
+    pltrace.instrument_threads()
+    ours = threading.Thread.start
+
+    def others(thread: threading.Thread) -> None:
+        ours(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", others)
+    pltrace.uninstrument_threads()
+    assert threading.Thread.start is others
+    seen: list[bool] = []
+    with capture_spans(), traced("block"):
+        thread = threading.Thread(target=lambda: seen.append(bool(pltrace.current_span())))
+        thread.start()
+        thread.join()
+    assert seen == [False]
+    threading.Thread.start = original  # type: ignore[method-assign]
