@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pltrace._callbacks import CallbackRunner
+from pltrace._health import counts
+from pltrace._request import MOST_WAITING, Request
+from pltrace._scope import Callback
 from tests.faults.support import PRELUDE, Measured, balance, told
 from tests.support.counting_server import CountingProcess
 from tests.support.programs import module, rows, run
@@ -36,6 +42,29 @@ def counting(store: Path) -> Iterator[tuple[CountingProcess, dict[str, object]]]
             server,
             {"PROMPTLAYER_API_KEY": "pl_counting", "PROMPTLAYER_BASE_URL": server.url, "PLTRACE_STORE": store},
         )
+
+
+def test_callbacks_that_do_not_keep_up(caplog: pytest.LogCaptureFixture) -> None:
+    """Of `on_request` calls that wait for a slow one, a bounded number is kept; the oldest are given up and counted."""
+    go_on = threading.Event()
+    called: list[object] = []
+
+    def slow(request: Request) -> None:
+        called.append(request)
+        assert go_on.wait(60.0)
+
+    runner = CallbackRunner()
+    callbacks = (Callback(slow, None),)
+    requests: list[Any] = list(range(MOST_WAITING + 50))
+    for request in requests:
+        runner.submit(callbacks, request)
+    assert counts["callbacks_given_up"] in (49, 50)  # One of them may be running.
+    assert "take longer than requests come" in caplog.text
+    go_on.set()
+    assert runner.wait(None)
+    assert len(called) == len(requests) - counts["callbacks_given_up"]
+    assert called[-1] == requests[-1]
+    runner.stop()
 
 
 @pytest.mark.slow
