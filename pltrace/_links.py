@@ -3,8 +3,9 @@
 A text that is handed on unchanged is the very same object when it reaches the model, however it went: as a message, in
 a message of one's own, through a variable of another template, through threads and tasks. So each rendered text is an
 object of its own, and a call is made from a rendering if it holds its texts; equal words of another object are somebody
-else's. Only where a program put more behind a text, words have to tell, and then only those of what the running code
-is known to have rendered.
+else's. Where a program put more behind one of several texts, the others tell. Only where it put more behind all there
+is, words have to tell, and then only those of what the running code is known to have rendered. (A subclass of `str`
+that knows what was added to it is no way: pydantic makes a plain copy of it, which nothing but its words could tell.)
 """
 
 from __future__ import annotations
@@ -80,8 +81,10 @@ class Rendering:
 #: Reentrant: forgetting a rendering may run finalizers of the user's, which may render.
 _lock = threading.RLock()
 _size = 0
-#: By the identity of the first text, which lives as long as its entry.
+#: By their own identity, in the order in which they were last of use.
 _renderings: OrderedDict[int, Rendering] = OrderedDict()
+#: By the identity of each of their own texts, which live as long as they.
+_by_text: dict[int, Rendering] = {}
 #: The renderings that the running context made, or that were made before it was copied.
 _seen: ContextVar[tuple[ref[Rendering], ...]] = ContextVar("pltrace_renderings", default=())
 
@@ -110,17 +113,13 @@ def note(link: Link, texts: Sequence[str | None], run: Span | None) -> None:
         texts: What it says, each made by `fresh`; None for each text that it was given.
         run: The LangChain run that it was rendered in.
     """
-    global _size
     own = tuple(text if text and len(text) > 1 else None for text in texts)
     first = next((index for index, text in enumerate(own) if text), None)
     if first is None:
         return
     rendering = Rendering(link, own, first)
     with _lock:
-        _renderings[id(own[first])] = rendering
-        _size += rendering.size
-        while len(_renderings) > 1 and (len(_renderings) > MOST_RENDERINGS or _size > MOST_CHARACTERS):
-            _size -= _renderings.popitem(last=False)[1].size
+        _remember(rendering)
         if len(own) > 1:
             return
         for step, sequence in _steps_around(run):
@@ -128,11 +127,26 @@ def note(link: Link, texts: Sequence[str | None], run: Span | None) -> None:
     _seen.set((*_seen.get(), ref(rendering))[-_MOST_SEEN:])
 
 
+def _remember(rendering: Rendering) -> None:
+    """Add a rendering, under the lock; forget others if there are too many now."""
+    global _size
+    _renderings[id(rendering)] = rendering
+    _by_text.update((id(text), rendering) for text in rendering.texts if text)
+    _size += rendering.size
+    while len(_renderings) > 1 and (len(_renderings) > MOST_RENDERINGS or _size > MOST_CHARACTERS):
+        _, oldest = _renderings.popitem(last=False)
+        _size -= oldest.size
+        for text in oldest.texts:
+            if text and _by_text.get(id(text)) is oldest:
+                del _by_text[id(text)]
+
+
 def forget() -> None:
     """Forget all renderings: tracing has ended."""
     global _size
     with _lock:
         _renderings.clear()
+        _by_text.clear()
         _size = 0
 
 
@@ -173,30 +187,52 @@ def _said(span: Span) -> tuple[list[str], int]:
 def _handed_on(texts: Sequence[str], system: int) -> Link | None:
     """Return the link of the rendering that the texts begin with, system messages of others aside.
 
-    Of several the first counts, which of an agent is the one of its system prompt.
+    Of several prompts the first counts, which of an agent is the one of its system prompt; of several renderings of one
+    prompt the last, which of a conversation is the latest turn.
     """
+    found: Rendering | None = None
     for place, text in enumerate(texts):
-        rendering = _renderings.get(id(text))
-        if rendering is not None and _is_at(rendering, texts, place, system):
-            _keep([rendering])
-            return rendering.link
-    return None
+        rendering = _by_text.get(id(text))
+        if rendering is None or rendering is found:
+            continue
+        if found is None:
+            if _is_at(rendering, texts, place, system):
+                found = rendering
+        elif found.link[:2] == rendering.link[:2] and _is_at(rendering, texts, place, len(texts)):
+            found = rendering
+    if found is None:
+        return None
+    _keep([found])
+    return found.link
 
 
 def _keep(renderings: Iterable[Rendering]) -> None:
     """Let other renderings be forgotten before these: they are of use."""
     with _lock:
-        for key in [id(rendering.text) for rendering in renderings]:
+        for key in map(id, renderings):
             if key in _renderings:
                 _renderings.move_to_end(key)
 
 
-def _is_at(rendering: Rendering, texts: Sequence[str], place: int, system: int) -> bool:
-    """Return whether the texts are those of `rendering`, whose first own one is at `place`."""
-    start = place - rendering.first
-    here = texts[start : start + len(rendering.texts)] if 0 <= start <= system else ()
+def _is_at(rendering: Rendering, texts: Sequence[str], place: int, latest: int) -> bool:
+    """Return whether the texts are those of `rendering`, one of which is at `place`, from `latest` on at the latest.
+
+    More may have been put behind the others.
+    """
+    start = place - next(index for index, mine in enumerate(rendering.texts) if mine is texts[place])
+    here = texts[start : start + len(rendering.texts)] if 0 <= start <= latest else ()
     return len(here) == len(rendering.texts) and all(
-        mine is None or mine is given for mine, given in zip(rendering.texts, here, strict=True)
+        mine is None or mine is given or _goes_on(given, mine)
+        for mine, given in zip(rendering.texts, here, strict=True)
+    )
+
+
+def _goes_on(text: str, beginning: str) -> bool:
+    """Return whether a text is `beginning` with more behind it, which begins no sooner than with a word of its own."""
+    return (
+        len(beginning) < len(text)
+        and text.startswith(beginning)
+        and not (beginning[-1].isalnum() and text[len(beginning)].isalnum())
     )
 
 
@@ -204,22 +240,33 @@ def _begun_with(span: Span, texts: Sequence[str]) -> Link | None:
     """Return the link of the rendering that one of `texts` says more than, the first of them that does."""
     known = [rendering for it in (*span.rendered, *_of_earlier_steps(span)) if (rendering := it()) is not None]
     for text in texts if known else ():
-        begun = [rendering for rendering in known if _begins(text, rendering.text)]
+        begun = [rendering for rendering in known if _begins(text, rendering)]
         if begun:
             longest = max(len(rendering.text) for rendering in begun)
             meant = [rendering for rendering in begun if len(rendering.text) == longest]
             _keep(meant)
-            return _agreed([rendering.link for rendering in meant])
+            link = _agreed([rendering.link for rendering in meant])
+            if link is not None:
+                # An agent keeps its system prompt: from now on it is known for itself, whoever calls.
+                with _lock:
+                    _remember(Rendering(link, (text,), 0))
+            return link
     return None
 
 
-def _begins(text: str, beginning: str) -> bool:
-    """Return whether a text is `beginning` with more behind it: behind a whole sentence or line of it."""
-    return (
-        _TELLING <= len(beginning) < len(text)
-        and text.startswith(beginning)
-        and (not beginning[-1].isalnum() or text[len(beginning)] in "\r\n")
-    )
+def _begins(text: str, rendering: Rendering) -> bool:
+    """Return whether a text says what a rendering does, with more behind it or without the blanks around it.
+
+    More has to follow a whole sentence or line. A sentence without variables is what anybody may begin with, as "You
+    are a helpful assistant.": behind it a line has to end.
+    """
+    said, beginning = text.strip(), rendering.text.strip()
+    if text == rendering.text or len(beginning) < _TELLING or not said.startswith(beginning):
+        return False
+    more = said[len(beginning) :]
+    if not more or more[0] in "\r\n":
+        return True
+    return not beginning[-1].isalnum() and (bool(rendering.link.variables) or "\n" in beginning)
 
 
 def _agreed(links: Sequence[Link]) -> Link | None:

@@ -507,6 +507,9 @@ WAYS: dict[str, Callable[[Any, Any], Any]] = {
     "copied": lambda prompt, model: model.invoke(deepcopy(prompt.invoke(VARIABLES))),
     "rendered in another thread": lambda prompt, model: model.invoke(_in_thread(prompt.format_messages, **VARIABLES)),
     "in another thread": lambda prompt, model: _in_thread(model.invoke, prompt.format_messages(**VARIABLES)),
+    "without blanks": lambda prompt, model: model.invoke(_padded(prompt).format(**VARIABLES).strip()),
+    "with more behind its last message": lambda prompt, model: model.invoke(_extended(prompt, 1)),
+    "with more behind its first message": lambda prompt, model: model.invoke(_extended(prompt, 0)),
     "with a value more": lambda prompt, model: (prompt | model).invoke({**VARIABLES, "unused": 1}),
 }
 
@@ -514,6 +517,16 @@ WAYS: dict[str, Callable[[Any, Any], Any]] = {
 def _in_thread(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(pltrace.bind(call), *args, **kwargs).result()
+
+
+def _extended(prompt: Any, place: int) -> Any:
+    messages = prompt.format_messages(**VARIABLES)
+    messages[place].content += "\n\nContext: none."
+    return messages
+
+
+def _padded(prompt: Any) -> Any:
+    return prompt.model_copy(update={"messages": [*prompt.messages, HumanMessage("Now!\n\n")]})
 
 
 def _in_a_block(model: Any) -> Any:
@@ -628,6 +641,65 @@ def test_an_agent_links_its_system_prompt(
         agent.invoke({"messages": [("user", "Hi"), ("ai", "Hello"), ("user", "And?")]})
 
     assert links(registry) == [("agent", 1, {"who": "Bo"})] * 2
+
+
+def test_an_agent_stays_linked(registry: PromptLayerServer, llm: ScriptedOpenAI) -> None:
+    """An agent whose system prompt was known once keeps its link, however much is rendered since, in any thread."""
+    agents = pytest.importorskip("langchain.agents")
+    prompt, joke_prompt = prompts.get("agent"), prompts.get("joke")
+    system = prompt.format(who="Bo") + "\n\nUse your tools."
+    agent = agents.create_agent(chat(llm), tools=[], system_prompt=system)
+
+    def ask() -> None:
+        with traced("agent"):
+            agent.invoke({"messages": [("user", "Hi")]})
+
+    ask()
+    assert pltrace.flush(10.0)
+    for number in range(100):
+        joke_prompt.format(mood="terse", topic=str(number))
+    ask()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(ask).result()
+
+    assert links(registry) == [("agent", 1, {"who": "Bo"})] * 3
+
+
+def test_content_of_several_texts_is_linked_in_any_thread(registry: PromptLayerServer, llm: ScriptedOpenAI) -> None:
+    """A text beside the prompt's own, instead of behind it, leaves that one as it is, and known for itself."""
+    system = SystemMessage([prompts.get("agent").format(who="Bo"), "Use your tools."])
+
+    def ask() -> None:
+        with traced("another thread"):
+            chat(llm).invoke([system, HumanMessage("Hi")])
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(ask).result()
+
+    assert links(registry) == [("agent", 1, {"who": "Bo"})]
+
+
+def test_a_static_prompt_with_lines_behind_it(registry: PromptLayerServer, llm: ScriptedOpenAI) -> None:
+    """A sentence without variables is the prompt's own where a line ends behind it."""
+    registry.add_prompt("helpful", [text("system", "You are a helpful assistant.")])
+    with traced("linking"):
+        chat(llm).invoke(prompts.get("helpful").format() + "\n\nUse your tools.")
+
+    assert links(registry) == [("helpful", 1, {})]
+
+
+def test_a_conversation_is_linked_to_its_latest_turn(registry: PromptLayerServer, llm: ScriptedOpenAI) -> None:
+    """Of several renderings of one prompt in a request the last counts; of several prompts the first."""
+    registry.add_prompt("short", [text("user", "Shortly: {question}")])
+    history: list[Any] = []
+    with traced("linking"):
+        for question in ("one", "two", "three"):
+            history.append(HumanMessage(prompts.get("short").format(question=question)))
+            history.append(chat(llm).invoke(history))
+        chat(llm).invoke([SystemMessage(prompts.get("agent").format(who="Bo")), *history])
+
+    expected: list[Linked] = [("short", 1, {"question": question}) for question in ("one", "two", "three")]
+    assert links(registry) == [*expected, ("agent", 1, {"who": "Bo"})]
 
 
 def test_a_prompt_handed_over_by_callbacks_links(registry: PromptLayerServer, llm: ScriptedOpenAI) -> None:
@@ -754,12 +826,14 @@ def test_siblings_that_say_the_same_are_told_apart(
         ("Yes.", "Yes. Of course."),
         ("You are a helpful assistant", "You are a helpful assistant who knows tea."),
         ("You are a helpful assistant", "You are a helpful assistants' assistant."),
+        ("You are a helpful assistant.", "You are a helpful assistant. You classify mails."),
+        ("You are a helpful assistant.", "You are a helpful assistant."),
     ],
 )
 def test_a_common_beginning_is_no_link(
     registry: PromptLayerServer, llm: ScriptedOpenAI, template: str, written: str
 ) -> None:
-    """A few words, or a part of a sentence, that another prompt happens to begin with say nothing."""
+    """A few words, a part of a sentence, or a sentence that anybody may begin with, say nothing of the registry."""
     registry.add_prompt("beginning", [text("system", template)])
     with traced("linking"):
         prompts.get("beginning").format()
