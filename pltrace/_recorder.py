@@ -411,6 +411,11 @@ class SpanRecorder:
         self.drain(timeout=5.0)
         return self.store.record(f"{span_bits:016x}")
 
+    def operations_of(self, span_bits: int) -> list[dict[str, Any]]:
+        """Return what was asked of a request so far, waiting for the writer: its `kind`, and its arguments."""
+        self.drain(timeout=5.0)
+        return self.store.operations_of(f"{span_bits:016x}")
+
     def request_of(self, span_bits: int) -> tuple[int | None, bool]:
         """Return the id that a request got, or None, and whether one can still come."""
         return self.store.request_of(f"{span_bits:016x}")

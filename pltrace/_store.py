@@ -469,6 +469,14 @@ class Store:
             row = connection.execute("SELECT * FROM spans WHERE span_id = ?", (span_id,)).fetchone()
         return None if row is None else record_from(row)
 
+    def operations_of(self, span_id: str) -> list[dict[str, Any]]:
+        """Return what was asked of a request, in order: its `kind`, and its arguments."""
+        with self.database.reading() as connection:
+            rows = connection.execute(
+                "SELECT kind, arguments FROM operations WHERE span_id = ? AND subtree = 0 ORDER BY id", (span_id,)
+            ).fetchall()
+        return [{"kind": row["kind"], **json.loads(row["arguments"])} for row in rows]
+
     def request_of(self, span_id: str) -> tuple[int | None, bool]:
         """Return the id that an LLM call's request got, or None, and whether one can still come."""
         with self.database.reading() as connection:

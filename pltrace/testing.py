@@ -33,10 +33,13 @@ class CapturedRequest:
     Attributes:
         span: The span of the call.
         body: The `log_request` that would be sent.
+        operations: What would be sent for it afterwards, in order: the `kind` (`score`, `metadata`, `prompt` or
+            `group`) and the arguments of what was asked of its handle, or of a span that it was made under.
     """
 
     span: Span
     body: Mapping[str, Any] = field(repr=False)
+    operations: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
 
     @property
     def provider(self) -> str:
@@ -55,13 +58,25 @@ class CapturedRequest:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """The metadata, without the `_langchain_*` keys that go with every request."""
-        return {key: value for key, value in self.body["metadata"].items() if not key.startswith("_langchain_")}
+        """The metadata, with what was added later, without the `_langchain_*` keys that go with every request."""
+        sent = {key: value for key, value in self.body["metadata"].items() if not key.startswith("_langchain_")}
+        for operation in self._operations("metadata"):
+            sent.update({key: _sent(value) for key, value in operation["metadata"].items()})
+        return sent
 
     @property
     def prompt_name(self) -> str | None:
-        """The registry prompt that it is linked to, if any."""
-        return self.body.get("prompt_name")
+        """The registry prompt that it is linked to, if any: by itself, or by `link_prompt`."""
+        linked = [operation["prompt_name"] for operation in self._operations("prompt")]
+        return linked[-1] if linked else self.body.get("prompt_name")
+
+    @property
+    def scores(self) -> list[tuple[int, str | None]]:
+        """Its scores in order, each with its name."""
+        return [(operation["score"], operation["score_name"]) for operation in self._operations("score")]
+
+    def _operations(self, kind: str) -> list[Mapping[str, Any]]:
+        return [operation for operation in self.operations if operation["kind"] == kind]
 
     @property
     def status(self) -> str:
@@ -86,7 +101,11 @@ class CapturedSpans(list[Span]):
     def requests(self) -> list[CapturedRequest]:
         """The LLM requests among them, as they would be sent."""
         return [
-            CapturedRequest(span, log_request(span.scope.recorder.readable(span)))
+            CapturedRequest(
+                span,
+                log_request(span.scope.recorder.readable(span)),
+                _recorder_of(span.scope).operations_of(span.span_bits),
+            )
             for span in self
             if span.kind == "llm"
         ]
@@ -189,6 +208,11 @@ class CapturedSpans(list[Span]):
 def _sent(value: Any) -> str:
     """Return a metadata value as requests have it."""
     return value if isinstance(value, str) else Encoder().dumps(value)
+
+
+def _recorder_of(scope: Scope) -> SpanRecorder:
+    assert isinstance(scope.recorder, SpanRecorder)
+    return scope.recorder
 
 
 def _is_of(spans: CapturedSpans, scope: Scope) -> bool:

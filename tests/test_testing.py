@@ -531,3 +531,20 @@ def test_a_block_left_open_in_a_thread_is_found() -> None:
         gc.collect()
         with pytest.raises(AssertionError, match="'inner'"):
             seen.assert_nothing_open()
+
+
+def test_what_is_asked_of_requests() -> None:
+    """What was asked of a request's handle, or of a span around it, is told as it would be sent."""
+    with capture_spans() as seen:
+        with traced("block") as span:
+            FakeListChatModel(responses=["Hello."]).invoke("Hi")
+        (handle,) = span.requests
+        handle.link_prompt("greeting", version=2)
+        handle.add_metadata({"checked": True})
+        handle.score(70, "own")
+        span.score(90)
+        span.add_to_group(7)
+        (request,) = seen.assert_requests(1, prompt="greeting", metadata={"checked": True})
+    assert request.scores == [(70, "own"), (90, None)]
+    assert [operation["kind"] for operation in request.operations] == ["prompt", "metadata", "score", "score", "group"]
+    assert request.operations[0]["version"] == 2
