@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
 
 __all__ = ["client_for", "forked"]
 
 _made: dict[tuple[str, str], Any] = {}
-_making = threading.Lock()
+_making = threading.RLock()
+_forking = threading.local()
+#: A fork waits so long for the import.
+_LONGEST_FORK_S = 1.0
 
 
 def client_for(api_key: str, base_url: str, given: Any = None) -> Any:
@@ -34,7 +38,21 @@ def client_for(api_key: str, base_url: str, given: Any = None) -> Any:
         return client
 
 
+def _before_fork() -> None:
+    # The child of a fork that comes while a thread imports a module can never import it.
+    _forking.holds = _making.acquire(timeout=_LONGEST_FORK_S)
+
+
+def _after_fork_in_parent() -> None:
+    if _forking.holds:
+        _making.release()
+
+
 def forked() -> None:
-    """Give the child of a fork a lock of its own; another thread of the parent may have held this one."""
+    """Give the child of a fork a lock of its own."""
     global _making
-    _making = threading.Lock()
+    _making = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent)

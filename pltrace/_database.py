@@ -28,8 +28,8 @@ _LONGEST_FORK_S = 1.0
 
 #: Every use of SQLite in this process holds it, whatever the database, and so does a fork: SQLite's own mutexes are
 #: the process's, and a child of a fork that happened while a thread was inside SQLite would hang in them.
-_lock = threading.Lock()
-_holder: int | None = None
+_lock = threading.RLock()
+_in_use = False  # Re-entered by a signal handler, which runs in the middle of whatever it interrupted.
 _forking = threading.local()
 _databases: WeakSet[Database] = WeakSet()
 #: Connections inherited through a fork: closing one in the child would drop the parent's file locks.
@@ -240,39 +240,40 @@ def _wait_for_lock(give_up_at: float) -> None:
     """Take the lock.
 
     Raises:
-        sqlite3.OperationalError: Others held it until then, or this very thread does: a signal handler runs in the
-            middle of whatever it interrupted.
+        sqlite3.OperationalError: Others held it until then, or this very thread is in the middle of using SQLite.
     """
-    global _holder
-    here = threading.get_ident()
-    if _holder == here or not _lock.acquire(timeout=max(give_up_at - time.monotonic(), 0.0)):
+    global _in_use
+    taken = _lock.acquire(timeout=max(give_up_at - time.monotonic(), 0.0))
+    if taken and _in_use:
+        _lock.release()
+        taken = False
+    if not taken:
         raise sqlite3.OperationalError("the store is locked by a thread of this process")
-    _holder = here
+    _in_use = True
 
 
 def _give_back() -> None:
-    global _holder
-    _holder = None
+    global _in_use
+    _in_use = False
     with suppress(RuntimeError):  # A signal handler forked meanwhile, and this is the child.
         _lock.release()
 
 
 def _before_fork() -> None:
     # A signal handler that forks may have interrupted this thread while it holds the lock, but not inside SQLite.
-    _forking.had = _holder == threading.get_ident()
-    _forking.took = not _forking.had and _lock.acquire(timeout=_LONGEST_FORK_S)
+    _forking.holds = _lock.acquire(timeout=_LONGEST_FORK_S)
 
 
 def _after_fork_in_parent() -> None:
-    if _forking.took:
+    if _forking.holds:
         _lock.release()
 
 
 def _after_fork_in_child() -> None:
     """Start afresh, leaving the parent's connections alone; a new one is opened when it is needed."""
-    global _lock, _holder, _usable
-    _usable = _usable and (_forking.had or _forking.took)
-    _lock, _holder = threading.Lock(), None
+    global _lock, _in_use, _usable
+    _usable = _usable and _forking.holds
+    _lock, _in_use = threading.RLock(), False
     _inherited.extend(_unused)
     _unused.clear()
     for database in _databases:

@@ -24,6 +24,9 @@ _DISTRUST_S = 60.0
 #: A whole answer takes no longer, however often a piece of it arrives.
 _LONGEST_ANSWER_S = 30.0
 _PIECE = 1 << 16
+# Loads the codec that connections need, here and not in a thread of ours: the child of a fork that comes while a thread
+# imports a module can never import that module.
+"localhost".encode("idna")
 _LONGEST_RETRY_AFTER_S = 300.0
 
 

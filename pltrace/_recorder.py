@@ -95,8 +95,8 @@ class SpanRecorder:
 
     def _start_afresh(self) -> None:
         self._queue: deque[Span | _Ask] = deque()
-        self._writing = threading.Lock()  # Held from taking items off the queue until they are committed.
-        self._writing_in = 0  # The thread that does.
+        self._writing = threading.RLock()  # Held from taking items off the queue until they are committed.
+        self._is_writing = False
         self._inflight: list[Span | _Ask] = []
         self._encoded: tuple[list[dict[str, Any]], list[Asked]] | None = None  # What is in flight, once it is.
         self._most_queued = MOST_QUEUED
@@ -265,12 +265,12 @@ class SpanRecorder:
             Whether all is committed.
         """
         give_up_at = time.monotonic() + (timeout or 0.0)
-        here = threading.get_ident()
-        if self._writing_in == here:
-            return False  # A signal handler or finalizer runs in the middle of it.
         if not self._writing.acquire(timeout=-1 if timeout is None else max(timeout, 0.0)):
             return False
-        self._writing_in = here
+        if self._is_writing:  # A signal handler or finalizer runs in the middle of it, on the same thread.
+            self._writing.release()
+            return False
+        self._is_writing = True
         try:
             with silence():
                 while self._queue or self._inflight:
@@ -283,7 +283,7 @@ class SpanRecorder:
             failed("writing spans to the store")
             return False
         finally:
-            self._writing_in = 0
+            self._is_writing = False
             self._writing.release()
 
     def _commit(self) -> bool:
