@@ -525,11 +525,17 @@ class Store:
             self._pruned_to = rows[-1]["seq"]
             with self.database.writing(_PRUNING_PATIENCE_S) as connection:
                 deleted += self._delete(connection, going, "state <> 1")
-        if deleted:
+        self._give_back(give_up_at + _LONGEST_PRUNING_S)
+        return deleted
+
+    def _give_back(self, give_up_at: float) -> None:
+        """Make the file smaller by the pages that hold nothing any more, in steps."""
+        while time.monotonic() < give_up_at:
             with self.database.reading() as connection:
+                if not connection.execute("PRAGMA freelist_count").fetchone()[0]:
+                    return
                 # As a script: `execute` stops after the first page.
                 connection.executescript(f"PRAGMA incremental_vacuum({_MOST_PAGES_GIVEN_BACK})")
-        return deleted
 
     def drop(self, most_bytes: int) -> int:
         """Give up the oldest spans, whatever they wait for, while there are more than so many bytes; return how many.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -94,8 +95,7 @@ class CapturedSpans(list[Span]):
 
     def __init__(self) -> None:
         super().__init__()
-        #: What was entered; held, or a block that is left open in a thread that ended would be forgotten.
-        self._scopes: list[Scope] = []
+        self._scopes: list[weakref.ref[Scope]] = []
 
     @property
     def requests(self) -> list[CapturedRequest]:
@@ -192,7 +192,7 @@ class CapturedSpans(list[Span]):
         """
         __tracebackhide__ = True
         # A scope is copied where it goes on inside a run. The span of another process has no times here.
-        entered = [scope for scope in list(self._scopes) if not scope.closed]
+        entered = [scope for ref in list(self._scopes) if (scope := ref()) is not None and not scope.closed]
         spans = dict.fromkeys(scope.span for scope in entered if scope.span.started_at_ns)
         still_open = [span for span in spans if not span.ended_at_ns]
         if still_open:
@@ -235,7 +235,7 @@ class _KnownScope(Scope):
 
     def __init__(self, recorder: _CapturingRecorder, *rest: Any) -> None:
         super().__init__(recorder, *rest)
-        recorder.captured._scopes.append(self)
+        recorder.captured._scopes.append(weakref.ref(self))
 
 
 class _CapturingRecorder(SpanRecorder):
