@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -95,7 +95,7 @@ class CapturedSpans(list[Span]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._scopes: list[weakref.ref[Scope]] = []
+        self._scopes: list[Callable[[], Scope | None]] = []
 
     @property
     def requests(self) -> list[CapturedRequest]:
@@ -235,7 +235,8 @@ class _KnownScope(Scope):
 
     def __init__(self, recorder: _CapturingRecorder, *rest: Any) -> None:
         super().__init__(recorder, *rest)
-        recorder.captured._scopes.append(weakref.ref(self))
+        # A block is held: left open by a thread that is gone, nobody else does. A call ends with what it runs.
+        recorder.captured._scopes.append(weakref.ref(self) if self.entry is None else lambda: self)
 
 
 class _CapturingRecorder(SpanRecorder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import pickle
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,7 +16,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableLambda
 
 import pltrace
-from pltrace import ConfigError, Request, current_span, traced
+from pltrace import ConfigError, Request, bind, current_span, traced
 from pltrace.testing import CapturedSpans, capture_spans
 from tests.support.programs import run, stored
 from tests.support.promptlayer_server import PromptLayerServer
@@ -517,6 +518,19 @@ def test_direct_calls_send_nothing(promptlayer: PromptLayerServer, tmp_path: Pat
             pltrace.prompts.get("welcome")
         pltrace.track.create_group()
     assert promptlayer.requests == []
+
+
+def test_a_block_left_open_in_a_thread_is_found() -> None:
+    """A block that a thread entered and never left is open, also when the thread is long gone."""
+    with capture_spans() as seen:
+        with traced("outer"):
+            thread = threading.Thread(target=bind(lambda: traced("inner").__enter__() and None))
+            thread.start()
+            thread.join()
+            del thread
+        gc.collect()
+        with pytest.raises(AssertionError, match="'inner'"):
+            seen.assert_nothing_open()
 
 
 def test_what_is_asked_of_requests() -> None:
