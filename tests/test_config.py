@@ -316,7 +316,7 @@ def test_address_without_a_key(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     _called()
     _called()
     assert pltrace.flush(5.0)
-    (warning,) = [entry.getMessage() for entry in caplog.records]
+    (warning,) = [entry.getMessage() for entry in caplog.records if entry.name == "pltrace"]
     assert "no API key" in warning
     assert "PROMPTLAYER_API_KEY" in warning
     assert "local store" in warning

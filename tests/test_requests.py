@@ -427,7 +427,7 @@ def test_an_async_on_request_that_its_loop_cuts_off(
         asyncio.run(main())
         assert pltrace.flush(10)
     assert started == [1]
-    (record,) = caplog.records
+    (record,) = [entry for entry in caplog.records if entry.name == "pltrace"]
     assert "cut off" in record.getMessage()
 
 
@@ -455,7 +455,7 @@ def test_what_on_request_raises(local: Path, llm: ScriptedOpenAI, caplog: pytest
         assert chat(llm).invoke("Hi").content == "Hello."
         assert pltrace.flush(10)
     assert seen == [1, 2]
-    messages = [record.getMessage() for record in caplog.records]
+    messages = [record.getMessage() for record in caplog.records if record.name == "pltrace"]
     assert len(messages) == 6
     for name in (".leaving", ".async_broken", ".broken"):
         assert sum(f"{name} at" in message for message in messages) == 2

@@ -176,7 +176,7 @@ def test_damaged_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert stored(path) == ["after"]
     (aside,) = tmp_path.glob("traces.db.corrupt-*")
     assert aside.read_bytes() == rubbish
-    (warning,) = [entry.getMessage() for entry in caplog.records]
+    (warning,) = [entry.getMessage() for entry in caplog.records if entry.name == "pltrace"]
     assert str(aside) in warning
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
@@ -227,7 +227,7 @@ def test_somebody_elses_file(tmp_path: Path, caplog: pytest.LogCaptureFixture, m
     assert span.requests[0].wait(10.0) is not None
     assert pltrace.flush(10.0)
     assert path.read_bytes() == before
-    (warning,) = [entry.getMessage() for entry in caplog.records]
+    (warning,) = [entry.getMessage() for entry in caplog.records if entry.name == "pltrace"]
     assert str(path) in warning
     assert "PLTRACE_STORE" in warning
     assert "memory" in warning
@@ -252,7 +252,7 @@ def test_unusable_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture, place
     pltrace.configure(store=path)
     record("first")
     assert pltrace.flush(10.0)
-    (warning,) = [entry.getMessage() for entry in caplog.records]
+    (warning,) = [entry.getMessage() for entry in caplog.records if entry.name == "pltrace"]
     assert str(path) in warning
     assert "PLTRACE_STORE" in warning
 
