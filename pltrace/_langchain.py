@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from pltrace import _runs
+from pltrace._health import failed
 from pltrace._wrapping import when_imported
 
 if TYPE_CHECKING:
@@ -29,6 +31,9 @@ class HandlerVariable:
         return self.handler
 
 
+#: What registers hooks, and what reads them at each run.
+_CONTEXT, _MANAGER = "langchain_core.tracers.context", "langchain_core.callbacks.manager"
+
 _variable = HandlerVariable()
 _handler: SpanHandler | None = None
 _on = False
@@ -41,7 +46,8 @@ def switch(on: bool) -> None:
     _on = on
     if on and not _awaiting:
         _awaiting = True
-        when_imported("langchain_core.tracers.context", _register)
+        for module in (_CONTEXT, _MANAGER):
+            when_imported(module, _register)
         when_imported("langchain_core.runnables.config", _read_config)
     _variable.handler = _handler if on else None
 
@@ -51,14 +57,23 @@ def awaiting() -> bool:
     return _handler is None
 
 
-def _register(context: ModuleType) -> None:
-    """Register the hook: LangChain imports this module before it configures its first run."""
-    global _handler
-    from pltrace._handler import SpanHandler
+def _register(_: ModuleType) -> None:
+    """Register the hook, when both modules are there: LangChain imports them before it configures its first run.
 
-    _handler = SpanHandler()
-    _variable.handler = _handler if _on else None
-    context.register_configure_hook(_variable, inheritable=True)
+    Before, the handler can't be made: in some versions the one is imported in the middle of the other.
+    """
+    global _handler
+    context, manager = sys.modules.get(_CONTEXT), sys.modules.get(_MANAGER)
+    if _handler is not None or context is None or not hasattr(manager, "AsyncCallbackManager"):
+        return
+    try:
+        from pltrace._handler import SpanHandler
+
+        _handler = SpanHandler()
+        _variable.handler = _handler if _on else None
+        context.register_configure_hook(_variable, inheritable=True)
+    except Exception:  # It is the import of somebody's module that we are in.
+        failed("registering with LangChain")
 
 
 def _read_config(config: ModuleType) -> None:

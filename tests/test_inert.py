@@ -341,3 +341,27 @@ def test_the_benchmark() -> None:
     ).stdout  # fmt: skip
     for line in ("import, over wrapt's own", "call of a function", "call of a method"):
         assert re.search(rf"^{line} +[+-]\d+\.\d (ms|ns)  of \d+", printed, re.MULTILINE), printed
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "langchain_core.callbacks.manager", "langchain_core.tracers.context", "langchain_core.runnables",
+        "langchain_core.language_models", "langchain_core.callbacks",
+    ],
+)  # fmt: skip
+def test_langchain_comes_later(tmp_path: Path, first: str) -> None:
+    """Whichever part of LangChain is imported first after tracing is on, the import works and its runs are recorded."""
+    program = run(
+        f"""
+        import pltrace
+        pltrace.configure(store="memory")
+        import {first}
+        from langchain_core.language_models.fake_chat_models import FakeListChatModel
+        with pltrace.traced() as span:
+            FakeListChatModel(responses=["Hello."]).invoke("Hi!")
+        print(span.usage.requests)
+        """,
+        tmp_path,
+    )
+    assert (program.code, program.out, program.err) == (0, "1\n", "")
