@@ -213,7 +213,7 @@ def test_who_waits_for_an_id_waits_on(deliver: Callable[..., None], promptlayer:
     assert [request.wait(10.0)] == told == [log["id"] for log in promptlayer.request_logs]
 
 
-def test_nothing_stays_of_former_settings(deliver: Callable[..., None]) -> None:
+def test_nothing_stays_of_former_settings(deliver: Callable[..., None], tmp_path: Path) -> None:
     """Each `configure` lets go of the threads and files of the one before, and `shutdown` of all."""
     for number in range(5):
         deliver(tags=[str(number)])
@@ -229,7 +229,7 @@ def test_nothing_stays_of_former_settings(deliver: Callable[..., None]) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("pltrace-")]
     if os.path.isdir("/proc/self/fd"):
         opened = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
-        assert not [path for path in opened if "traces.db" in path]
+        assert not [path for path in opened if path.startswith(str(tmp_path))]
 
 
 def test_arguments_win(tmp_path: Path, promptlayer: PromptLayerServer, monkeypatch: pytest.MonkeyPatch) -> None:
