@@ -1,0 +1,132 @@
+"""Says how an open traced call goes on and ends: at once, or step by step as its result is consumed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pltrace import _runs, _runtime
+from pltrace._checks import INPUTS, OUTPUTS
+from pltrace._health import failed
+from pltrace._scope import Scope, attach, current, detach
+from pltrace._snapshot import Arguments, snapshot
+
+if TYPE_CHECKING:
+    from pltrace._traced import Traced
+
+__all__ = ["Call", "end", "leave"]
+
+
+class Call:
+    """A traced call that is consumed step by step: the scope is around each step, the span around all of them.
+
+    Args:
+        declaration: Opens the scope, at the first step.
+        name: The span's name.
+        module: Where the function was defined.
+        arguments: As they were at the call.
+        scope: The scope, if it is open already.
+    """
+
+    __slots__ = ("_arguments", "_declaration", "_ended", "_inside", "_module", "_name", "_scope")
+
+    def __init__(
+        self,
+        declaration: Traced,
+        name: str,
+        module: str | None = None,
+        arguments: Arguments | None = None,
+        scope: Scope | None = None,
+    ) -> None:
+        self._declaration = declaration
+        self._name = name
+        self._module = module
+        self._arguments = arguments
+        self._scope = scope
+        self._inside = scope  # What is current inside, blocks that were opened there included.
+        self._ended = False
+
+    def resume(self) -> Scope | None:
+        """Make current what the last step left; for the first one, open the scope."""
+        outside = current()
+        try:
+            if self._scope is None:
+                self._open()
+            else:
+                attach(self._inside and self._inside.resumed_in(_runs.around()))
+        except Exception:
+            failed("resuming a traced call")
+        return outside
+
+    def _open(self) -> None:
+        if not _runtime.is_on(self._module):
+            return  # No longer.
+        scope = self._scope = self._declaration._enter(self._name, "function", None, self._module)
+        if scope.capture & INPUTS:
+            scope.span.raw_input = self._arguments
+        self._arguments = None
+
+    def suspend(self, outside: Scope | None) -> None:
+        """Keep what is current for the next step, and give the consumer its own scope back."""
+        self._inside = current()
+        attach(outside)
+
+    def end(self, error: BaseException | None = None, value: Any = None) -> None:
+        """End the span."""
+        scope = self._scope
+        if self._ended or scope is None:
+            return
+        self._ended = True
+        self._inside = None
+        scope.closed = True
+        end(scope, error, value)
+
+    def __del__(self) -> None:
+        """End the span of what was never begun, or couldn't be closed, and is collected."""
+        self.end(GeneratorExit())
+
+
+def leave(scope: Scope, error: BaseException | None = None) -> None:
+    """Make what was around a call current again; nearly always the call's own scope is on top."""
+    outer = scope.outer
+    if current() is scope and (outer is None or not outer.left_early):
+        scope.closed = True
+        attach(outer)
+    else:
+        _leave_all(scope, error)
+
+
+def _leave_all(scope: Scope, error: BaseException | None) -> None:
+    """Leave a call, and calls in it that couldn't: interrupted in our own code, or out of stack."""
+    left = []
+    inner = current()
+    while inner is not None and inner is not scope:
+        if inner.entry is None and not inner.closed:
+            left.append(inner)
+        inner = inner.outer
+    if inner is scope:
+        for inner in left:
+            inner.closed = True
+            end(inner, error)
+    detach(scope)
+
+
+def end(scope: Scope, error: BaseException | None, value: Any = None) -> None:
+    """End a scope's span and record it; never raises."""
+    span = scope.span
+    if scope.outer is None:
+        Scope.roots.discard(scope)
+    try:
+        if scope.open_runs:
+            _runs.settle(scope)
+        if error is not None:
+            span.set_error(error)
+        else:
+            span.status = "ok"
+            if value is not None and scope.capture & OUTPUTS and not span.output_is_set:
+                span.raw_output = snapshot(value)
+        span.ended_at_ns = scope.recorder.now_ns()
+        scope.recorder.record(span)
+    except RecursionError:
+        pass  # There is no room for us this deep.
+    except Exception:
+        failed("ending a traced block or call")
