@@ -10,10 +10,10 @@ from pltrace._background import Background, limited
 from pltrace._database import STORE_TROUBLE
 from pltrace._exporter import ExportResult, Operation, SpanExporter, StoredSpan, TracksRequests
 from pltrace._health import counts, failed, logger, warn_sometimes
+from pltrace._outbox import Outbox
 from pltrace._pace import Pace
 from pltrace._search import PoisonSearch
 from pltrace._silence import be_silent
-from pltrace._store import Store
 
 __all__ = ["DeliveryWorker", "OperationWorker"]
 
@@ -116,7 +116,7 @@ class DeliveryWorker(Worker):
     """Sends one exporter the spans that are pending for it, for as long as it takes.
 
     Args:
-        store: The outbox.
+        outbox: What is pending.
         exporter: Where to.
         resolved: Called with span id and request id when an LLM call got its id.
         gave_up: Called with the id of a span that gets none: it was set aside, or taken without an id.
@@ -124,7 +124,7 @@ class DeliveryWorker(Worker):
 
     def __init__(
         self,
-        store: Store,
+        outbox: Outbox,
         exporter: SpanExporter,
         resolved: Callable[[str, int], None],
         gave_up: Callable[[str], None],
@@ -132,7 +132,7 @@ class DeliveryWorker(Worker):
         self.exporter = exporter
         #: Called when something was taken over from a process that ended; it may be operations alone.
         self.adopted: Callable[[], object] = int
-        self._store = store
+        self._outbox = outbox
         self._resolved = resolved
         self._gave_up = gave_up
         super().__init__(exporter.name, LINGER_S)
@@ -147,15 +147,15 @@ class DeliveryWorker(Worker):
     def _is_left(self, up_to: int) -> bool:
         # The store says that a batch is delivered before those who wait for its ids are told.
         being_told = any(span.seq <= up_to for span in self._batch)
-        return self._store.is_pending(self.exporter.name, up_to) or being_told
+        return self._outbox.is_pending(self.exporter.name, up_to) or being_told
 
     def _round(self) -> None:
         """Deliver batches until nothing is pending or something stands in the way."""
-        self._store.stay()
-        if self._store.adopt():
+        self._outbox.lease.renew()
+        if self._outbox.lease.adopt():
             self.adopted()
         while not self.pace.pausing:
-            batch = self._batch or self._store.claim(self.exporter.name, MOST_SPANS, MOST_BYTES)
+            batch = self._batch or self._outbox.claim(self.exporter.name, MOST_SPANS, MOST_BYTES)
             if not batch:
                 self._witness = 0
                 self.pace.finished()
@@ -173,12 +173,12 @@ class DeliveryWorker(Worker):
                 return
             self._batch = []
             self.pace.succeeded()
-            self._store.stay()
+            self._outbox.lease.renew()
 
     def _send(self, batch: Sequence[StoredSpan]) -> ExportResult:
         """Send spans, and write down what became of them."""
         name = self.exporter.name
-        batch = self._store.sending(name, batch)
+        batch = self._outbox.sending(name, batch)
         if not batch:
             return ExportResult("delivered")  # Another process has taken it over.
         try:
@@ -193,12 +193,12 @@ class DeliveryWorker(Worker):
         elif result.uncertain:
             self._batch = [replace(span, uncertain=True) for span in self._batch]
         else:
-            self._store.not_taken(name, [span for span in batch if not span.uncertain])
+            self._outbox.not_taken(name, [span for span in batch if not span.uncertain])
         return result
 
     def _taken(self, batch: Sequence[StoredSpan], result: ExportResult) -> None:
         taken = [span for span in batch if span.record["span_id"] not in result.refused]
-        self._store.delivered(self.exporter.name, taken, result.request_ids)
+        self._outbox.delivered(self.exporter.name, taken, result.request_ids)
         self._refused_in_a_row = 0
         counts["delivered"] += len(taken)
         if len(taken) < len(batch):
@@ -228,7 +228,7 @@ class DeliveryWorker(Worker):
     def _without_poison(self, batch: list[StoredSpan], refusal: ExportResult) -> ExportResult:
         """Deliver a refused batch without the spans that it is refused for, and set those aside."""
         name = self.exporter.name
-        search = PoisonSearch(self._send, lambda: self._store.newest(name, batch[-1].seq))
+        search = PoisonSearch(self._send, lambda: self._outbox.newest(name, batch[-1].seq))
         few = len(batch) <= _MOST_BLAMED_AT_ONCE and self._refused_in_a_row < _MOST_REFUSED_IN_A_ROW
         result = search.run(batch, refusal, doubtful=not few and batch[-1].seq > self._witness)
         self._witness = max(self._witness, search.witness)
@@ -243,7 +243,7 @@ class DeliveryWorker(Worker):
     def _set_aside(self, spans: Sequence[StoredSpan], reasons: dict[int, str]) -> None:
         if not spans:
             return
-        self._store.quarantine(self.exporter.name, reasons)
+        self._outbox.quarantine(self.exporter.name, reasons)
         counts["quarantined"] += len(spans)
         for span in spans:
             self._gave_up(span.record["span_id"])
@@ -263,25 +263,25 @@ class OperationWorker(Worker):
     A thread of its own, so that spans needn't wait for it.
 
     Args:
-        store: Where they are kept.
+        outbox: What is pending.
         exporter: Gave the requests their ids.
         name: What it is called in warnings.
     """
 
-    def __init__(self, store: Store, exporter: TracksRequests, name: str) -> None:
-        self._store = store
+    def __init__(self, outbox: Outbox, exporter: TracksRequests, name: str) -> None:
+        self._outbox = outbox
         self._exporter = exporter
         super().__init__(f"{name} (scores, metadata, links)", 0.0)
 
     def _is_left(self, up_to: int) -> bool:
-        return bool(self._store.due_operations(1) or self._store.hopeless_operations(1))
+        return bool(self._outbox.due_operations(1) or self._outbox.hopeless_operations(1))
 
     def _round(self) -> None:
-        self._store.stay()  # Also while a batch takes its time.
+        self._outbox.lease.renew()  # Also while a batch takes its time.
         while not self.pace.pausing:
-            for number, kind, span_id in self._store.hopeless_operations(_MOST_OPERATIONS):
+            for number, kind, span_id in self._outbox.hopeless_operations(_MOST_OPERATIONS):
                 self._refused(number, kind, f"the request of span {span_id}", "it got no id")
-            due = self._store.due_operations(_MOST_OPERATIONS)
+            due = self._outbox.due_operations(_MOST_OPERATIONS)
             if not due:
                 self.pace.finished()
                 return
@@ -294,7 +294,7 @@ class OperationWorker(Worker):
                     which = f"request {operation.request_id}"
                     self._refused(operation.number, operation.kind, which, result.reason)
                 else:
-                    self._store.operated(operation.number)
+                    self._outbox.operated(operation.number)
                 self.pace.succeeded()
 
     def _operate(self, operation: Operation) -> ExportResult:
@@ -312,4 +312,4 @@ class OperationWorker(Worker):
     def _refused(self, number: int, kind: str, which: str, reason: str) -> None:
         counts["operations_refused"] += 1
         warn_sometimes(f"operation:{kind}", "PromptLayer refuses a %s for %s: %s", kind, which, reason)
-        self._store.operated(number, reason)
+        self._outbox.operated(number, reason)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from pltrace._database import SCHEMA_VERSION
 from pltrace._errors import StoreError
-from pltrace._store import record_from
+from pltrace._rows import record_from
 
 __all__ = ["TraceSummary", "latest_traces", "matching_traces", "store_state", "trace_records"]
 

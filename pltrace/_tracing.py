@@ -72,7 +72,7 @@ class Tracing:
         self._deliveries = [
             # The exporter that gives ids alone decides that none will come.
             DeliveryWorker(
-                self.store,
+                self.store.outbox,
                 exporter,
                 self._resolved,
                 self._gave_up if isinstance(exporter, TracksRequests) else _nobody_waits,
@@ -80,7 +80,7 @@ class Tracing:
             for exporter in self.exporters
         ]
         self._operations = [
-            OperationWorker(self.store, exporter, exporter.name)
+            OperationWorker(self.store.outbox, exporter, exporter.name)
             for exporter in self.exporters
             if isinstance(exporter, TracksRequests)
         ]
@@ -147,9 +147,9 @@ class Tracing:
         most_bytes = _OFF_BYTES if self.config.store == "off" else _MEMORY_BYTES if in_memory else _FILE_BYTES
         oldest_ns = self.recorder.now_ns() - int(_KEEP_S * 1e9)
         try:
-            if self.store.prune(oldest_ns, most_bytes):
+            if self.store.retention.prune(oldest_ns, most_bytes):
                 self._prune_at = min(self._prune_at, monotonic() + _PRUNE_MORE_AFTER_S)
-            elif in_memory and (dropped := self.store.drop(_MEMORY_BYTES)):
+            elif in_memory and (dropped := self.store.retention.drop(_MEMORY_BYTES)):
                 self._prune_at = monotonic() + _PRUNE_MORE_AFTER_S
                 counts["dropped_memory_full"] += dropped
                 warn_sometimes(
@@ -187,7 +187,7 @@ class Tracing:
         """
         if self.exporters:
             try:
-                self.store.adopt()
+                self.store.lease.adopt()
             except STORE_TROUBLE:
                 return False
             except Exception:
@@ -212,7 +212,7 @@ class Tracing:
         # Writing takes milliseconds, and is owed to the caller however short its patience with the network is.
         if not self.recorder.drain(max(deadline - monotonic(), _WRITING_S)):
             return False
-        up_to = self.store.last()
+        up_to = self.store.outbox.last()
         workers = (*self._deliveries, *self._operations)
         flushed = [worker.flush(up_to, deadline, patient=patient) for worker in workers]
         return all(flushed)
@@ -282,7 +282,7 @@ class Tracing:
     def _let_go(self) -> None:
         try:
             if self.exporters:
-                self.store.leave()
+                self.store.lease.leave()
             if self._is_shut:
                 self.store.close()
         except STORE_TROUBLE:

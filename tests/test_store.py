@@ -478,15 +478,15 @@ def test_a_backlog_makes_nothing_slower() -> None:
 
         with store.database.reading() as connection:
             connection.set_progress_handler(count, 100)
-        batch = store.claim("promptlayer", 100, 10**9)
-        store.sending("promptlayer", batch)
-        store.delivered("promptlayer", batch, {})
-        assert store.is_pending("promptlayer", 10**9)
-        assert store.newest("promptlayer", batch[-1].seq) is not None
-        assert not store.due_operations(1)
-        assert not store.hopeless_operations(1)
+        batch = store.outbox.claim("promptlayer", 100, 10**9)
+        store.outbox.sending("promptlayer", batch)
+        store.outbox.delivered("promptlayer", batch, {})
+        assert store.outbox.is_pending("promptlayer", 10**9)
+        assert store.outbox.newest("promptlayer", batch[-1].seq) is not None
+        assert not store.outbox.due_operations(1)
+        assert not store.outbox.hopeless_operations(1)
         store.write([_a_record(waiting)], [])
-        store.adopt()
+        store.lease.adopt()
         store.close()
         return counted
 
@@ -521,14 +521,14 @@ def test_size_is_bounded(tmp_path: Path) -> None:
     """Beyond the most bytes the oldest delivered spans go, and never one that is still to be delivered."""
     store = Store(tmp_path / "traces.db", ["promptlayer"])
     store.write([_a_record(number) for number in range(400)], [])
-    batch = store.claim("promptlayer", 300, 10**9)
-    store.delivered("promptlayer", batch, {})
+    batch = store.outbox.claim("promptlayer", 300, 10**9)
+    store.outbox.delivered("promptlayer", batch, {})
     size = (tmp_path / "traces.db").stat().st_size + (tmp_path / "traces.db-wal").stat().st_size
-    assert store.prune(0, size // 2) > 0
+    assert store.retention.prune(0, size // 2) > 0
     left = stored(tmp_path / "traces.db")
     assert len(left) < 400
     assert left[-100:] == [f"span-{number:03}" for number in range(300, 400)]
-    assert store.prune(0, 1) > 0
+    assert store.retention.prune(0, 1) > 0
     assert stored(tmp_path / "traces.db") == [f"span-{number:03}" for number in range(300, 400)]
     store.close()
 
@@ -537,13 +537,13 @@ def test_memory_is_bounded() -> None:
     """In memory alone, beyond the most bytes the oldest spans are given up, also undelivered ones, and counted."""
     store = Store(None, ["promptlayer"])
     store.write([_a_record(number) for number in range(1_000)], [])
-    assert store.drop(2**30) == 0
-    assert store.prune(0, 2**21) == 0
+    assert store.retention.drop(2**30) == 0
+    assert store.retention.prune(0, 2**21) == 0
     dropped = 0
-    while now := store.drop(2**21):
+    while now := store.retention.drop(2**21):
         dropped += now
     assert 0 < dropped < 1_000
-    left = [span.record["name"] for span in store.claim("promptlayer", 1_000, 10**9)]
+    left = [span.record["name"] for span in store.outbox.claim("promptlayer", 1_000, 10**9)]
     assert left == [f"span-{number:03}" for number in range(dropped, 1_000)]
     store.close()
 

@@ -320,7 +320,7 @@ def test_space_is_given_back(tmp_path: Path, local: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "pruned.db")) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     before = (tmp_path / "pruned.db").stat().st_size
-    while store.prune(2 * 10**18, 2**30):
+    while store.retention.prune(2 * 10**18, 2**30):
         pass
     with closing(sqlite3.connect(tmp_path / "pruned.db")) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -1,0 +1,84 @@
+"""Keeps the store within its age and size: deletes what is delivered, and gives the space back."""
+
+from __future__ import annotations
+
+import time
+
+from pltrace._database import Database
+from pltrace._rows import delete, size
+
+__all__ = ["Retention"]
+
+#: The most spans that one transaction deletes: others wait meanwhile.
+_MOST_PRUNED = 200
+_LONGEST_PRUNING_S, _PRUNING_PATIENCE_S = 0.1, 0.5
+_MOST_PAGES_GIVEN_BACK = 1_000
+
+
+class Retention:
+    """What makes room in a database; called again and again."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._pruned_to = 0  # Where the last pruning stopped.
+
+    def prune(self, oldest_ns: int, most_bytes: int) -> int:
+        """Delete, oldest first, what is delivered or was only ever local: what ended before a time, or has no room.
+
+        It takes little time: called again, it goes on.
+
+        Args:
+            oldest_ns: What ended before goes.
+            most_bytes: Beyond so many in the file, the oldest go.
+
+        Returns:
+            How many spans were deleted.
+        """
+        deleted = 0
+        give_up_at = time.monotonic() + _LONGEST_PRUNING_S
+        while time.monotonic() < give_up_at:
+            with self._database.reading() as connection:
+                too_large = size(connection) > most_bytes
+                rows = connection.execute(
+                    # The last stays: the numbers of those to come follow it.
+                    "SELECT seq, ended_at_ns FROM spans WHERE seq > ? AND seq < (SELECT max(seq) FROM spans)"
+                    " ORDER BY seq LIMIT ?",
+                    (self._pruned_to, _MOST_PRUNED),
+                ).fetchall()
+            going = [row["seq"] for row in rows if too_large or (row["ended_at_ns"] or 0) < oldest_ns]
+            if not going:
+                self._pruned_to = 0
+                break
+            self._pruned_to = rows[-1]["seq"]
+            with self._database.writing(_PRUNING_PATIENCE_S) as connection:
+                deleted += delete(connection, going, "state <> 1")
+        self._give_back(give_up_at + _LONGEST_PRUNING_S)
+        return deleted
+
+    def _give_back(self, give_up_at: float) -> None:
+        """Make the file smaller by the pages that hold nothing any more, in steps."""
+        while time.monotonic() < give_up_at:
+            with self._database.reading() as connection:
+                if not connection.execute("PRAGMA freelist_count").fetchone()[0]:
+                    return
+                # As a script: `execute` stops after the first page.
+                connection.executescript(f"PRAGMA incremental_vacuum({_MOST_PAGES_GIVEN_BACK})")
+
+    def drop(self, most_bytes: int) -> int:
+        """Give up the oldest spans, whatever they wait for, while there are more than so many bytes; return how many.
+
+        It takes little time: called again, it goes on.
+        """
+        dropped = 0
+        give_up_at = time.monotonic() + _LONGEST_PRUNING_S
+        while time.monotonic() < give_up_at:
+            with self._database.writing() as connection:
+                if size(connection) <= most_bytes:
+                    break
+                oldest = connection.execute("SELECT seq FROM spans ORDER BY seq LIMIT ?", (_MOST_PRUNED,)).fetchall()
+                connection.execute(
+                    "DELETE FROM operations WHERE span_id IN (SELECT span_id FROM spans WHERE seq <= ?)",
+                    (oldest[-1]["seq"] if oldest else 0,),
+                )
+                dropped += delete(connection, [row["seq"] for row in oldest], "0")
+        return dropped
