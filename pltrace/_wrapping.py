@@ -56,22 +56,28 @@ def _set_annotations(proxy: Any, value: Any) -> None:
 annotations_of_wrapped: Any = property(_annotations, _set_annotations)
 
 
-class Wrapped(FunctionWrapper):
-    """A function that calls a wrapper when the gate is open, and else the function itself.
+class _BehindWrapt(type(FunctionWrapper)):  # type: ignore[misc]
+    """Puts wrapt's class before those derived from it, which it shadows nothing of but `__init__`.
 
-    Args:
-        wrapped: The function.
-        wrapper: Called in its place.
-        gate: Empty while it is to be called itself; wrapt tests it in C.
-        declaration: What it was decorated with, for who asks.
+    At each call wrapt 2 looks along the classes of a wrapper for one of its own. On Python 3.10 that makes, and drops,
+    an exception for each other class on the way: more than all the rest of a call while tracing is off.
     """
 
-    __annotations__ = annotations_of_wrapped
+    if sys.version_info < (3, 11):
 
-    def __init__(self, wrapped: Any, wrapper: Wrapper, gate: list[Any], declaration: Any) -> None:
-        super().__init__(wrapped, wrapper, enabled=gate)
-        self._self_wrapper_of = (wrapper, gate)
-        self._self_declaration = declaration
+        def mro(cls) -> list[type]:
+            order: list[type] = super().mro()
+            order.remove(FunctionWrapper)
+            return [FunctionWrapper, *order]
+
+
+class Wrapped(FunctionWrapper, metaclass=_BehindWrapt):
+    """A function that calls a wrapper when the gate is open, and else the function itself; see `wrapped_call`."""
+
+    __annotations__ = annotations_of_wrapped
+    if TYPE_CHECKING:
+        _self_wrapper_of: tuple[Wrapper, list[Any]]
+        _self_declaration: Any
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """Bind in its own way, if what it wraps does; a result that is a method becomes one of this wrapper."""
@@ -122,9 +128,19 @@ class WrappedFunction(Wrapped):
 
 
 def wrapped_call(wrapped: Any, wrapper: Wrapper, gate: list[Any], declaration: Any) -> Wrapped:
-    """Return a callable with a wrapper around its calls; the arguments are those of `Wrapped`."""
+    """Return a callable with a wrapper around its calls.
+
+    Args:
+        wrapped: What is called while the gate is empty.
+        wrapper: Called in its place.
+        gate: wrapt tests it in C.
+        declaration: What it was decorated with, for who asks.
+    """
     kind = WrappedFunction if type(wrapped) is FunctionType else Wrapped
-    return kind(wrapped, wrapper, gate, declaration)
+    made = kind(wrapped, wrapper, enabled=gate)
+    made._self_wrapper_of = (wrapper, gate)
+    made._self_declaration = declaration
+    return made
 
 
 #: The methods of a LangChain Runnable that run it.
