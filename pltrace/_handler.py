@@ -12,7 +12,7 @@ from langchain_core.callbacks.manager import AsyncCallbackManager
 
 from pltrace import _runs
 from pltrace._blueprint import tokens
-from pltrace._checks import checked_tags
+from pltrace._checks import OUTPUTS, checked_tags
 from pltrace._errors import ConfigError
 from pltrace._health import counts, failed, warn_once
 from pltrace._links import seen as rendered_here
@@ -190,11 +190,19 @@ class SpanHandler(BaseCallbackHandler):
 
     # Tokens.
 
-    def on_llm_new_token(self, token: Any, *, run_id: UUID, **options: Any) -> None:
-        """Note when the first token came."""
+    def on_llm_new_token(self, token: Any, *, run_id: UUID, chunk: Any = None, **options: Any) -> None:
+        """Note when the first token came, and keep those that LangChain doesn't give to a reader."""
         span = open_runs.get(run_id.int)
-        if span is not None and not span.first_token_at_ns:
+        if span is None:
+            return
+        if not span.first_token_at_ns:
             span.first_token_at_ns = span.scope.recorder.now_ns()
+            if not _runs.is_in_ainvoke():
+                span.is_stream = True
+            elif span.scope.capture & OUTPUTS:
+                span.pieces = []
+        if span.pieces is not None and chunk is not None:
+            span.pieces.append(chunk)
 
     # Ends.
 
@@ -269,11 +277,11 @@ class SpanHandler(BaseCallbackHandler):
             _runs.finish(span, key)
             span.set_error(error)
             _runs.note_failure(span)
-            if response is not None:
-                span.raw_output = _answer(response)
+            answer = None if response is None else _answer(response)
+            if answer is not None and (answer.generations or span.pieces is None):
+                span.raw_output = answer
             span.ended_at_ns = span.scope.recorder.now_ns()
             if span.kind == "llm":
-                answer = span.raw_output if isinstance(span.raw_output, Answer) else None
                 _tally(span, answer, int(span.status != "partial"))
             span.scope.recorder.record(span)
         except Exception:

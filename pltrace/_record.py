@@ -120,7 +120,7 @@ def _llm_fields(span: Span, record: Mapping[str, Any], encoder: Encoder) -> dict
     run = span.run
     assert run is not None  # An LLM span is made by the handler alone.
     parameters = run.parameters
-    answer = span.raw_output if isinstance(span.raw_output, Answer) else None
+    answer = _answered(span)
     cached = answer is not None and answer.cached
     usage = _blueprint.tokens(answer.named(), answer.llm_output) if answer is not None and not cached else None
     chat = run.chat
@@ -144,6 +144,20 @@ def _llm_fields(span: Span, record: Mapping[str, Any], encoder: Encoder) -> dict
         "request_metadata": _request_metadata(span, run, record["metadata"], encoder),
         **_prompt_link(span, encoder),
     }
+
+
+def _answered(span: Span) -> Answer | None:
+    """Return what a model answered; or the pieces that had come, put together, where it was cut off."""
+    if isinstance(span.raw_output, Answer):
+        return span.raw_output
+    if not span.pieces:
+        return None
+    first, *others = span.pieces
+    try:
+        whole = first + others if others else first
+    except Exception:  # LangChain can't put them together, for it or for us.
+        return None
+    return Answer([(whole.message, whole.text, whole.generation_info)], None)
 
 
 def _prompt_link(span: Span, encoder: Encoder) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from pltrace._scope import Scope, current, still_open
 from pltrace._span import Failure, Span
 
 __all__ = [
-    "RunId", "around", "finish", "in_task", "note_failure", "open_runs", "remember_starter", "running_loop", "settle",
-    "sweep", "vanished",
+    "RunId", "around", "finish", "in_task", "is_in_ainvoke", "note_failure", "open_runs", "remember_starter",
+    "running_loop", "settle", "sweep", "vanished",
 ]  # fmt: skip
 
 #: Open runs by the integer of their run id: hashing the UUID itself costs twice as much.
@@ -105,9 +105,9 @@ def settle(scope: Scope) -> None:
     """Close, at the end of a block or call, the runs in it that LangChain will never report the end of.
 
     A cancelled `ainvoke` of a model, tool or retriever fires a start and then nothing. Mostly `vanished` has closed it
-    by now, but its id may be held: by another tracer, or by an exception that somebody keeps. Of them only those that
-    emitted no token, and whose task has ended, is being cancelled or is leaving the block, are closed; all others go
-    on.
+    by now, but its id may be held: by another tracer, or by an exception that somebody keeps. Of them those whose task
+    has ended, is being cancelled or is leaving the block, are closed; those of a task that goes on, with it; a stream
+    goes on with whoever reads it.
     """
     here = _current_task()
     # `copy` allocates nothing in between: the collector could end runs while the items are listed.
@@ -115,10 +115,28 @@ def settle(scope: Scope) -> None:
         scope.open_runs.pop(key, None)
         if key not in open_runs:
             continue
-        if not span.first_token_at_ns and _is_gone(span.starter, here):
-            close_cancelled(span, key)
-        elif scope.outer is not None:
+        if not span.is_stream:
+            if _is_gone(span.starter, here):
+                close_cancelled(span, key)
+                continue
+            _close_with_its_task(span, key)
+        if scope.outer is not None:
             scope.outer.open_runs[key] = span
+
+
+def _close_with_its_task(span: Span, key: int) -> None:
+    """Close a run when the task that started it is done; mostly it has ended by then."""
+
+    def close(_: Any) -> None:
+        try:
+            finish(span, key)
+            close_cancelled(span, key)
+        except Exception:
+            failed("closing a run whose task is done")
+
+    task = None if isinstance(span.starter, int) else span.starter()
+    if task is not None:
+        task.add_done_callback(close)
 
 
 def running_loop() -> Any:
@@ -136,6 +154,12 @@ def _current_task() -> Any:
 def in_task() -> bool:
     """Return whether the running code is in an asyncio task."""
     return _current_task() is not None
+
+
+def is_in_ainvoke() -> bool:
+    """Return whether the running code is in the task that LangChain makes for each answer it gives in one piece."""
+    task = _current_task()
+    return task is not None and getattr(task.get_coro(), "__name__", None) == "_agenerate_with_cache"
 
 
 def _is_gone(starter: Any, here: Any) -> bool:

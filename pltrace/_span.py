@@ -82,6 +82,10 @@ class Span:
     #: The run that the LangChain run's parent id names, where the scope's span is the parent instead.
     run_around: Span | None = None
     first_token_at_ns: int = 0
+    #: The tokens go to a reader, who may read on at any time, in any task.
+    is_stream: bool = False
+    #: The tokens so far of an answer that is given in one piece: all there will be of it if it is cancelled.
+    pieces: list[Any] | None = None
     #: The task or thread that started the run, and the run's id, as weak references while it is open.
     starter: Any = None
     run_id: Any = None

@@ -498,13 +498,23 @@ async def test_a_task_that_goes_on_is_not_closed(local: Path) -> None:
 
 @pytest.mark.parametrize("when", ["inside", "afterwards"])
 @pytest.mark.parametrize("tokens", [0, 2])
-async def test_a_cancelled_call_is_closed_soon(when: str, tokens: int, local: Path) -> None:
-    """A cancelled call is closed as soon as nothing can end it any more, be there tokens, or its block left before."""
+@pytest.mark.parametrize("kept", [False, True])
+async def test_a_cancelled_call_is_closed_soon(when: str, tokens: int, kept: bool, local: Path) -> None:
+    """A cancelled call is closed as soon as nothing can end it any more, be its block left before, with its tokens.
+
+    Where something keeps its id, as LangSmith's tracer does, it is closed with its block, or with its task.
+    """
     first_token = asyncio.Event()
+    ids: list[Any] = []
 
     class Tokens(AsyncCallbackHandler):
-        async def on_llm_new_token(self, *_: Any, **__: Any) -> None:
-            first_token.set()
+        async def on_chat_model_start(self, *_: Any, run_id: Any, **__: Any) -> None:
+            if kept:
+                ids.append(run_id)
+
+        async def on_llm_new_token(self, token: Any, **_: Any) -> None:
+            if token:  # LangChain gives an empty one first.
+                first_token.set()
 
     async def ask(server: ScriptedOpenAI) -> None:
         model = chat(server, streaming=bool(tokens))
@@ -517,13 +527,16 @@ async def test_a_cancelled_call_is_closed_soon(when: str, tokens: int, local: Pa
             await (first_token.wait() if tokens else asyncio.to_thread(server.wait_for, lambda: server.bodies))
             if when == "inside":
                 task.cancel()
-                await until(lambda: not open_runs)
+                await (task if kept else until(lambda: not open_runs))
         if when == "afterwards":
             assert len(open_runs) == 1
             task.cancel()
             await until(lambda: not open_runs)
+    assert open_runs == {}
     (call,) = calls(local)
     assert (call["status"], call["first_token_at_ns"] is not None) == ("cancelled", bool(tokens))
+    said_so_far = [block["text"] for message in call["output"]["messages"] for block in message["content"]]
+    assert said_so_far == (["One"] if tokens else [])
     assert root.usage[:2] == (1, 1)
     assert counts["closed_as_cancelled"] == 1
 
@@ -584,11 +597,16 @@ async def test_an_abandoned_stream(how: str, deliver: Callable[..., None], promp
     assert promptlayer.spans[log["span_id"]]["attributes"]["pltrace.status"] == "partial"
 
 
-def test_a_stream_that_breaks_off(local: Path) -> None:
-    """A stream that the server breaks off is an error, with the text so far."""
+@pytest.mark.parametrize("how", ["stream", "ainvoke"])
+async def test_a_stream_that_breaks_off(how: str, local: Path) -> None:
+    """A stream that the server breaks off is an error, with the text so far, also where the model reads it itself."""
+
+    async def ask(model: ChatOpenAI) -> None:
+        list(model.stream("Hi")) if how == "stream" else await model.ainvoke("Hi")
+
     server = ScriptedOpenAI(Reply("One two three", cut_after=3))
     with server, traced("root"), pytest.raises(Exception, match=r"Connection error|closed connection") as caught:
-        list(chat(server).stream("Hi"))
+        await ask(chat(server, streaming=True))
     (call,) = calls(local)
     assert (call["status"], call["error"]) == ("error", f"{type(caught.value).__name__}: {caught.value}")
     assert call["output"]["messages"][0]["content"] == [{"type": "text", "text": "One two"}]
