@@ -155,7 +155,7 @@ class BoundExecutor(ObjectProxy):
         self._self_scope = scope
 
     def _self_bound(self, fn: Any) -> Any:
-        return _bound(fn, current() or self._self_scope) or fn
+        return _bound(fn, still_open(current()) or self._self_scope) or fn
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Submit a call."""

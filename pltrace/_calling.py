@@ -61,6 +61,7 @@ class Call:
         if not _runtime.is_on(self._module):
             return  # No longer.
         scope = self._scope = self._declaration._enter(self._name, "function", None, self._module)
+        attach(scope)
         if scope.capture & INPUTS:
             scope.span.raw_input = self._arguments
         self._arguments = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from pltrace._errors import ConfigError
@@ -63,7 +63,7 @@ class Scope:
 
     __slots__ = (
         "added", "callbacks", "capture", "closed", "entered_in", "entry", "left_early", "left_elsewhere", "lineage",
-        "metadata", "open_runs", "outer", "recorder", "sampled", "session", "span", "tags", "user",
+        "metadata", "open_runs", "outer", "recorder", "sampled", "session", "span", "tags", "token", "user",
     )  # fmt: skip
 
     #: The open scopes with nothing around them, in any thread or task.
@@ -100,6 +100,7 @@ class Scope:
         self.closed = False
         self.left_early = False  # Left while an inner one was open, which skips it when it is left.
         self.left_elsewhere = False  # Left in another context, so it may still look current in its own.
+        self.token: Token[Scope | None] | None = None  # Of a block's entry: it can be used in that context alone.
         self.open_runs: dict[int, Span] = {}
 
     def resumed_in(self, run: Span | None) -> Scope:
@@ -141,7 +142,7 @@ _current: ContextVar[Scope | None] = ContextVar("pltrace_scope", default=None)
 
 #: The current scope, or None: a C call, for the paths that count nanoseconds.
 current = _current.get
-#: Makes a scope current in the running context; without a token, so it can be left in any order, anywhere.
+#: Makes a scope current in the running context; what it returns isn't needed to leave it, in any order, anywhere.
 attach = _current.set
 
 
@@ -194,6 +195,12 @@ def detach(scope: Scope) -> None:
             inner.left_early = inner.left_early or inner.closed
             inner = inner.outer
         scope.left_elsewhere = inner is None
+    token, scope.token = scope.token, None
+    if token is not None:
+        try:
+            _current.reset(token)
+        except ValueError:  # This context is another than the one it was entered in, as a copy of it.
+            scope.left_elsewhere = True
     # Not all that is closed: in a task that outlives the block it was made in, the block's scope goes on to hold.
     while top is not None and (top is scope or top.left_early):
         top = top.outer

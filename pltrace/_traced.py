@@ -92,6 +92,7 @@ class Traced:
         try:
             scope = self._enter(self._name or "traced", "block", self, self._module)
             self._open[id(scope.span)] = scope
+            scope.token = attach(scope)
         except Exception:
             failed("entering a traced block")
             return INERT_SPAN
@@ -107,8 +108,10 @@ class Traced:
                 scope = next(reversed(self._open.values()), None)
                 if scope is None:
                     return
-            self._open.pop(id(scope.span), None)
+            entered = self._open.pop(id(scope.span), None)
             detach(scope)
+            if entered is not None and entered is not scope:  # The one that was left is a copy of it, for a run.
+                detach(entered)
             end(scope, error)
         except Exception:
             failed("leaving a traced block")
@@ -184,6 +187,7 @@ class Traced:
             scope = None
             try:
                 scope = self._enter(name, "function", None, module)
+                attach(scope)
             except RecursionError:
                 pass  # There is no room for us, nor is there for the call.
             except Exception:
@@ -209,7 +213,7 @@ class Traced:
         return call
 
     def _enter(self, name: str, kind: SpanKind, entry: object, module: str | None) -> Scope:
-        """Derive a scope from the current one, with an open span, and make it current."""
+        """Derive a scope from the current one, with an open span."""
         outer = current()
         if outer is not None and outer.left_elsewhere:
             outer = still_open(outer)
@@ -257,7 +261,6 @@ class Traced:
             scope.added = self._metadata
         if outer is None:
             Scope.roots.add(scope)
-        attach(scope)
         return scope
 
     def _sampled(self, recorder: Any, remote: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import gc
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -101,6 +102,13 @@ class Performer:
             first.__exit__(None, None, None)
             assert current_span() is inner
             second.__exit__(None, None, None)
+
+    def _do_left_in_a_copy(self, around: Span | None, program: Program) -> None:
+        block = traced("block")
+        try:
+            self.perform(program, self.inside(around, block.__enter__()))
+        finally:
+            contextvars.copy_context().run(block.__exit__, None, None, None)
 
     def _do_call(self, around: Span | None, program: Program) -> None:
         traced(lambda: self.perform(program, self.inside(around)))()
@@ -210,6 +218,13 @@ class Performer:
         async with _ONE as span:
             await self.aperform(program, self.inside(around, span))
 
+    async def _ado_left_in_a_copy(self, around: Span | None, program: Program) -> None:
+        block = traced("block")
+        try:
+            await self.aperform(program, self.inside(around, block.__enter__()))
+        finally:
+            contextvars.copy_context().run(block.__exit__, None, None, None)
+
     async def _ado_call(self, around: Span | None, program: Program) -> None:
         async def call() -> None:
             await self.aperform(program, self.inside(around))
@@ -286,7 +301,9 @@ def operations(programs: st.SearchStrategy[Program]) -> st.SearchStrategy[tuple[
     return one_of(
         *(
             st.tuples(st.just(name), programs)
-            for name in ("attempt", "block", "nested_in_itself", "out_of_order", "call", "runnable", "timeout")
+            for name in (
+                "attempt", "block", "nested_in_itself", "out_of_order", "left_in_a_copy", "call", "runnable", "timeout",
+            )
         ),
         *(
             st.tuples(st.just(name), several, programs, small, endings)

@@ -601,7 +601,7 @@ async def test_an_abandoned_stream(how: str, deliver: Callable[..., None], promp
 async def test_a_stream_that_breaks_off(how: str, local: Path) -> None:
     """A stream that the server breaks off is an error, with the text so far, also where the model reads it itself."""
 
-    async def ask(model: ChatOpenAI) -> None:
+    async def ask(model: Any) -> None:
         list(model.stream("Hi")) if how == "stream" else await model.ainvoke("Hi")
 
     server = ScriptedOpenAI(Reply("One two three", cut_after=3))

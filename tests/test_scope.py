@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import itertools
 import threading
 from collections.abc import Awaitable, Callable
@@ -14,7 +15,7 @@ from langchain_core.runnables import RunnableLambda
 from langchain_openai import ChatOpenAI
 
 import pltrace
-from pltrace import ConfigError, bind, current_span, traced
+from pltrace import ConfigError, Span, bind, current_span, traced
 from tests.support.scripted_llm import ScriptedOpenAI
 from tests.support.traces import calls, chat, said, spans, the_span, tree
 
@@ -455,14 +456,35 @@ def test_blocks_left_in_any_order(local: Path) -> None:
     assert len(spans(local)) == 18
 
 
-def test_leaving_where_it_was_not_entered(local: Path, model: ChatOpenAI) -> None:
-    """A block that is left in another thread is over, where it was entered too, and no error on either side."""
+def _in_a_thread(leave: Callable[..., None]) -> None:
+    thread = threading.Thread(target=leave, args=(None, None, None))
+    thread.start()
+    thread.join()
+
+
+def _in_a_copied_context(leave: Callable[..., None]) -> None:
+    contextvars.copy_context().run(leave, None, None, None)
+
+
+def _in_a_bound_thread(leave: Callable[..., None]) -> None:
+    _in_a_thread(bind(leave))
+
+
+def _in_a_bound_thread_of_a_run(leave: Callable[..., None]) -> None:
+    RunnableLambda(lambda _: _in_a_thread(bind(leave))).invoke(None)
+
+
+@pytest.mark.parametrize(
+    "somewhere", [_in_a_thread, _in_a_copied_context, _in_a_bound_thread, _in_a_bound_thread_of_a_run]
+)
+def test_leaving_where_it_was_not_entered(
+    somewhere: Callable[[Callable[..., None]], None], local: Path, model: ChatOpenAI
+) -> None:
+    """A block that is left in another thread or context is over, where it was entered too, and no error anywhere."""
     block = traced("elsewhere")
     with traced("around") as around:
         span = block.__enter__()
-        thread = threading.Thread(target=block.__exit__, args=(None, None, None))
-        thread.start()
-        thread.join()
+        somewhere(block.__exit__)
         assert span.status == "ok"
         assert current_span() is around
         assert bind(current_span)() is around
@@ -471,7 +493,40 @@ def test_leaving_where_it_was_not_entered(local: Path, model: ChatOpenAI) -> Non
             assert current_span() is inner
         assert current_span() is around
     assert not current_span()
-    assert tree(local) == "around block\n  ChatOpenAI llm\n  elsewhere block\n  inside block\n"
+    assert [span["name"] for span in spans(local) if span["parent_id"] == around.id and span["kind"] != "chain"] == [
+        "elsewhere", "ChatOpenAI", "inside",
+    ]  # fmt: skip
+
+
+async def test_leaving_in_a_thread_of_asyncio(local: Path) -> None:
+    """The same holds for `asyncio.to_thread`, which copies the context; and for tasks that are made afterwards."""
+
+    async def current() -> Span:
+        return current_span()
+
+    async with traced("around") as around:
+        block = traced("elsewhere")
+        block.__enter__()
+        await asyncio.to_thread(block.__exit__, None, None, None)
+        assert current_span() is around
+        assert await asyncio.create_task(current()) is around
+    assert tree(local) == "around block\n  elsewhere block\n"
+
+
+async def test_a_task_that_outlives_its_block(local: Path, model: ChatOpenAI) -> None:
+    """What a task does after the block that it was made in still belongs to the block."""
+    left = asyncio.Event()
+
+    async def work() -> None:
+        await left.wait()
+        await model.ainvoke("Hi")
+
+    with traced("root", tags=["t"]):
+        task = asyncio.create_task(work())
+    left.set()
+    await task
+    assert tree(local) == "root block\n  ChatOpenAI llm\n"
+    assert calls(local)[0]["request_tags"] == ["t"]
 
 
 async def test_leaving_in_another_task(local: Path) -> None:
