@@ -31,7 +31,7 @@ COUNTS = {
     "dropped_not_encodable": "spans dropped: they could not be encoded",
     "delivered": "deliveries of spans",
     "calls_linked": "calls that PromptLayer's own instrumentation saw too: linked to ours, one request each",
-    "calls_logged_twice": "calls that client.run() logged too, inside a LangChain model: two requests each",
+    "calls_logged_twice": "calls that PromptLayer's client logged too, inside a LangChain model: two requests each",
     "requests_without_id": "LLM calls that PromptLayer took as spans and logged no request for",
     "quarantined": "spans that a backend refused for what is in them",
     "operations_refused": "scores, metadata, links or groups that PromptLayer refused",
@@ -100,7 +100,8 @@ def _store(config: Config, remedies: list[str]) -> dict[str, Any]:
         remedies.append(f"{pending} spans wait for delivery; `pltrace sync` sends them now.")
     if "calls_logged_twice" in found["counts"]:
         remedies.append(
-            "Calls are logged twice, by client.run() and by pltrace: don't run client.run() inside a LangChain model."
+            "Calls are logged twice, by PromptLayer's client and by pltrace: inside a LangChain model, use the "
+            "provider's own client instead of client.run(), client.openai or client.anthropic."
         )
     if found["quarantine"]:
         remedies.append(

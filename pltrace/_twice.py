@@ -31,6 +31,7 @@ def switch(on: bool) -> None:
         _awaiting = True
         when_imported("promptlayer.span_exporter", _see_spans)
         when_imported("promptlayer.promptlayer", _see_runs)
+        when_imported("promptlayer.promptlayer_base", _see_proxies)
 
 
 def _see_spans(module: ModuleType) -> None:
@@ -42,6 +43,10 @@ def _see_spans(module: ModuleType) -> None:
 def _see_runs(module: ModuleType) -> None:
     patched(module.PromptLayer, "run", _on_run)
     patched(module.AsyncPromptLayer, "run", _on_run)
+
+
+def _see_proxies(module: ModuleType) -> None:
+    patched(module.PromptLayerBase, "__call__", _on_proxy)
 
 
 def _on_start(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
@@ -67,20 +72,34 @@ def _link(span: Any) -> None:
 
 
 def _on_run(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
-    """Run a prompt by PromptLayer's client, which logs it by itself: inside a LangChain model that is one too many."""
-    if _on:
-        try:
-            if _call_around(sys._getframe(1)) is not None:
-                counts["calls_logged_twice"] += 1
-                warn_once(
-                    "logged_twice",
-                    "A call is logged twice at PromptLayer: client.run() logs it, and so does pltrace, because it is "
-                    "run by a LangChain model. Let the model call its provider, or decorate a function that calls "
-                    "client.run() in place of the model.",
-                )
-        except Exception:
-            failed("looking for a model around PromptLayer's run()")
+    """Run a prompt by PromptLayer's client, which logs it by itself."""
+    _note_twice("client.run()")
     return wrapped(*args, **kwargs)
+
+
+def _on_proxy(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+    """Call a provider by PromptLayer's stand-in for the provider's module, which logs it by itself."""
+    if not isinstance(object.__getattribute__(instance, "_obj"), type):  # That makes a client.
+        _note_twice("client.openai or client.anthropic")
+    return wrapped(*args, **kwargs)
+
+
+def _note_twice(logger: str) -> None:
+    """Count a call that PromptLayer's client logs; inside a LangChain model that is one too many."""
+    if not _on:
+        return
+    try:
+        if _call_around(sys._getframe(2)) is not None:
+            counts["calls_logged_twice"] += 1
+            warn_once(
+                f"logged_twice:{logger}",
+                "A call is logged twice at PromptLayer: %s logs it, and so does pltrace, because it is made by a "
+                "LangChain model. Let the model call its provider, with the provider's own client; or decorate a "
+                "function that does this in place of the model.",
+                logger,
+            )
+    except Exception:
+        failed("looking for a model around a call by PromptLayer's client")
 
 
 def _call_around(frame: FrameType | None) -> Span | None:

@@ -110,14 +110,7 @@ def test_without_a_key_they_are_promptlayers_own(instrumented: Any, local: Path,
     assert [_MANAGED in found for found in attributes(instrumented)] == [False]
 
 
-def test_a_client_that_runs_inside_a_model(
-    deliver: Callable[..., None], promptlayer: PromptLayerServer, caplog: pytest.LogCaptureFixture, tmp_path: Path
-) -> None:
-    """What can't be linked is warned about once, and `doctor` says what to do about it."""
-    from promptlayer import PromptLayer
-
-    client = PromptLayer(api_key=promptlayer.api_key, base_url=promptlayer.url)
-
+def _running(client: Any, llm: ScriptedOpenAI) -> Any:
     class Hosted(BaseChatModel):
         def _generate(self, *_: Any, **__: Any) -> ChatResult:
             with contextlib.suppress(Exception):
@@ -128,16 +121,53 @@ def test_a_client_that_runs_inside_a_model(
         def _llm_type(self) -> str:
             return "hosted"
 
+    return Hosted()
+
+
+def _stand_in(client: Any, llm: ScriptedOpenAI) -> Any:
+    openai = client.openai.OpenAI(base_url=llm.base_url, api_key="none")
+    return chat(llm, client=openai.chat.completions)
+
+
+def _runs(client: Any, llm: ScriptedOpenAI) -> None:
+    client.run("greeting")
+
+
+def _calls_a_provider(client: Any, llm: ScriptedOpenAI) -> None:
+    openai = client.openai.OpenAI(base_url=llm.base_url, api_key="none")
+    openai.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "Hi"}])
+
+
+@pytest.mark.parametrize(
+    ("inside", "beside", "named"),
+    [(_running, _runs, "client.run()"), (_stand_in, _calls_a_provider, "client.openai")],
+    ids=["run", "stand-in"],
+)
+def test_a_client_that_logs_inside_a_model(
+    inside: Any,
+    beside: Any,
+    named: str,
+    deliver: Callable[..., None],
+    promptlayer: PromptLayerServer,
+    llm: ScriptedOpenAI,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    """What can't be linked is warned about once, and `doctor` says what to do about it; beside a model it is right."""
+    from promptlayer import PromptLayer
+
     deliver()
-    with caplog.at_level(logging.WARNING, "pltrace"), traced("root"):
-        Hosted().invoke("Hi")
-        Hosted().invoke("Hi")
+    with Collector() as collector, caplog.at_level(logging.WARNING, "pltrace"), traced("root"):
+        client = PromptLayer(api_key="key", base_url=collector.url)
+        model = inside(client, llm)
+        model.invoke("Hi")
+        model.invoke("Hi")
         with contextlib.suppress(Exception):
-            client.run("greeting")
+            beside(client, llm)
     (record,) = [record for record in caplog.records if record.name == "pltrace"]
-    assert "client.run()" in record.getMessage()
+    assert named in record.getMessage()
     assert pltrace.flush(10)
     assert pltrace.shutdown(10)
     found = diagnosis(load(store=tmp_path / "store" / "traces.db"))
     assert found["store"]["counts"]["calls_logged_twice"] == 2
-    assert any("client.run()" in remedy for remedy in found["remedies"])
+    assert any(named in remedy for remedy in found["remedies"])
