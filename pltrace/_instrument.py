@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from types import ModuleType
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from pltrace import _runtime
 from pltrace._errors import ConfigError
 from pltrace._health import failed, logger
+from pltrace._imports import Imports
 from pltrace._traced import Traced, traced
-from pltrace._wrapping import when_imported
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -41,33 +41,40 @@ class TracedArguments(TypedDict, total=False):
 
 
 class Target:
-    """One name that is traced: where it is, what was there before, and whether it is wanted still."""
+    """One name that is traced: where it may be, and what was there before.
+
+    Attributes:
+        name: As it was given.
+        places: Module → path in it. Without a colon nobody can tell before the import where the module's name ends:
+            all ways are tried, the longest first.
+        told: Whether it was told already that there is no such function.
+    """
 
     def __init__(self, name: str, declaration: Traced) -> None:
         self.name = name
         self._declaration = declaration
-        # Without a colon nobody can tell before the import where the module's name ends: all ways are tried.
         module, colon, path = name.partition(":")
-        self.places = [(module, path)] if colon else _splits(name)
-        self.wanted = True
+        self.places = {module: path} if colon else _splits(name)
+        self.told = False
+        self._wrapper: Any = None
         self._undo: Callable[[], bool] | None = None
 
-    def apply(self, module: ModuleType, path: str) -> bool:
-        """Trace what `path` names in `module`; return whether it is there.
+    def apply(self, module: str) -> bool:
+        """Trace what is named in a module, anew if it isn't what was traced before; return whether it is there.
 
         Raises:
             ConfigError: It is there, and can't be traced.
         """
-        if not self.wanted or self._undo is not None:
-            return True
-        *above, last = path.split(".")
-        owner: Any = module
+        *above, last = self.places[module].split(".")
+        owner: Any = sys.modules[module]
         for part in above:
             owner = getattr(owner, part, None)
         found = None if owner is None else _found(owner, last)
         if found is None:
             return False
         own, function = found
+        if function is self._wrapper:
+            return True
         if isinstance(function, type):
             raise ConfigError(
                 f"instrument: target={self.name!r} is a class, which has to stay one; name a method of it, as __init__"
@@ -94,14 +101,23 @@ class Target:
                 delattr(owner, last)
             return True
 
-        self._undo = undo
+        self._wrapper, self._undo = wrapper, undo
         return True
+
+    def may_come(self) -> bool:
+        """Return whether it may be in a module that isn't imported yet."""
+        name = next((name for name in self.places if name in sys.modules), None)
+        if name is None:
+            return True
+        module, (first, dot, _) = sys.modules[name], self.places[name].partition(".")
+        # `first` may be a module below this one only if this one is a package, and has no class of that name.
+        below = len(self.places) > 1 and dot and hasattr(module, "__path__") and not hasattr(module, first)
+        return bool(below) and find_spec(f"{name}.{first}") is not None
 
     def undo(self) -> bool:
         """Put back what was there before; return whether that could be done."""
-        self.wanted = False
         if self._undo is None or self._undo():
-            self._undo = None
+            self._wrapper = self._undo = None
         return self._undo is None
 
 
@@ -112,7 +128,7 @@ def instrument(target: str, /, **traced_arguments: Unpack[TracedArguments]) -> N
 
     Args:
         target: `"package.module:Class.method"` or `"package.module:function"`; all dots is understood too. If the
-            module isn't imported yet, it is done when it is.
+            module isn't imported yet, or not to its end, it is done when it is; and again when it is reloaded.
         **traced_arguments: As for `traced`; the span is named after the function.
 
     Raises:
@@ -129,35 +145,31 @@ def instrument(target: str, /, **traced_arguments: Unpack[TracedArguments]) -> N
         raise ConfigError(
             f"instrument: target={target!r} is traced, and something else has been put over it since: undo that first"
         )
-    imported = [(sys.modules[module], path) for module, path in made.places if module in sys.modules]
-    if not any(made.apply(module, path) for module, path in imported) and not _may_come(made.places):
+    there = [name for name in made.places if name in sys.modules]
+    begun = [name for name in there if _imports.waits_for(sys.modules[name])]
+    if not begun and not any(map(made.apply, there)) and not made.may_come():
         raise ConfigError(f"instrument: target={target!r}: its module is imported, and there is no such function in it")
     _targets[_key(target)] = made
-    for module, path in made.places:
-        if module not in sys.modules:
-            when_imported(module, lambda imported, path=path: _apply_on_import(made, imported, path))  # type: ignore[misc]
+    _imports.begin()
 
 
-def _may_come(places: list[tuple[str, str]]) -> bool:
-    """Return whether one of the modules can still be imported: nothing that is there already has its name."""
-    for name, path in places:
-        module = sys.modules.get(name)
-        if module is None:
+def _imported(module: str) -> None:
+    for made in list(_targets.values()):
+        if module not in made.places:
             continue
-        first, dot, _ = path.partition(".")
-        # `first` may be a module below this one only if this one is a package, and has no class of that name.
-        return len(places) > 1 and bool(dot) and hasattr(module, "__path__") and not hasattr(module, first)
-    return True
+        try:
+            if not made.apply(module) and not made.told and not made.may_come():
+                made.told = True
+                logger.warning(
+                    "pltrace.instrument(%r): its module is imported, and there is no such function in it", made.name
+                )
+        except ConfigError as error:
+            logger.warning("pltrace.%s", error)
+        except Exception:
+            failed(f"instrumenting {made.name}")
 
 
-def _apply_on_import(made: Target, module: ModuleType, path: str) -> None:
-    try:
-        if not made.apply(module, path) and len(made.places) == 1:
-            logger.warning("pltrace.instrument(%r): %s has no %s", made.name, module.__name__, path)
-    except ConfigError as error:
-        logger.warning("pltrace.%s", error)
-    except Exception:
-        failed(f"instrumenting {made.name}")
+_imports = Imports(lambda name: any(name in made.places for made in list(_targets.values())), _imported)
 
 
 def uninstrument(target: str, /) -> None:
@@ -169,6 +181,8 @@ def uninstrument(target: str, /) -> None:
     made = _targets.get(_key(target))
     if made is not None and made.undo():
         del _targets[_key(target)]
+        if not _targets:
+            _imports.end()
 
 
 def load_entry_points() -> None:
@@ -207,9 +221,9 @@ def _key(target: str) -> str:
     return str(target).replace(":", ".")
 
 
-def _splits(name: str) -> list[tuple[str, str]]:
+def _splits(name: str) -> dict[str, str]:
     parts = name.split(".")
-    return [(".".join(parts[:cut]), ".".join(parts[cut:])) for cut in range(len(parts) - 1, 0, -1)]
+    return {".".join(parts[:cut]): ".".join(parts[cut:]) for cut in range(len(parts) - 1, 0, -1)}
 
 
 def _is_name(target: str) -> bool:

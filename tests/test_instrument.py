@@ -6,6 +6,7 @@ import importlib
 import json
 import logging
 import math
+import os
 import sys
 import types
 from collections.abc import Iterator
@@ -379,7 +380,9 @@ def test_wrong_arguments_leave_what_was(theirs: str, pltrace_spans: CapturedSpan
     uninstrument(f"{theirs}.core:function")
 
 
-@pytest.mark.parametrize(("path", "told"), [("missing", "has no missing"), ("CONSTANT", "is no function, but 5")])
+@pytest.mark.parametrize(
+    ("path", "told"), [("missing", "there is no such function in it"), ("CONSTANT", "is no function, but 5")]
+)
 def test_a_later_import_is_not_disturbed(theirs: str, caplog: pytest.LogCaptureFixture, path: str, told: str) -> None:
     """A mistake that shows only at the import is one warning that names the target; the import goes on."""
     instrument(f"{theirs}.core:{path}")
@@ -390,6 +393,85 @@ def test_a_later_import_is_not_disturbed(theirs: str, caplog: pytest.LogCaptureF
     assert f"{theirs}.core:{path}" in warning.getMessage()
     assert told in warning.getMessage()
     uninstrument(f"{theirs}.core:{path}")
+
+
+# Imports of other kinds than the first one.
+
+
+def test_a_reload_keeps_it(theirs: str, pltrace_spans: CapturedSpans) -> None:
+    """A module that is reloaded has functions and classes anew; they are traced again, and undone as ever."""
+    targets = [f"{theirs}.core:function", f"{theirs}.core.Class.method"]
+    instrument(targets[0])
+    core = importlib.import_module(f"{theirs}.core")
+    instrument(targets[1])
+    for _ in range(2):
+        importlib.reload(core)
+        core.function(1)
+        core.Class().method(1)
+    assert names(pltrace_spans) == ["function", "Class.method"] * 2
+    assert core.__loader__ is core.__spec__.loader
+    assert core.__loader__.get_source(core.__name__) == SOURCE
+    for target in targets:
+        uninstrument(target)
+    assert {type(core.function), type(vars(core.Class)["method"])} == {types.FunctionType}
+
+
+def test_while_it_is_being_imported(theirs: str, tmp_path: Path, pltrace_spans: CapturedSpans) -> None:
+    """Of a module whose import has begun, what isn't there yet is traced as soon as the import is over."""
+    path = tmp_path / "site" / theirs / "circle.py"
+    path.write_text(
+        f"import pltrace; pltrace.instrument('{theirs}.circle:function'); pltrace.instrument('{theirs}.circle.other')\n"
+        "def function(): return 1\ndef other(): return 2\nduring = function() + other()\n"
+    )
+    circle = importlib.import_module(f"{theirs}.circle")
+    assert pltrace_spans == []
+    assert circle.function() + circle.other() == circle.during
+    assert names(pltrace_spans) == ["function", "other"]
+    uninstrument(f"{theirs}.circle:function")
+    uninstrument(f"{theirs}.circle:other")
+    del sys.modules[circle.__name__]
+
+
+def test_an_import_that_failed_can_succeed_later(theirs: str, tmp_path: Path, pltrace_spans: CapturedSpans) -> None:
+    """What was asked for while a module was being imported that then failed holds for the next try."""
+    path = tmp_path / "site" / theirs / "circle.py"
+    path.write_text(
+        f"import pltrace, sys; pltrace.instrument('{theirs}.circle:function')\n"
+        "if not hasattr(sys, 'second_try'): raise ImportError('first try')\ndef function(): return 1\n"
+    )
+    with pytest.raises(ImportError, match="first try"):
+        importlib.import_module(f"{theirs}.circle")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "second_try", True, raising=False)
+        circle = importlib.import_module(f"{theirs}.circle")
+    circle.function()
+    assert names(pltrace_spans) == ["function"]
+    uninstrument(f"{theirs}.circle:function")
+    del sys.modules[circle.__name__]
+
+
+@pytest.mark.parametrize("path", ["core.functio", "core.Clas.method", "cor.function"])
+def test_a_typo_in_dots_is_told_once(theirs: str, caplog: pytest.LogCaptureFixture, path: str) -> None:
+    """With dots alone too, a name that no module can have any more is told, once, when that is known."""
+    instrument(f"{theirs}.{path}")
+    with caplog.at_level(logging.WARNING):
+        core = importlib.import_module(f"{theirs}.core")
+        importlib.reload(core)
+    (warning,) = caplog.records
+    assert (
+        f"pltrace.instrument('{theirs}.{path}'): its module is imported, and there is no such" in warning.getMessage()
+    )
+    uninstrument(f"{theirs}.{path}")
+
+
+def test_a_module_under_another_name(pltrace_spans: CapturedSpans) -> None:
+    """A module is named as it is imported, whatever it calls itself: `os.path` is `posixpath`."""
+    instrument("os.path:commonpath")
+    try:
+        assert os.path.commonpath(["/a/b", "/a/c"]) == "/a"
+    finally:
+        uninstrument("os.path:commonpath")
+    assert names(pltrace_spans) == ["commonpath"]
 
 
 # Packages that bring instrumentation for others.

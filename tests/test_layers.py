@@ -84,6 +84,7 @@ RANKS = {
     "_traced": 12,
     "testing": 11,
     "_bind": 13,
+    "_imports": 1,
     "_instrument": 13,
     "_pytest_plugin": 12,
     "_registry": 12,
