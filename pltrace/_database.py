@@ -15,12 +15,23 @@ from weakref import WeakSet
 
 from pltrace._errors import StoreError
 from pltrace._health import warn_once
-from pltrace._store_file import MOST_WAL_BYTES, SCHEMA_VERSION, identity, opened_file, opened_memory, set_aside
+from pltrace._store_file import (
+    BUSY_TIMEOUT_MS,
+    MOST_WAL_BYTES,
+    SCHEMA_VERSION,
+    identity,
+    opened_file,
+    opened_memory,
+    set_aside,
+)  # fmt: skip
 
 __all__ = ["SCHEMA_VERSION", "STORE_TROUBLE", "UNSTORABLE", "Database"]
 
 _MOST_BUSY_S = 30.0
 _MOST_BUSY_AT_OPENING_S = 5.0
+#: How long to wait before the next look at whether others have let go of the file: they hold it for half a
+#: millisecond, unless something is wrong.
+_SHORTEST_TRY_S, _LONGEST_TRY_S = 0.0005, 0.02
 #: How often the log is tried to be cut back.
 _CUT_EVERY_S = 0.1
 #: A fork waits so long for the thread that is using SQLite.
@@ -128,20 +139,27 @@ class Database:
 
     def _take(self, begin: str, patience_s: float) -> sqlite3.Connection:
         """Return the connection with the lock held, which is free while other processes are waited for."""
-        give_up_at = time.monotonic() + patience_s
+        began = time.monotonic()
+        give_up_at = began + patience_s
         while True:
             _wait_for_lock(give_up_at)
             try:
                 connection = self._connected()
                 if begin:
-                    connection.execute(begin)
+                    # Not by SQLite's waiting, which takes long steps, and keeps this process's threads and forks too.
+                    connection.execute("PRAGMA busy_timeout = 0")
+                    try:
+                        connection.execute(begin)
+                    finally:
+                        connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
                 return connection
             except BaseException as error:
                 replaced = self._replace_if_damaged(error)
                 _give_back()
                 if not (replaced or _is_busy(error)) or time.monotonic() > give_up_at:
                     raise
-            time.sleep(random.uniform(0.001, 0.02))
+            longest = min(max((time.monotonic() - began) / 2, _SHORTEST_TRY_S), _LONGEST_TRY_S)
+            time.sleep(random.uniform(longest / 2, longest))
 
     def _connected(self) -> sqlite3.Connection:
         if not _usable:

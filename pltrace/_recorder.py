@@ -24,14 +24,15 @@ from pltrace._store import Asked, Store, Written
 
 __all__ = ["SpanRecorder"]
 
-#: Past so many ended spans in memory, or so many bytes, the recording caller waits for the writer. When that can't
-#: write for so long, or is at one commit for much longer, nobody waits: it isn't merely slow on a busy machine.
+#: Past so many ended spans in memory, or so many bytes, whoever records waits for the writer: a moment for each span,
+#: so that no call is held up by much and a stall of the disk costs none; where so many times as many wait, up to a
+#: second, and then the span is given up.
 MOST_QUEUED = 10_000
 MOST_QUEUED_BYTES = 2**26
-LONGEST_WAIT_S = 1.0
-_HANGS_AFTER_S = 10.0
-#: Who has waited in vain leaves its span all the same, up to so many times as much: a stall of the disk costs none.
-_FULL = 1.25
+_FULL = 2
+_MOMENT_S, LONGEST_WAIT_S = 0.02, 1.0
+#: When the writer can't write for so long, or is at one commit for so long, it isn't merely slow: nobody waits for it.
+_FAILS_AFTER_S, _HANGS_AFTER_S = 1.0, 10.0
 #: The writer waits so long for other processes before it counts as a try that failed, and warns after so long.
 _PATIENCE_S = 1.0
 _WARN_AFTER_S = 10.0
@@ -179,18 +180,20 @@ class SpanRecorder:
             self._starting.release()
 
     def _press_back(self) -> None:
-        """Make the caller wait until the writer has caught up, a second at most; give its span up if there is no room.
+        """Make the caller wait until the writer has caught up, for a moment; give its span up if there is no room.
 
         While the writer can't write at all, nobody waits for it.
         """
         if is_ours():
             return
-        deadline = time.monotonic() + LONGEST_WAIT_S
-        while len(self._queue) > self._most_queued:
+        began = time.monotonic()
+        while (queued := len(self._queue)) > self._most_queued:
             now = time.monotonic()
-            fails = self._fails and now > self._wrote_at + LONGEST_WAIT_S
-            if now > deadline or fails or (self._began_at and now > self._began_at + _HANGS_AFTER_S):
-                if len(self._queue) > _FULL * self._most_queued:
+            is_full = queued > _FULL * self._most_queued
+            fails = self._fails and now > self._wrote_at + _FAILS_AFTER_S
+            hangs = self._began_at and now > self._began_at + _HANGS_AFTER_S
+            if fails or hangs or now > began + (LONGEST_WAIT_S if is_full else _MOMENT_S):
+                if is_full:
                     self._drop_newest()
                 return
             time.sleep(GROUP_COMMIT_S)
@@ -272,12 +275,11 @@ class SpanRecorder:
             return False
         self._is_writing = True
         try:
-            with silence():
-                while self._queue or self._inflight:
-                    if not self._commit():
-                        if time.monotonic() + _TRY_AGAIN_S > give_up_at:
-                            return False
-                        sleep(_TRY_AGAIN_S)
+            while self._queue or self._inflight:
+                if not self._commit():
+                    if time.monotonic() + _TRY_AGAIN_S > give_up_at:
+                        return False
+                    sleep(_TRY_AGAIN_S)
             return True
         except Exception:
             failed("writing spans to the store")
@@ -293,7 +295,8 @@ class SpanRecorder:
             most = min(_MOST_IN_COMMIT, self._most_queued)
             while self._queue and len(self._inflight) < most:
                 self._inflight.append(self._queue.popleft())
-            self._encoded = self._encode(self._inflight)
+            with silence():  # This alone runs code of the user's: redactors, the `repr` of objects.
+                self._encoded = self._encode(self._inflight)
         records, operations = self._encoded
         new_counts = self._new_counts()
         try:

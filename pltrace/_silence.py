@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from pltrace._health import counts
 from pltrace._scope import Scope, attach, current
 from pltrace._span import Span
 
@@ -18,7 +19,7 @@ __all__ = ["be_silent", "silence"]
 
 
 class _DeafRecorder:
-    """Takes everything and keeps nothing."""
+    """Takes everything, counts the spans, and keeps nothing."""
 
     new_bits = staticmethod(random.getrandbits)
     now_ns = staticmethod(time.time_ns)
@@ -27,7 +28,9 @@ class _DeafRecorder:
         return False
 
     def record(self, span: Span) -> None:
-        pass
+        # A redactor's, but also a finalizer's or signal handler's that came in the middle of our work.
+        counts["runs_seen"] += span.run_fields is not None
+        counts["dropped_in_own_work"] += 1
 
     def operate(
         self, kind: str, trace_bits: int, span_bits: int, arguments: Mapping[str, Any], *, subtree: bool

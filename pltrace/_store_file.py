@@ -14,7 +14,9 @@ from pathlib import Path
 from pltrace._errors import StoreError
 from pltrace._health import warn_once
 
-__all__ = ["MOST_WAL_BYTES", "SCHEMA_VERSION", "identity", "opened_file", "opened_memory", "set_aside"]
+__all__ = [
+    "BUSY_TIMEOUT_MS", "MOST_WAL_BYTES", "SCHEMA_VERSION", "identity", "opened_file", "opened_memory", "set_aside",
+]  # fmt: skip
 
 _SUFFIXES = (".db", ".sqlite", ".sqlite3")
 APPLICATION_ID = 0x706C7472  # "pltr"
@@ -80,9 +82,9 @@ CREATE TABLE counters (                    -- what happened to runs and spans, f
 MOST_WAL_BYTES = 2**24
 #: Memory takes no more than this: then writing fails as on a full disk.
 _MOST_MEMORY_BYTES = 3 * 2**27
-#: How long SQLite itself waits for another process's transaction. Short, since its waiting is not fair among
-#: processes and keeps this process's other threads, and forks, waiting too: we wait with jitter and try again.
-_BUSY_TIMEOUT_S = 0.02
+#: How long SQLite itself waits for another process, where that is rare: once the file is open it reads without waiting,
+#: and to write, we wait.
+BUSY_TIMEOUT_MS = 20
 #: How long a process waits for another that is opening the file.
 _MOST_BUSY_FOLDER_S = 2.0
 
@@ -170,7 +172,7 @@ def _folder_alone(folder: Path) -> Iterator[None]:
 def _connect(path: str) -> sqlite3.Connection:
     connection = sqlite3.connect(
         path,
-        timeout=_BUSY_TIMEOUT_S,
+        timeout=BUSY_TIMEOUT_MS / 1000,
         isolation_level=None,
         check_same_thread=False,
         cached_statements=64,
