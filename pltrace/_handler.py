@@ -165,8 +165,8 @@ class SpanHandler(BaseCallbackHandler):
             span.run_fields = run
             if parent is not parent_run:
                 span.run_around = parent_run
-            if parent.failures:
-                span.failed_before = parent.failures
+            if parent.tried:
+                span.tried_before = parent.tried
             if scope.capture or kind == "llm":  # A call is linked to its prompt by what it says.
                 span.raw_input = whole(raw_input) if run[6] else snapshot(raw_input)
             span.run_id = run_ref = RunId(run_id, vanished)
@@ -233,6 +233,8 @@ class SpanHandler(BaseCallbackHandler):
             span.status = "ok"
             span.ended_at_ns = span.scope.recorder.now_ns()
             _tally(span, answer, 0)
+            if span.tried_before:
+                _runs.note_attempt(span)
             span.scope.recorder.record(span)
         except Exception:
             failed("ending a span of a model's call")
@@ -249,6 +251,8 @@ class SpanHandler(BaseCallbackHandler):
                 span.raw_output = snapshot(output)
             span.status = "ok"
             span.ended_at_ns = span.scope.recorder.now_ns()
+            if span.tried_before:
+                _runs.note_attempt(span)
             span.scope.recorder.record(span)
         except Exception:
             failed("ending a span of a LangChain run")
@@ -276,7 +280,7 @@ class SpanHandler(BaseCallbackHandler):
         try:
             _runs.finish(span, key)
             span.set_error(error)
-            _runs.note_failure(span)
+            _runs.note_attempt(span)
             answer = None if response is None else _answer(response)
             if answer is not None and (answer.generations or span.pieces is None):
                 span.raw_output = answer

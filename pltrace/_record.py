@@ -239,6 +239,6 @@ def _attempt(span: Span) -> int:
     attempt = 1
     around: Any = span
     while isinstance(around, Span):
-        attempt += around.attempt - 1
+        attempt += around.attempt.number - 1
         around = around.parent
     return attempt

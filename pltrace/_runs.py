@@ -8,12 +8,13 @@ import weakref
 from contextvars import ContextVar
 from typing import Any
 
+from pltrace._attempts import and_another
 from pltrace._health import counts, failed
 from pltrace._scope import Scope, current, still_open
-from pltrace._span import Failure, Span
+from pltrace._span import Span
 
 __all__ = [
-    "RunId", "around", "finish", "in_task", "is_in_ainvoke", "note_failure", "open_runs", "remember_starter",
+    "RunId", "around", "finish", "in_task", "is_in_ainvoke", "note_attempt", "open_runs", "remember_starter",
     "running_loop", "settle", "sweep", "vanished",
 ]  # fmt: skip
 
@@ -179,22 +180,21 @@ def close_cancelled(span: Span, key: int) -> None:
     span.error_types = ("CancelledError",)
     span.ended_at_ns = span.scope.recorder.now_ns()
     counts["closed_as_cancelled"] += 1
-    note_failure(span)
+    note_attempt(span)
     if span.kind == "llm":
         span.count_call(1, 0, 0)
     span.scope.recorder.record(span)
 
 
-#: So many failed runs under one span are remembered, the latest.
-_MOST_FAILURES = 32
+def note_attempt(span: Span) -> None:
+    """Remember on the span around a run how it ended, if others that attempt the same have to be told by it.
 
-
-def note_failure(span: Span) -> None:
-    """Remember on the span around a run that it failed: one that tries the same again is told apart from it."""
+    A success that came after failures is remembered only on a run: a block may be around a million of them.
+    """
     parent = span.parent
-    if isinstance(parent, Span) and span.error is not None and span.run_fields is not None:
-        failure = Failure(span.kind, span.name, span.run_fields[3] or (), span.raw_input)
-        parent.failures = (*parent.failures[1 - _MOST_FAILURES :], failure)
+    if isinstance(parent, Span) and (span.error is not None or (span.tried_before and parent.run_fields is not None)):
+        span.noted_attempt = span.attempt
+        parent.tried = and_another(parent.tried, span.noted_attempt)
 
 
 def sweep() -> None:

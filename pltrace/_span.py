@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from pltrace._attempts import Attempt
 from pltrace._checks import (
     checked_group,
     checked_metadata,
@@ -13,8 +14,8 @@ from pltrace._checks import (
     checked_score,
     checked_tags,
 )
-from pltrace._snapshot import snapshot, thawed
-from pltrace._usage import INTERNAL_TAGS, METADATA, TAGS, Run, Totals, Usage
+from pltrace._snapshot import snapshot
+from pltrace._usage import METADATA, TAGS, Run, Totals, Usage
 
 if TYPE_CHECKING:
     from pltrace._request import Request
@@ -36,18 +37,9 @@ class RemoteSpan(NamedTuple):
     span_bits: int
 
     @property
-    def failures(self) -> tuple[Failure, ...]:
+    def tried(self) -> tuple[Attempt, ...]:
         """Nothing is known of the runs under it in another process."""
         return ()
-
-
-class Failure(NamedTuple):
-    """A LangChain run that failed, as far as one that tries the same again is told by it."""
-
-    kind: str
-    name: str
-    tags: Sequence[str]
-    raw_input: Any
 
 
 class Span:
@@ -89,9 +81,10 @@ class Span:
     #: The task or thread that started the run, and the run's id, as weak references while it is open.
     starter: Any = None
     run_id: Any = None
-    #: The runs under it that failed; and those that had failed around it when it started.
-    failures: tuple[Failure, ...] = ()
-    failed_before: tuple[Failure, ...] = ()
+    #: The runs under it that failed, or that came after one that did; and those around it when it started.
+    tried: tuple[Attempt, ...] = ()
+    tried_before: tuple[Attempt, ...] = ()
+    noted_attempt: Attempt | None = None
     #: What the context that started an LLM call knows of prompts from the registry; `_links` reads it.
     rendered: tuple[Any, ...] = ()
     #: What the steps of a sequence rendered, by their numbers; `_links` keeps it here.
@@ -138,26 +131,11 @@ class Span:
         return None if self.run_fields is None else Run(*self.run_fields)
 
     @property
-    def attempt(self) -> int:
-        """Which try of the same run under the same span this is, 1 for the first; LangChain says it of its retries."""
-        for tag in self.run_tags:
-            if tag.startswith("retry:attempt:"):
-                return int(tag.rpartition(":")[2])
-        return 1 + sum(self._tries_again(failure) for failure in self.failed_before)
-
-    def _tries_again(self, failure: Failure) -> bool:
-        """Return whether a run does what one that failed should have done: a fallback, or a retry by hand.
-
-        Branches of one step are given the same too; they differ in LangChain's tags, or nodes of a graph in their name.
-        """
-        mine, its = ([tag for tag in tags or () if tag.startswith(INTERNAL_TAGS)]
-                     for tags in (self.run_tags, failure.tags))  # fmt: skip
-        if self.kind != failure.kind or mine != its or (mine and self.name != failure.name):
-            return False
-        try:
-            return self.raw_input is not None and bool(thawed(self.raw_input) == thawed(failure.raw_input))
-        except Exception:  # Arrays can't be compared so, nor can all that users make.
-            return False
+    def attempt(self) -> Attempt:
+        """What tells it from other runs that attempt the same."""
+        return self.noted_attempt or Attempt(
+            self.kind, self.name, self.run_tags, self.raw_input, self.error is not None, self.tried_before, self.tried
+        )
 
     @property
     def tags(self) -> tuple[str, ...]:

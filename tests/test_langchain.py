@@ -18,6 +18,7 @@ from langchain.agents import create_agent
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.documents import Document
+from langchain_core.messages import HumanMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
 from langchain_core.retrievers import BaseRetriever
@@ -640,8 +641,7 @@ def test_a_fallback(local: Path) -> None:
 
 
 def _retried_fallback(server: ScriptedOpenAI) -> Any:
-    retried = joke(server).with_retry(stop_after_attempt=2, wait_exponential_jitter=False)
-    return joke(server).with_fallbacks([retried]).with_config(run_name="jokes")
+    return joke(server).with_fallbacks([_retried(joke(server))]).with_config(run_name="jokes")
 
 
 async def _invoked(runnable: Any) -> None:
@@ -666,6 +666,46 @@ async def test_a_retry_in_a_fallback(way: Callable[[Any], Awaitable[None]], loca
     with ScriptedOpenAI([ApiError(500)] * 2 + ["Yes."]) as server, traced("root"):
         await way(_retried_fallback(server))
     assert [(call["attempt"], call["status"]) for call in calls(local)] == [(1, "error"), (2, "error"), (3, "ok")]
+
+
+def _retried(runnable: Any, attempts: int = 2) -> Any:
+    return runnable.with_retry(stop_after_attempt=attempts, wait_exponential_jitter=False)
+
+
+@pytest.mark.parametrize("given", ["Hi", [("user", "Hi")], [{"role": "user", "content": "Hi"}], [HumanMessage("Hi")]])
+@pytest.mark.parametrize(
+    "nested",
+    [
+        lambda a, b: _retried(a).with_fallbacks([_retried(b)]),
+        lambda a, b: _retried(_retried(a)),
+        lambda a, b: a.with_fallbacks([_retried(b, 3)]),
+        lambda a, b: _retried(a, 3).with_fallbacks([b]),
+        lambda a, b: _retried(a.with_fallbacks([b])),
+        lambda a, b: a.with_fallbacks([b]).with_fallbacks([b.with_fallbacks([a])]),
+    ],
+)
+def test_nested_attempts_rise(nested: Callable[[Any, Any], Any], given: Any, local: Path) -> None:
+    """However retries and fallbacks are nested, each attempt has a number of its own, in their order."""
+    with ScriptedOpenAI([ApiError(500)] * 3 + ["Yes."]) as server, traced("root"):
+        nested(chat(server, model="a"), chat(server, model="b")).invoke(given)
+    assert [(call["attempt"], call["status"]) for call in calls(local)] == [
+        (1, "error"), (2, "error"), (3, "error"), (4, "ok"),
+    ]  # fmt: skip
+
+
+def test_attempts_after_a_success(local: Path) -> None:
+    """An attempt that follows on one that went well, in a chain that was then tried again, has a number of its own."""
+    with ScriptedOpenAI([ApiError(500), "Yes.", "Yes."]) as server, traced("root"):
+        model = chat(server)
+
+        def twice(text: str) -> str:
+            with contextlib.suppress(Exception):
+                return str(model.invoke(text).content)
+            model.invoke(text)
+            raise ValueError(text)
+
+        _retried(RunnableLambda(twice)).invoke("Hi")
+    assert [call["attempt"] for call in calls(local)] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("way", [_streamed, _astreamed])

@@ -30,6 +30,7 @@ RANKS = {
     "_tree": 0,
     "_usage": 0,
     "_wrapping": 0,
+    "_attempts": 1,
     "_blueprint._annotations": 1,
     "_blueprint._calls": 1,
     "_blueprint._media": 1,
