@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,10 +15,9 @@ from pltrace._checks import CAPTURE_ALL, checked_capture, checked_metadata, chec
 from pltrace._errors import ConfigError
 from pltrace._exporter import SpanExporter
 from pltrace._health import logger
+from pltrace._typing import Capture, LibrarySettings, Redaction
 
 __all__ = ["Config", "Library", "load", "wanted_by_environment"]
-
-Redaction = Callable[[str, Any], Any]
 
 DEFAULT_BASE_URL = "https://api.promptlayer.com"
 _PYTEST_VARIABLES = ("PYTEST_VERSION", "PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER")
@@ -117,11 +116,11 @@ def load(
     service: str | None = None,
     tags: Iterable[str] = (),
     metadata: Mapping[str, Any] | None = None,
-    capture: bool | str | None = None,
+    capture: Capture | None = None,
     redact: Redaction | Iterable[str | re.Pattern[str]] | None = None,
     sample: float | None = None,
     enabled: bool | None = None,
-    libraries: Mapping[str, Mapping[str, Any]] | None = None,
+    libraries: Mapping[str, LibrarySettings] | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Config:
     """Return the settings: arguments win over the environment, except that `PLTRACE_ENABLED=0` needs `enabled=True`.

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any
 
 from pltrace import _runtime
 from pltrace._errors import ConfigError
 from pltrace._health import failed, logger
 from pltrace._imports import Imports
 from pltrace._traced import Traced, traced
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
+from pltrace._typing import TracedArguments, Unpack
 
 __all__ = ["instrument", "uninstrument"]
 
@@ -25,19 +23,6 @@ ENTRY_POINTS = "pltrace.instrumentation"
 #: By their names with dots alone: `a.b:C.d` and `a.b.C.d` are one.
 _targets: dict[str, Target] = {}
 _entry_points_loaded = False
-
-
-class TracedArguments(TypedDict, total=False):
-    """The arguments of `traced`, for type checkers."""
-
-    tags: Iterable[str]
-    metadata: Mapping[str, Any] | None
-    on_request: Callable[[Any], Any] | None
-    user: str | None
-    session: str | None
-    capture: bool | str
-    sample: float | None
-    parent: Mapping[str, str] | None
 
 
 class Target:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -38,12 +38,15 @@ def pytest_configure(config: pytest.Config) -> None:
 def pltrace_spans(request: pytest.FixtureRequest) -> Iterator[CapturedSpans]:
     """Trace the test in memory and give the spans that ended; fail it if it leaves a scope or a run open.
 
-    `@pytest.mark.pltrace(deterministic=True, tags=["t"])` says how.
+    `@pytest.mark.pltrace(deterministic=True, tags=["t"])` says how. Of several, on the test, its class and its module,
+    all count; of what more than one of them sets, the closest.
     """
     from pltrace.testing import capture_spans
 
-    marker = request.node.get_closest_marker("pltrace")
-    # What stands in the marker without a name is refused as any call refuses it.
-    with capture_spans(*(marker.args if marker else ()), **(marker.kwargs if marker else {})) as spans:
+    wrong: tuple[Any, ...] = ()  # What stands in a marker without a name is refused as any call refuses it.
+    settings: dict[str, Any] = {}
+    for marker in request.node.iter_markers("pltrace"):
+        wrong, settings = wrong + marker.args, {**marker.kwargs, **settings}
+    with capture_spans(*wrong, **settings) as spans:
         yield spans
         spans.assert_nothing_open()

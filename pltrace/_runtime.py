@@ -15,13 +15,14 @@ from pltrace._checks import checked_timeout
 from pltrace._errors import ConfigError
 from pltrace._health import failed, forget_warnings, logger
 from pltrace._scope import Scope
+from pltrace._typing import Capture, LibrarySettings, Redaction
 from pltrace._wrapping import when_imported
 
 if TYPE_CHECKING:
     import re
     from types import ModuleType
 
-    from pltrace._config import Config, Library, Redaction
+    from pltrace._config import Config, Library
     from pltrace._exporter import SpanExporter
     from pltrace._tracing import Tracing
 
@@ -128,11 +129,11 @@ def configure(
     service: str | None = None,
     tags: Iterable[str] = (),
     metadata: Mapping[str, Any] | None = None,
-    capture: bool | str | None = None,
+    capture: Capture | None = None,
     redact: Redaction | Iterable[str | re.Pattern[str]] | None = None,
     sample: float | None = None,
     enabled: bool | None = None,
-    libraries: Mapping[str, Mapping[str, Any]] | None = None,
+    libraries: Mapping[str, LibrarySettings] | None = None,
 ) -> None:
     """Switch tracing on, with these settings; called again, replace them all.
 
@@ -163,7 +164,7 @@ def configure(
     config = _config.load(
         api_key=api_key, base_url=base_url, client=client, store=store, exporters=exporters, service=service,
         tags=tags, metadata=metadata, capture=capture, redact=redact, sample=sample, enabled=enabled,
-        libraries=libraries,
+        libraries=libraries, environ=None if _stand_in is None else {},
     )  # fmt: skip
     global _configured
     with _deciding:

@@ -141,7 +141,7 @@ class Span:
     def tags(self) -> tuple[str, ...]:
         """The tags of the blocks and runs around it, outermost first, then its own, each once."""
         own = self.run_tags
-        around = self._run_around()
+        around = self.around
         # LangChain hands tags down to a run without saying from where; the run around it knows the order.
         handed_down = [tag for tag in around.tags if tag in own or tag in self.scope.tags] if around is not None else []
         return tuple(dict.fromkeys((*handed_down, *self.scope.tags, *own, *self.added_tags)))
@@ -150,7 +150,7 @@ class Span:
     def metadata(self) -> dict[str, Any]:
         """The metadata of the blocks and runs around it and its own; the inner wins."""
         own = self._run_metadata
-        around = self._run_around()
+        around = self.around
         if around is None or around.run_fields is None:
             return {**self.scope.metadata, **own, **self.added_metadata}
         # LangChain hands metadata down to a run; what comes from outside the scope must not win over the scope's.
@@ -168,7 +168,8 @@ class Span:
     def _run_metadata(self) -> Mapping[str, Any]:
         return self.run_fields[METADATA] or _NOTHING if self.run_fields is not None else _NOTHING
 
-    def _run_around(self) -> Span | None:
+    @property
+    def around(self) -> Span | None:
         """Return the span of the LangChain run that this run is in, whatever its parent is."""
         if self.run_fields is None:
             return None

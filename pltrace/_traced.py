@@ -25,6 +25,7 @@ from pltrace._propagation import checked_carrier
 from pltrace._scope import Callback, Scope, attach, current, detach, entry_of, still_open
 from pltrace._snapshot import arguments_of
 from pltrace._span import INERT_SPAN, Span, SpanKind
+from pltrace._typing import Capture
 from pltrace._wrapping import RunnableProxy, Wrapped, code_flags, is_coroutine, is_runnable, rewrap, wrapped_call
 
 if TYPE_CHECKING:
@@ -328,7 +329,7 @@ def traced(
     on_request: Callable[[Any], Any] | None = None,
     user: str | None = None,
     session: str | None = None,
-    capture: bool | str = True,
+    capture: Capture = True,
     sample: float | None = None,
     parent: Mapping[str, str] | None = None,
 ) -> Traced: ...
@@ -341,7 +342,7 @@ def traced(
     on_request: Callable[[Any], Any] | None = None,
     user: str | None = None,
     session: str | None = None,
-    capture: bool | str = True,
+    capture: Capture = True,
     sample: float | None = None,
     parent: Mapping[str, str] | None = None,
 ) -> Any:

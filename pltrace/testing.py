@@ -19,6 +19,7 @@ from pltrace._recorder import SpanRecorder
 from pltrace._scope import Scope, attach, current
 from pltrace._span import Span
 from pltrace._tracing import Tracing
+from pltrace._typing import CaptureSettings, Unpack
 
 __all__ = ["CapturedRequest", "CapturedSpans", "capture_spans"]
 
@@ -243,16 +244,21 @@ class _CapturingRecorder(SpanRecorder):
     """Also keeps ended spans in a list, at once."""
 
     captured: CapturedSpans
+    _counts = False
 
     def record(self, span: Span) -> None:
         """Take an ended span; one that is changed afterwards comes again."""
         if span.scope.sampled and "_captured" not in span.__dict__:
             span.__dict__["_captured"] = True
+            if self._counts and span.run_fields is not None:  # The ids of LangChain's runs: those of their spans.
+                around = span.around
+                span.run_fields = (span.span_bits, around and around.span_bits, *span.run_fields[2:])
             self.captured.append(span)
         super().record(span)
 
     def count_from_one(self, numbers: Iterator[int], looks: Iterator[int]) -> None:
         """Take ids and times from counters, and always the same samples."""
+        self._counts = True
         self._random.seed(0)
         self.new_bits = lambda bits: next(numbers)
         self.now_ns = lambda: _CLOCK_STARTS_NS + next(looks) * _CLOCK_STEP_NS
@@ -296,15 +302,16 @@ class _Capture:
 
 
 @contextmanager
-def capture_spans(*, deterministic: bool = False, **settings: Any) -> Iterator[CapturedSpans]:
+def capture_spans(*, deterministic: bool = False, **settings: Unpack[CaptureSettings]) -> Iterator[CapturedSpans]:
     """Switch tracing on for a block, in memory alone, and give the spans that end in it.
 
     Nothing is sent and nothing is written, whatever `configure` is told inside the block: it sets tags, metadata,
-    capture and the like, and where to send is left out. The block is outside of all traced blocks around it. What
-    tracing was set to before holds again afterwards.
+    capture and the like, and where to send is left out, as is the environment. The block is outside of all traced
+    blocks around it. What tracing was set to before holds again afterwards.
 
     Args:
-        deterministic: Ids count from 1, and time moves a millisecond whenever it is looked at.
+        deterministic: Ids count from 1, also those that requests name LangChain's runs by, and time moves a
+            millisecond whenever it is looked at.
         **settings: As for `configure`: `tags`, `metadata`, `capture`, `redact`, `sample`, `service`, `libraries`.
 
     Yields:

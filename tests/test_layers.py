@@ -28,6 +28,7 @@ RANKS = {
     "_slices": 0,
     "_snapshot": 0,
     "_tree": 0,
+    "_typing": 0,
     "_usage": 0,
     "_wrapping": 0,
     "_attempts": 1,

@@ -147,6 +147,29 @@ def test_a_wrong_marker_is_an_error_of_the_test(tmp_path: Path) -> None:
     assert "capture_spans() takes 0 positional arguments but 1 was given" in out
 
 
+def test_markers_add_up(tmp_path: Path) -> None:
+    """Of the markers of a module, a class and a test all count; the closest wins where they say the same thing."""
+    counts, out = Project(
+        tmp_path,
+        """
+        import pytest
+        from pltrace import traced
+
+        pytestmark = pytest.mark.pltrace(deterministic=True, tags=["module"], metadata={"of": "module"})
+
+        @pytest.mark.pltrace(tags=["class"])
+        class TestClass:
+            @pytest.mark.pltrace(metadata={"of": "test"})
+            def test_it(self, pltrace_spans):
+                with traced("block"):
+                    pass
+                (span,) = pltrace_spans
+                assert (span.id, span.tags, span.metadata) == (f"{2:016x}", ("class",), {"of": "test"})
+        """,
+    ).run()
+    assert counts == {"passed": 1}, out
+
+
 def key_of(promptlayer: PromptLayerServer, home: Path) -> dict[str, object]:
     """Gives the environment of somebody who uses PromptLayer."""
     return {"HOME": home, "PROMPTLAYER_API_KEY": promptlayer.api_key, "PROMPTLAYER_BASE_URL": promptlayer.url}

@@ -9,10 +9,12 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from langchain_core.language_models.fake_chat_models import FakeListChatModel
 from langchain_core.messages import AIMessage
+from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda
 
 import pltrace
@@ -116,12 +118,17 @@ def test_settings_hold() -> None:
 
 
 def test_the_environment_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A developer's own environment changes no test."""
-    for name, value in {"PLTRACE_ENABLED": "0", "PLTRACE_TAGS": "mine", "PLTRACE_SAMPLE": "0"}.items():
+    """A developer's own environment changes no test, not even where the program under test calls `configure`."""
+    mine = {"PLTRACE_ENABLED": "0", "PLTRACE_TAGS": "mine", "PLTRACE_SAMPLE": "0", "PROMPTLAYER_BASE_URL": "nonsense"}
+    for name, value in mine.items():
         monkeypatch.setenv(name, value)
-    with capture_spans() as spans, traced("block"):
-        pass
-    assert spans.named("block").tags == ()
+    with capture_spans() as spans:
+        with traced("block"):
+            pass
+        pltrace.configure(tags=["program"])
+        with traced("configured"):
+            pass
+    assert [(span.name, span.tags) for span in spans] == [("block", ()), ("configured", ("program",))]
 
 
 def test_what_is_not_sampled_is_not_there() -> None:
@@ -333,6 +340,24 @@ def test_deterministic_begins_at_one() -> None:
     assert (span.trace_id, span.id) == (f"{1:032x}", f"{2:016x}")
     assert span.started_at_ns == 1_704_067_200_000_000_000
     assert span.ended_at_ns - span.started_at_ns == 1_000_000
+
+
+def test_deterministic_requests() -> None:
+    """So is all that would be sent, the ids of LangChain's runs and their order included."""
+
+    def sent() -> list[Any]:
+        chain = ChatPromptTemplate.from_template("{q}") | FakeListChatModel(responses=["Hello."])
+        with capture_spans(deterministic=True) as spans:
+            with traced("block"):
+                chain.invoke({"q": "Hi"})
+                chain.batch([{"q": "Hi"}], {"max_concurrency": 1})
+            return [dict(request.body) for request in spans.requests]
+
+    first = sent()
+    assert len(first) == 2
+    assert [sent() for _ in range(3)] == [first] * 3
+    assert first[0]["metadata"]["_langchain_run_id"] == str(UUID(int=5))
+    assert first[0]["metadata"]["_langchain_parent_run_id"] == str(UUID(int=3))
 
 
 # Nothing leaves, and all is as before.

@@ -1,6 +1,10 @@
 """What the library's own tests say of its tracing: run them with `python -m pytest`; nothing is sent anywhere."""
 
 import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from langchain_core.language_models import FakeListChatModel
@@ -78,7 +82,40 @@ def test_the_application_decides(pltrace_spans: CapturedSpans) -> None:
     assert pltrace_spans == []
 
 
-def test_nothing_happens_without_an_application() -> None:
-    """Without the fixture tracing is off, as it is for everyone who uses the library and knows nothing of pltrace."""
-    assert summarize(MODEL, "A long text.") == "Short."
-    assert not pltrace.current_span()
+#: Somebody's program, which knows nothing of pltrace. Before what is watched, `summarize` has run undecorated, so that
+#: what is left is the decorator's.
+PROGRAM = """
+import sys, threading
+opened = set()
+
+def watch(event, about):
+    if event == "open" and not str(about[0]).endswith((".py", ".pyc")):
+        opened.add(about[0])
+
+sys.addaudithook(watch)
+from langchain_core.language_models import FakeListChatModel
+from tracedlib import summarize
+
+def state():
+    modules = {name for name in sys.modules if not name.startswith("pltrace.")}
+    return modules, set(threading.enumerate()), set(opened)
+
+model = FakeListChatModel(responses=["Short."])
+assert summarize.__wrapped__(model, "A long text.") == "Short."
+before = state()
+assert summarize(model, "A long text.") == "Short."
+assert state() == before, (state(), before)
+assert not {"promptlayer", "sqlite3", "pltrace._store", "pltrace._handler"} & set(sys.modules)
+"""
+
+
+def test_nothing_happens_without_an_application(tmp_path: Path) -> None:
+    """Who uses the library and knows nothing of pltrace gets no thread, file, module or word from it."""
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PLTRACE_", "PROMPTLAYER_"))
+    }
+    ended = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env={**environment, "HOME": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []

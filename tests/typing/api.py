@@ -235,6 +235,7 @@ pltrace.track.scores  # type: ignore[attr-defined]
 
 traced("n", "m")  # type: ignore[call-overload]
 traced(name="n")  # type: ignore[call-overload]
+traced(capture="input")  # type: ignore[call-overload]
 traced(tags=[1])  # type: ignore[list-item]
 traced(metadata={1: "x"})  # type: ignore[dict-item]
 traced(sample="0.5")  # type: ignore[call-overload]
@@ -308,7 +309,10 @@ assert_type(pltrace.flush(timeout=1.0), bool)
 assert_type(pltrace.shutdown(1), bool)
 pltrace.flush("1")  # type: ignore[arg-type]
 pltrace.shutdown("1")  # type: ignore[arg-type]
+pltrace.configure(capture="prompts")  # type: ignore[arg-type]
 pltrace.configure(tags="t", libraries={"lib": False})  # type: ignore[dict-item]
+pltrace.configure(libraries={"lib": {"enable": False}})  # type: ignore[typeddict-unknown-key]
+pltrace.configure(libraries={"lib": {"capture": "all"}})  # type: ignore[typeddict-item]
 
 # Exporters are anything of this shape.
 
@@ -350,6 +354,7 @@ pltrace.instrument("json:dumps", on_request=on_request)
 pltrace.uninstrument("json:dumps")
 pltrace.instrument(len)  # type: ignore[arg-type]
 pltrace.instrument("json:dumps", tag=["json"])  # type: ignore[call-arg]
+pltrace.instrument("json:dumps", capture="output")  # type: ignore[arg-type]
 pltrace.instrument("json:dumps", sample="all")  # type: ignore[arg-type]
 pltrace.uninstrument()  # type: ignore[call-arg]
 pltrace.instrument_threads()
@@ -412,6 +417,8 @@ with capture_spans() as spans:
 
 with capture_spans(deterministic=True, tags=["t"], sample=0.5, libraries={"lib": {"enabled": False}}):
     pass
+capture_spans(tag=["t"])  # type: ignore[call-arg]
+capture_spans(store="traces.db")  # type: ignore[call-arg]
 capture_spans(True)  # type: ignore[call-arg]
 
 
