@@ -13,6 +13,8 @@ __all__ = ["Arguments", "arguments_of", "snapshot", "thawed", "whole"]
 #: What is copied of one container; more isn't kept anyway. Of a list of objects, so many are copied too.
 _MOST_ITEMS = 10_000
 _MOST_OBJECTS = 1_000
+#: Of a list of messages, so many are noted with all their attributes, the latest; of those before, what they say.
+_MOST_MESSAGES = 8
 #: So many types are remembered; who makes types as the program runs must not fill the memory with them.
 _MOST_TYPES = 2_000
 
@@ -30,7 +32,7 @@ class Frozen(tuple[Any, Any]):
 
 
 class Said(tuple[Any, Any]):
-    """A message and its content; or a copy of a list of messages, and their contents."""
+    """A message and its attributes; or a copy of a list of messages, and of each its attributes, or its content."""
 
     __slots__ = ()
 
@@ -38,9 +40,10 @@ class Said(tuple[Any, Any]):
 def snapshot(value: Any) -> Any:
     """Return `value` with its containers, and those directly in them, copied; all else by reference.
 
-    The contents of messages are noted too, and the attributes of other data objects (documents, dataclasses, models of
-    pydantic and attrs), also in a list one level further down. That is where programs change what they pass on (an
-    agent's list of messages in its state), at a tenth of the cost of a deep copy. `thawed` makes a value of it again.
+    What messages say is noted too, and the attributes of the latest of them and of other data objects (documents,
+    dataclasses, models of pydantic and attrs), also in a list one level further down. That is where programs change
+    what they pass on (an agent's list of messages in its state), at a tenth of the cost of a deep copy. `thawed` makes
+    a value of it again.
     """
     kind = type(value)
     try:
@@ -69,11 +72,11 @@ def _copied(value: Any, *, within: bool = False) -> Any:
 
 
 def whole(value: Any) -> Any:
-    """Return a message, or a list of messages, with all attributes copied, not only the contents."""
+    """Return a message, or a list of messages, with the attributes of each."""
     try:
         if type(value) is list:
-            return Frozen((value, [item.__dict__.copy() for item in value]))
-        return Frozen((value, value.__dict__.copy()))
+            return Frozen((value, _said(value)))
+        return Frozen((value, *_said((value,))))
     except AttributeError:  # They are something else.
         return value
 
@@ -87,7 +90,11 @@ def _list(value: Any) -> Any:
     held = items if len(items) <= _MOST_OBJECTS else items[:_MOST_OBJECTS]
     if way is _message:
         try:
-            return Said((items, [item.content for item in held]))
+            early, late = held[:-_MOST_MESSAGES], held[-_MOST_MESSAGES:]
+            said = _said(late)
+            if early:
+                said[:0] = [text if type(text := item.content) is str else _blocks(text) for item in early]
+            return Said((items, said))
         except AttributeError:  # There are other things among them.
             pass
     return Frozen((items, [item.__dict__.copy() if type(item) in _data else _state(item) for item in held]))
@@ -117,7 +124,7 @@ def _state(item: Any) -> Any:
         return item.copy() if len(item) <= _MOST_ITEMS else None
     copy = _copies.get(kind) or _learn(kind)
     if copy is _message:
-        return item.__dict__.copy()
+        return _said((item,))[0]
     return copy(item)[1] if copy in _OBJECTS else None
 
 
@@ -134,7 +141,22 @@ def _object(value: Any) -> Frozen:
 
 
 def _message(value: Any) -> Said:
-    return Said((value, value.content))
+    return Said((value, *_said((value,))))
+
+
+def _said(messages: Iterable[Any]) -> list[Any]:
+    """Return the attributes of messages, with the blocks of their contents and their tool calls copied."""
+    states = [message.__dict__.copy() for message in messages]
+    for state in states:
+        if type(state.get("content")) is not str:
+            state["content"] = _blocks(state.get("content"))
+        if state.get("tool_calls"):
+            state["tool_calls"] = [call.copy() for call in state["tool_calls"]]
+    return states
+
+
+def _blocks(content: Any) -> Any:
+    return [block.copy() if type(block) is dict else block for block in content] if type(content) is list else content
 
 
 def _slotted(value: Any) -> Frozen:
@@ -192,10 +214,10 @@ def thawed(value: Any) -> Any:
             return _twin(frozen, state)
         return [*map(_twin, frozen, state), *frozen[len(state) :]]
     if kind is Said:
-        said, content = value
-        if type(said) is not list:
-            return _saying(said, content)
-        return [*map(_saying, said, content), *said[len(content) :]]
+        message, said = value
+        if type(message) is not list:
+            return _saying(message, said)
+        return [*map(_saying, message, said), *message[len(said) :]]
     if kind is dict:
         return {key: thawed(item) for key, item in value.items()} if _any_frozen(value.values()) else value
     if kind is list:
@@ -207,8 +229,10 @@ def _any_frozen(items: Iterable[Any]) -> bool:
     return any(type(item) is Frozen or type(item) is Said for item in items)
 
 
-def _saying(message: Any, content: Any) -> Any:
-    return message if message.content is content else _twin(message, {**message.__dict__, "content": content})
+def _saying(message: Any, said: Any) -> Any:
+    if type(said) is dict:
+        return _twin(message, said)
+    return message if message.content == said else _twin(message, {**message.__dict__, "content": said})
 
 
 def _twin(value: Any, state: Any) -> Any:

@@ -105,6 +105,20 @@ _CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "messages in a state": (
         lambda: {"messages": [HumanMessage("a")]}, lambda value: setattr(value["messages"][0], "content", "b"),
     ),
+    "blocks of a message": (
+        lambda: HumanMessage([{"type": "text", "text": "a"}]), lambda value: value.content[0].update(text="b"),
+    ),
+    "attributes of a message in a state": (
+        lambda: {"messages": [HumanMessage("a", name="bo")]}, lambda value: setattr(value["messages"][0], "name", "al"),
+    ),
+    "tool calls in a state": (
+        lambda: {"messages": [AIMessage("", tool_calls=[{"name": "x", "args": {}, "id": "1"}])]},
+        lambda value: value["messages"][0].tool_calls[0].update(name="y"),
+    ),
+    "a message more blocks are added to": (
+        lambda: {"messages": [HumanMessage(["a"]), *[HumanMessage("b")] * 20]},
+        lambda value: value["messages"][0].content.append("c"),
+    ),
     "documents": (lambda: [Document("a")], lambda value: setattr(value[0], "page_content", "b")),
     "dicts in a state": (lambda: {"messages": [{"role": "user"}]}, lambda value: value["messages"][0].clear()),
 }  # fmt: skip
@@ -170,14 +184,15 @@ def test_nothing_is_made_twice() -> None:
 
 def test_the_messages_of_a_call(local: Path, llm: ScriptedOpenAI) -> None:
     """A model's prompt and answer are those of the call, though their messages are changed afterwards."""
-    asked = [HumanMessage("Hi", name="bo")]
+    asked = [HumanMessage("Hi", name="bo"), HumanMessage([{"type": "text", "text": "Hi"}])]
     with traced("root"):
         answer: BaseMessage = chat(llm).invoke(asked)
     asked[0].content, asked[0].name = "Ho", "al"
+    asked[1].content[0]["text"] = "Ho"  # type: ignore[index]
     answer.content = "Bye."
     answer.tool_calls = [{"name": "x", "args": {}, "id": "1"}]  # type: ignore[attr-defined]
     (call,) = calls(local)
-    assert call["input"]["messages"][0]["content"] == [{"type": "text", "text": "Hi"}]
+    assert [message["content"] for message in call["input"]["messages"]] == [[{"type": "text", "text": "Hi"}]] * 2
     assert call["input"]["messages"][0]["name"] == "bo"
     assert call["output"]["messages"][0]["content"] == [{"type": "text", "text": "Hello."}]
     assert not call["output"]["messages"][0].get("tool_calls")
