@@ -1,21 +1,21 @@
-"""Turns an ended span into the record that is stored: JSON-like, bounded, redacted, and all that exporters need."""
+"""Turns an ended span into what is stored: JSON, bounded, redacted, and all that exporters need."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
-from uuid import UUID
 
 from pltrace import _blueprint, _links
 from pltrace._checks import INPUTS, OUTPUTS
-from pltrace._encoding import Encoder
+from pltrace._encoding import Encoder, json_of, quoted
 from pltrace._provider_errors import error_type_of
+from pltrace._rows import Row
 from pltrace._snapshot import Arguments, thawed
 from pltrace._span import Span
 from pltrace._usage import INTERNAL_TAGS, Run
 
-__all__ = ["Answer", "Generation", "record_of"]
+__all__ = ["Answer", "Generation", "row_of"]
 
 #: How the metadata keys start that they set for themselves.
 _INTERNAL_METADATA = ("ls_", "langgraph_", "lc_", "checkpoint_", "__")
@@ -23,6 +23,9 @@ _INTERNAL_METADATA = ("ls_", "langgraph_", "lc_", "checkpoint_", "__")
 _NOT_PARAMETERS = frozenset({"tools", "functions", "tool_choice", "function_call"})
 #: Invocation parameters that are schemas: a property in one that is named like a secret is none.
 _SCHEMAS = ("response_format", "text", "output_config")
+_ELSEWHERE = _NOT_PARAMETERS.union(_SCHEMAS)
+_OF_THE_RUN = frozenset({"_langchain_run_id", "_langchain_parent_run_id", "_langchain_tags"})
+_NO_USAGE = _blueprint.Usage()
 
 
 class Answer(NamedTuple):
@@ -35,12 +38,6 @@ class Answer(NamedTuple):
         """Return the generations with their fields named."""
         return [Generation(thawed(message), text, info) for message, text, info in self.generations]
 
-    @property
-    def cached(self) -> bool:
-        """Whether LangChain's cache answered, which says that it cost nothing: the tokens were counted before."""
-        usages = (getattr(generation.message, "usage_metadata", None) for generation in self.named())
-        return any(isinstance(usage, dict) and usage.get("total_cost") == 0 for usage in usages)
-
 
 class Generation(NamedTuple):
     """One generation: its message (chat models) or its text (completion models)."""
@@ -50,8 +47,14 @@ class Generation(NamedTuple):
     generation_info: Mapping[str, Any] | None
 
 
-def record_of(span: Span, encoder: Encoder, service: str) -> dict[str, Any]:
-    """Return the record of `span`.
+def is_cached(generations: Sequence[Generation]) -> bool:
+    """Return whether LangChain's cache answered, which says that it cost nothing: the tokens were counted before."""
+    usages = [getattr(generation.message, "usage_metadata", None) for generation in generations]
+    return any(isinstance(usage, dict) and usage.get("total_cost") == 0 for usage in usages)
+
+
+def row_of(span: Span, encoder: Encoder, service: str) -> Row:
+    """Return what is stored of `span`.
 
     Args:
         span: Ended, or open: what isn't there yet is None.
@@ -59,34 +62,31 @@ def record_of(span: Span, encoder: Encoder, service: str) -> dict[str, Any]:
         service: Names the application, whichever process delivers the span.
 
     Returns:
-        JSON-like data; nothing of the user's objects is referred to.
+        The row, in which nothing of the user's objects is referred to.
     """
     scope = span.scope
-    metadata = encoder.jsonable(span.metadata)
-    record: dict[str, Any] = {
-        "span_id": span.id,
-        "trace_id": span.trace_id,
-        "parent_id": span.parent_id,
-        "name": encoder.label(span.name),
-        "kind": span.kind,
-        "status": span.status,
-        "error": None if span.error is None else encoder.text(span.error),
-        "started_at_ns": span.started_at_ns,
-        "ended_at_ns": span.ended_at_ns or None,
-        "tags": encoder.label(span.tags, "tags"),
-        "metadata": metadata,
-        "user": encoder.label(scope.user, "user"),
-        "session": encoder.label(scope.session, "session"),
-        "service": service,
-        "lineage": [around.id for around in scope.lineage],
-    }
+    tags, metadata = span.tags, encoder.dumps(span.metadata)
+    lineage = ",".join([f'"{around.span_bits:016x}"' for around in scope.lineage])
+    fields = [
+        '{"error":' + ("null" if span.error is None else quoted(encoder.text(span.error))),
+        '"user":' + encoder.dumps_label(scope.user, "user"),
+        '"session":' + encoder.dumps_label(scope.session, "session"),
+        '"service":' + quoted(service),
+        f'"lineage":[{lineage}]',
+    ]
+    lines = [encoder.dumps_label(tags, "tags"), metadata]
+    usage = _NO_USAGE
     if span.kind == "llm":
-        record.update(_llm_fields(span, record, encoder))
+        usage = _add_llm(span, tags, metadata, fields, lines, encoder)
     else:
         needed_in, needed_out = _needed_capture(span)
-        record["input"] = _value(span.raw_input, span.input_is_set or _holds(scope.capture, needed_in), encoder)
-        record["output"] = _value(span.raw_output, span.output_is_set or _holds(scope.capture, needed_out), encoder)
-    return record
+        lines.append(_value(span.raw_input, span.input_is_set or _holds(scope.capture, needed_in), encoder))
+        lines.append(_value(span.raw_output, span.output_is_set or _holds(scope.capture, needed_out), encoder))
+    return Row(
+        span.id, span.trace_id, span.parent_id, str(encoder.label(span.name)), span.kind, span.status,
+        span.started_at_ns, span.ended_at_ns or None, usage.input_tokens, usage.output_tokens,
+        "\n".join((",".join(fields) + "}", *lines)),
+    )  # fmt: skip
 
 
 def _needed_capture(span: Span) -> tuple[int, int]:
@@ -109,41 +109,45 @@ def _holds(captured: int, needed: int) -> bool:
     return captured & needed == needed
 
 
-def _value(raw: Any, captured: bool, encoder: Encoder) -> Any:
+def _value(raw: Any, captured: bool, encoder: Encoder) -> str:
     if raw is None or not captured:
-        return None
-    return encoder.jsonable(raw.named() if type(raw) is Arguments else thawed(raw))
+        return "null"
+    return encoder.dumps(raw.named() if type(raw) is Arguments else thawed(raw))
 
 
-def _llm_fields(span: Span, record: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
-    """Return what the record of an LLM call has beyond others'."""
+def _add_llm(
+    span: Span, tags: Sequence[str], metadata: str, fields: list[str], lines: list[str], encoder: Encoder
+) -> _blueprint.Usage:
+    """Add what the body of an LLM call has beyond others'; return its token counts."""
     run = span.run
     assert run is not None  # An LLM span is made by the handler alone.
-    parameters = run.parameters
+    captured = span.scope.capture
     answer = _answered(span)
-    cached = answer is not None and answer.cached
-    usage = _blueprint.tokens(answer.named(), answer.llm_output) if answer is not None and not cached else None
-    chat = run.chat
-    prompt = _prompt(span, chat, parameters, encoder)
-    return {
-        "provider": run.provider,
-        "model": run.model,
-        "parameters": _parameters(parameters, span.scope.capture, encoder),
-        "input": prompt,
-        "output": encoder.shaped(_answer(span, chat, answer, encoder)),
-        "input_tokens": usage.input_tokens if usage is not None else None,
-        "output_tokens": usage.output_tokens if usage is not None else None,
-        "cached_input_tokens": usage.cached_input_tokens if usage is not None else None,
-        "cache_creation_input_tokens": usage.cache_creation_input_tokens if usage is not None else None,
-        "reasoning_tokens": usage.reasoning_tokens if usage is not None else None,
-        "first_token_at_ns": span.first_token_at_ns or None,
-        "error_type": error_type_of(span.status, span.error_types, span.error or ""),
-        "attempt": _attempt(span),
-        "cached": cached,
-        "request_tags": [tag for tag in record["tags"] if not tag.startswith(INTERNAL_TAGS)],
-        "request_metadata": _request_metadata(span, run, record["metadata"], encoder),
-        **_prompt_link(span, encoder),
-    }
+    generations = answer.named() if answer is not None else []
+    cached = is_cached(generations)
+    usage = _blueprint.tokens(generations, answer.llm_output) if answer is not None and not cached else _NO_USAGE
+    parameters = run.parameters
+    fields += [
+        '"provider":' + quoted(run.provider),
+        '"model":' + quoted(run.model),
+        '"cached_input_tokens":' + json_of(usage.cached_input_tokens),
+        '"cache_creation_input_tokens":' + json_of(usage.cache_creation_input_tokens),
+        '"reasoning_tokens":' + json_of(usage.reasoning_tokens),
+        '"first_token_at_ns":' + str(span.first_token_at_ns or "null"),
+        '"error_type":' + json_of(error_type_of(span.status, span.error_types, span.error or "")),
+        '"attempt":' + str(_attempt(span)),
+        '"cached":' + ("true" if cached else "false"),
+    ]
+    fields += _prompt_link(span, encoder)
+    own_tags = tuple([tag for tag in tags if not tag.startswith(INTERNAL_TAGS)])
+    lines += [
+        _prompt(span, run.chat, parameters, encoder),
+        _answer(run.chat, generations if captured & OUTPUTS else (), encoder),
+        _parameters(parameters, captured, encoder),
+        encoder.dumps_label(own_tags, "tags"),
+        _request_metadata(span, run, metadata, encoder),
+    ]
+    return usage
 
 
 def _answered(span: Span) -> Answer | None:
@@ -160,39 +164,49 @@ def _answered(span: Span) -> Answer | None:
     return Answer([(whole.message, whole.text, whole.generation_info)], None)
 
 
-def _prompt_link(span: Span, encoder: Encoder) -> dict[str, Any]:
+def _prompt_link(span: Span, encoder: Encoder) -> list[str]:
     """Return which prompt of the registry the call was made from."""
     link = _links.find(span)
     if link is None:
-        return {}
-    return {
-        "prompt_name": link.name,
-        "prompt_version": link.version,
-        "prompt_label": link.label,
-        "prompt_input_variables": encoder.jsonable(link.variables) if span.scope.capture & INPUTS else {},
-    }
+        return []
+    variables = encoder.dumps(link.variables) if span.scope.capture & INPUTS else "{}"
+    return [
+        '"prompt_name":' + quoted(link.name),
+        '"prompt_version":' + json_of(link.version),
+        '"prompt_label":' + json_of(link.label),
+        '"prompt_input_variables":' + variables,
+    ]
 
 
-def _prompt(span: Span, chat: bool, parameters: Mapping[str, Any], encoder: Encoder) -> Any:
+def _prompt(span: Span, chat: bool, parameters: Mapping[str, Any], encoder: Encoder) -> str:
     captured = thawed(span.raw_input) if span.scope.capture & INPUTS else ()
     if not chat:
-        return encoder.shaped(_blueprint.completion_prompt(captured, encoder))
+        return encoder.dumps_shaped(_blueprint.completion_prompt(captured, encoder))
+    if parameters.keys().isdisjoint(_NOT_PARAMETERS):
+        plain = _blueprint.plain_chat(captured, encoder)
+        if plain is not None:
+            return plain
     prompt = _blueprint.chat_prompt(captured, encoder, parameters=parameters if captured else None)
-    tools = {key: encoder.schema(prompt.pop(key)) for key in ("tools", "functions") if prompt.get(key)}
-    safe = encoder.shaped(prompt)
-    assert isinstance(safe, dict)
-    return {**safe, **tools}
+    tools = {key: prompt.pop(key) for key in ("tools", "functions") if prompt.get(key)}
+    return _joined(encoder.dumps_shaped(prompt), {key: encoder.dumps_schema(value) for key, value in tools.items()})
 
 
-def _parameters(parameters: Mapping[str, Any], captured: int, encoder: Encoder) -> Any:
+def _joined(text: str, members: Mapping[str, str]) -> str:
+    """Return the text of a JSON object with members added to it, which it has none of."""
+    added = ",".join(f"{quoted(key)}:{value}" for key, value in members.items())
+    return text if not added else f"{{{added}}}" if text == "{}" else f"{text[:-1]},{added}}}"
+
+
+def _parameters(parameters: Mapping[str, Any], captured: int, encoder: Encoder) -> str:
     """Return what a model was called with, beside what the prompt says already."""
+    if parameters.keys().isdisjoint(_ELSEWHERE):
+        return encoder.dumps(dict(parameters))
     rest = {key: value for key, value in parameters.items() if key not in _NOT_PARAMETERS}
-    schemas = {key: encoder.schema(_schema_of(rest.pop(key))) for key in _SCHEMAS if key in rest}
+    schemas = {key: encoder.dumps_schema(_schema_of(rest.pop(key))) for key in _SCHEMAS if key in rest}
     if captured & INPUTS:
-        schemas.update({key: encoder.schema(value) for key, value in _blueprint.untold_of(parameters).items()})
-    safe = encoder.jsonable(rest)
-    assert isinstance(safe, dict)
-    return {**safe, **schemas}
+        untold = _blueprint.untold_of(parameters)
+        schemas.update({key: encoder.dumps_schema(value) for key, value in untold.items()})
+    return _joined(encoder.dumps(rest), schemas)
 
 
 def _schema_of(value: Any) -> Any:
@@ -203,35 +217,54 @@ def _schema_of(value: Any) -> Any:
     return {"type": "json_schema", "json_schema": {"name": value.__name__, "schema": make()}}
 
 
-def _answer(span: Span, chat: bool, answer: Answer | None, encoder: Encoder) -> Any:
-    generations = answer.named() if answer is not None and span.scope.capture & OUTPUTS else ()
-    if chat:
-        return _blueprint.chat_answer(generations, encoder)
-    return _blueprint.completion_answer(generations, encoder)
+def _answer(chat: bool, generations: Sequence[Generation], encoder: Encoder) -> str:
+    if not chat:
+        return encoder.dumps_shaped(_blueprint.completion_answer(generations, encoder))
+    plain = _blueprint.plain_chat([generation.message for generation in generations], encoder, "assistant")
+    return plain if plain is not None else encoder.dumps_shaped(_blueprint.chat_answer(generations, encoder))
 
 
-def _request_metadata(span: Span, run: Run, metadata: Mapping[str, Any], encoder: Encoder) -> dict[str, str]:
+#: By what it is made from: the metadata of a request but for what tells its run. The same come again and again.
+_known_metadata: dict[tuple[str, str, str], str] = {}
+_MOST_KNOWN, _LONGEST_KNOWN = 1_000, 4_000
+
+
+def _request_metadata(span: Span, run: Run, metadata: str, encoder: Encoder) -> str:
     """Return the metadata that goes with a request: strings only, without LangChain's internal keys.
 
     The keys `_langchain_*` are those of LangChain's own former PromptLayer handler: saved searches use them.
     """
+    key = metadata, encoder.dumps(span.scope.user), encoder.dumps(span.scope.session)
+    known = _known_metadata.get(key)
+    if known is None:
+        known = _own_metadata(*map(json.loads, key))
+        if len(metadata) <= _LONGEST_KNOWN:
+            if len(_known_metadata) >= _MOST_KNOWN:
+                _known_metadata.clear()
+            _known_metadata[key] = known
+    about_run = {
+        "_langchain_run_id": f'"{_uuid(run.run_id)}"',
+        "_langchain_parent_run_id": f'"{run.parent_run_id and _uuid(run.parent_run_id)}"',
+        "_langchain_tags": quoted(str(encoder.label(run.tags or [], "tags"))),
+    }
+    return _joined(known, about_run)
+
+
+def _own_metadata(metadata: Mapping[str, Any], user: Any, session: Any) -> str:
     own = {
-        key: value if isinstance(value, str) else _json(value)
+        key: value if isinstance(value, str) else json_of(value)
         for key, value in metadata.items()
         if not key.startswith(_INTERNAL_METADATA)
     }
-    for key, value in (("user_id", span.scope.user), ("conversation_id", span.scope.session)):
+    for key, value in (("user_id", user), ("conversation_id", session)):
         if value is not None:
-            safe = encoder.jsonable(value)
-            own[key] = safe if isinstance(safe, str) else _json(safe)
-    own["_langchain_run_id"] = str(UUID(int=run.run_id))
-    own["_langchain_parent_run_id"] = str(run.parent_run_id and UUID(int=run.parent_run_id))
-    own["_langchain_tags"] = str(encoder.label(run.tags or [], "tags"))
-    return own
+            own[key] = value if isinstance(value, str) else json_of(value)
+    return json_of({key: value for key, value in own.items() if key not in _OF_THE_RUN})
 
 
-#: For what is JSON-safe already.
-_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+def _uuid(bits: int) -> str:
+    digits = f"{bits:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def _attempt(span: Span) -> int:

@@ -15,8 +15,9 @@ from pltrace._background import Background, is_ours, sleep
 from pltrace._database import UNSTORABLE
 from pltrace._encoding import Encoder
 from pltrace._health import counts, failed, warn_sometimes
-from pltrace._record import record_of
+from pltrace._record import row_of
 from pltrace._request import Registry, Request, Waiting
+from pltrace._rows import Row, record_of
 from pltrace._silence import be_silent, silence
 from pltrace._slices import Slices
 from pltrace._span import Span
@@ -99,7 +100,7 @@ class SpanRecorder:
         self._writing = threading.RLock()  # Held from taking items off the queue until they are committed.
         self._is_writing = False
         self._inflight: list[Span | _Ask] = []
-        self._encoded: tuple[list[dict[str, Any]], list[Asked]] | None = None  # What is in flight, once it is.
+        self._encoded: tuple[list[Row], list[Asked]] | None = None  # What is in flight, once it is.
         self._most_queued = MOST_QUEUED
         self._wrote_at = time.monotonic()
         self._began_at = 0.0  # When the commit began that isn't done yet; 0 between commits.
@@ -297,13 +298,13 @@ class SpanRecorder:
                 self._inflight.append(self._queue.popleft())
             with silence():  # This alone runs code of the user's: redactors, the `repr` of objects.
                 self._encoded = self._encode(self._inflight)
-        records, operations = self._encoded
+        rows, operations = self._encoded
         new_counts = self._new_counts()
         try:
-            written = self.store.write(records, operations, new_counts, _PATIENCE_S)
+            written = self.store.write(rows, operations, new_counts, _PATIENCE_S)
         except UNSTORABLE:
             # One of them can't be stored, and would keep all others from it.
-            written = self._write_each(records, operations)
+            written = self._write_each(rows, operations)
         except Exception as error:
             self._cannot_write(error)
             return False
@@ -314,7 +315,7 @@ class SpanRecorder:
         self._wrote_at = time.monotonic()
         self._began_at, self._fails = 0.0, False
         self._most_queued = self._room()
-        counts["recorded"] += len(records)
+        counts["recorded"] += len(rows)
         self._tell(spans, written)
         return True
 
@@ -322,10 +323,10 @@ class SpanRecorder:
         """Return how many spans of the size of late may wait in memory."""
         return max(min(MOST_QUEUED, int(MOST_QUEUED_BYTES / self.store.span_bytes)), _FEWEST_QUEUED)
 
-    def _write_each(self, records: list[dict[str, Any]], operations: list[Asked]) -> list[Written]:
+    def _write_each(self, rows: list[Row], operations: list[Asked]) -> list[Written]:
         """Write one by one, giving up what can't be stored."""
         written: list[Written] = []
-        parts: list[tuple[list[dict[str, Any]], list[Asked]]] = [([record], []) for record in records]
+        parts: list[tuple[list[Row], list[Asked]]] = [([row], []) for row in rows]
         parts += [([], [asked]) for asked in operations]
         for part in parts:
             try:
@@ -349,15 +350,15 @@ class SpanRecorder:
             finally:
                 self._writing.release()
 
-    def _encode(self, items: list[Span | _Ask]) -> tuple[list[dict[str, Any]], list[Asked]]:
-        records: list[dict[str, Any]] = []
+    def _encode(self, items: list[Span | _Ask]) -> tuple[list[Row], list[Asked]]:
+        rows: list[Row] = []
         operations: list[Asked] = []
         slices = Slices()
         for item in items:
             slices.between()
             try:
                 if type(item) is Span:
-                    records.append(record_of(item, self._encoder, self._service))
+                    rows.append(row_of(item, self._encoder, self._service))
                     if item.kind == "llm":
                         for around in item.scope.lineage:
                             around.totals.fold()
@@ -371,7 +372,7 @@ class SpanRecorder:
             except Exception:
                 self._drop("not_encodable", 1)
                 failed("encoding a span")
-        return records, operations
+        return rows, operations
 
     def _cannot_write(self, error: Exception) -> None:
         """Keep what is in flight for the next try, and how many may wait behind it."""
@@ -407,7 +408,7 @@ class SpanRecorder:
 
     def readable(self, span: Span) -> Mapping[str, Any]:
         """Return what is kept of a span, as JSON-like data."""
-        return record_of(span, self._encoder, self._service)
+        return record_of(row_of(span, self._encoder, self._service))
 
     def stored(self, span_bits: int) -> Mapping[str, Any] | None:
         """Return what the store holds of a span, waiting for the writer; None if it holds nothing."""

@@ -11,10 +11,12 @@ from pltrace._database import Database
 from pltrace._lease import Lease
 from pltrace._outbox import Outbox
 from pltrace._retention import Retention
-from pltrace._rows import ASKED, COLUMNS, LOCAL, record_from
-from pltrace._slices import Slices
+from pltrace._rows import ASKED, COLUMNS, LOCAL, Row, head_of, record_from
 
 __all__ = ["Asked", "Store", "Written"]
+
+#: SQLite may allow no more than 999 values in a statement, and one of more rows takes no less time for each.
+_MOST_IN_INSERT = 16
 
 
 class Asked(NamedTuple):
@@ -69,7 +71,7 @@ class Store:
 
     def write(
         self,
-        records: Sequence[dict[str, Any]],
+        rows: Sequence[Row],
         operations: Sequence[Asked],
         counts: Mapping[str, int] | None = None,
         patience_s: float = 30.0,
@@ -77,7 +79,7 @@ class Store:
         """Commit ended spans and operations together.
 
         Args:
-            records: As made by `record_of`; one that is known already replaces it.
+            rows: One of a span that is known already replaces it.
             operations: In the order they were asked.
             counts: What happened since the last commit, by reason; added to what is known.
             patience_s: The longest wait for other processes.
@@ -88,36 +90,29 @@ class Store:
         Raises:
             sqlite3.Error: Nothing was written.
         """
-        # Encoded before the transaction: other processes wait while it is open.
-        slices, bodies = Slices(), []
-        for record in records:
-            slices.between()
-            bodies.append(_encoded(record))
-        if bodies:
-            self.span_bytes += (sum(map(len, bodies)) / len(bodies) - self.span_bytes) / 2
+        if rows:
+            self.span_bytes += (sum([len(row.body) for row in rows]) / len(rows) - self.span_bytes) / 2
         with self.database.writing(patience_s) as connection:
             self.lease.renew_in(connection)
             (last,) = connection.execute("SELECT coalesce(max(seq), 0) FROM spans").fetchone()
-            known = self._known(connection, [record["span_id"] for record in records])
-            rows: list[tuple[Any, ...]] = []
+            known = self._known(connection, [row.span_id for row in rows])
+            new: list[tuple[Any, ...]] = []
             written: list[Written] = []
-            for record, body in zip(records, bodies, strict=True):
-                if record["span_id"] in known:
-                    self._rewrite(connection, record, body)
+            for row in rows:
+                if row.span_id in known:
+                    # It may be new in this very commit.
+                    self._insert(connection, new)
+                    new = []
+                    self._rewrite(connection, row)
                     continue
-                known.add(record["span_id"])
+                known.add(row.span_id)
                 last += 1
-                request_id = last if self._local_ids and record["kind"] == "llm" else None
+                request_id = last if self._local_ids and row.kind == "llm" else None
                 if request_id is not None:
-                    written.append(Written(record["span_id"], request_id))
-                rows.append((last, *(record.get(column) for column in COLUMNS), request_id, body))
-            connection.executemany(f"INSERT INTO spans VALUES ({', '.join('?' * (len(COLUMNS) + 3))})", rows)
-            for exporter in self.exporters:
-                connection.executemany(
-                    "INSERT INTO deliveries (exporter, seq, state, owner) VALUES (?, ?, 0, ?)",
-                    [(exporter, row[0], self.lease.owner) for row in rows],
-                )
-            self._spread_known(connection, records)
+                    written.append(Written(row.span_id, request_id))
+                new.append((last, *row[:-1], request_id, row.body))
+            self._insert(connection, new)
+            self._spread_known(connection, rows)
             for asked in operations:
                 self._ask(connection, asked)
             for reason, count in (counts or {}).items():
@@ -128,6 +123,24 @@ class Store:
                 )
         return written
 
+    def _insert(self, connection: Any, rows: list[tuple[Any, ...]]) -> None:
+        """Insert new spans, many with one statement: each statement lets go of the interpreter and has to get it back.
+
+        Args:
+            connection: In a transaction.
+            rows: Number, columns, request id and body of each.
+        """
+        if not rows:
+            return
+        for start in range(0, len(rows), _MOST_IN_INSERT):
+            part = rows[start : start + _MOST_IN_INSERT]
+            connection.execute(_inserting(len(part)), [value for row in part for value in row])
+        for exporter in self.exporters:
+            connection.execute(
+                "INSERT INTO deliveries (exporter, seq, state, owner) SELECT ?, seq, 0, ? FROM spans WHERE seq >= ?",
+                (exporter, self.lease.owner, rows[0][0]),
+            )
+
     def _known(self, connection: Any, span_ids: list[str]) -> set[str]:
         rows = connection.execute(
             "SELECT span_id FROM spans WHERE span_id IN (SELECT value FROM json_each(?))",
@@ -135,18 +148,18 @@ class Store:
         )
         return {row[0] for row in rows}
 
-    def _rewrite(self, connection: Any, record: Mapping[str, Any], body: str) -> None:
+    def _rewrite(self, connection: Any, row: Row) -> None:
         """Replace a span that was updated after it had ended, and deliver it again: backends upsert by span id."""
         changes = ", ".join(f"{column} = ?" for column in COLUMNS)
         connection.execute(
             f"UPDATE spans SET {changes}, body = ? WHERE span_id = ?",
-            (*(record.get(column) for column in COLUMNS), body, record["span_id"]),
+            (*row, row.span_id),
         )
-        if record["kind"] != "llm":  # An LLM call that is sent again would be logged again.
+        if row.kind != "llm":  # An LLM call that is sent again would be logged again.
             connection.execute(
                 "UPDATE deliveries SET state = 0, owner = ? WHERE state = 1 AND seq ="
                 " (SELECT seq FROM spans WHERE span_id = ?)",
-                (self.lease.owner, record["span_id"]),
+                (self.lease.owner, row.span_id),
             )
 
     def _ask(self, connection: Any, asked: Asked) -> None:
@@ -165,7 +178,7 @@ class Store:
                 "SELECT span_id, body FROM spans WHERE trace_id = ? AND kind = 'llm' ORDER BY seq",
                 (asked.trace_id,),
             ).fetchall():
-                if asked.span_id in json.loads(row["body"])["lineage"]:
+                if asked.span_id in head_of(row["body"])["lineage"]:
                     self._spread(connection, cursor.lastrowid, row["span_id"])
 
     def _of_request(self, connection: Any, asked: Asked) -> Asked:
@@ -176,20 +189,22 @@ class Store:
         span_id, trace_id = ("", "") if row is None else row
         return asked._replace(span_id=span_id, trace_id=trace_id)
 
-    def _spread_known(self, connection: Any, records: Sequence[Mapping[str, Any]]) -> None:
+    def _spread_known(self, connection: Any, rows: Sequence[Row]) -> None:
         """Make what was asked of whole subtrees hold for the LLM calls that this commit adds to them."""
-        calls = [record for record in records if record["kind"] == "llm" and record["lineage"]]
+        calls = [row for row in rows if row.kind == "llm"]
         if not calls:
             return
-        traces = json.dumps(list({record["trace_id"] for record in calls}))
-        for row in connection.execute(
+        asked = connection.execute(
             "SELECT id, span_id FROM operations WHERE subtree = 1 AND trace_id IN (SELECT value FROM json_each(?))"
             " ORDER BY id",
-            (traces,),
-        ).fetchall():
-            for record in calls:
-                if row["span_id"] in record["lineage"]:
-                    self._spread(connection, row["id"], record["span_id"])
+            (json.dumps(list({row.trace_id for row in calls})),),
+        ).fetchall()
+        if asked:
+            lineages = [(row.span_id, head_of(row.body)["lineage"]) for row in calls]
+            for source, above in asked:
+                for span_id, lineage in lineages:
+                    if above in lineage:
+                        self._spread(connection, source, span_id)
 
     def _spread(self, connection: Any, source: int, span_id: str) -> None:
         connection.execute(
@@ -237,9 +252,7 @@ class Store:
         self.database.close()
 
 
-def _encoded(record: Mapping[str, Any]) -> str:
-    return _json({key: value for key, value in record.items() if key not in COLUMNS})
-
-
-#: Records are made here and are trees: no time for a look at whether they are.
-_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")).encode
+def _inserting(rows: int) -> str:
+    """Return the statement that inserts so many spans; as there are few, SQLite's connection keeps them prepared."""
+    values = f"({', '.join('?' * (len(COLUMNS) + 3))})"
+    return f"INSERT INTO spans VALUES {', '.join([values] * rows)}"

@@ -35,7 +35,7 @@ CREATE TABLE spans (
     input_tokens    INTEGER,               -- LLM calls only
     output_tokens   INTEGER,
     request_id      INTEGER,               -- LLM calls only: PromptLayer's id, or seq; null until it is known
-    body            TEXT NOT NULL          -- the rest of the record, as a JSON object
+    body            TEXT NOT NULL          -- the rest of the record: a JSON object, then lines of JSON (_rows.FIELDS)
 );
 CREATE INDEX spans_by_trace ON spans (trace_id);
 CREATE INDEX spans_by_request ON spans (request_id) WHERE request_id IS NOT NULL;

@@ -786,6 +786,23 @@ plans = st.recursive(
 )  # fmt: skip
 
 
+#: Values near what the default redaction looks for.
+telling = st.recursive(
+    st.one_of(
+        st.none(), st.integers(-(2**64), 2**64), st.floats(), texts, st.sampled_from(sorted(SECRETS.values())),
+        st.sampled_from(["password=hunter2", 'an "api_key": "abcdefgh"', "https://ann:pw@host/", "Bearer abc123def4"]),
+        st.builds(HumanMessage, texts), st.builds(AIMessage, texts, name=texts),
+        st.builds(lambda text: Document(text, metadata={"source": text}), texts),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.dictionaries(st.sampled_from(["password", "token", "logprob", "name", "X-Api-Key", 1, True]), inner),
+        st.tuples(st.sampled_from(["Authorization", "accept", b"cookie"]), inner),
+    ),
+    max_leaves=12,
+)  # fmt: skip
+
+
 def built(plan: Any) -> Any:
     """Build the value that a plan describes."""
     if isinstance(plan, Plan):
@@ -834,6 +851,22 @@ class TestProperties:
         assert wide <= 4
         assert long <= 30 + 40
         assert strict(Encoder().dumps(value)) == Encoder().jsonable(value)
+
+    @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.one_of(plans, telling), st.sampled_from([(1_000_000, 32, 10_000), (30, 3, 3)]))
+    def test_text_is_that_of_the_data(self, plan: Any, limits: tuple[int, int, int]) -> None:
+        """JSON text, which is mostly made in a quicker way, holds just what the data holds."""
+        longest, deepest, widest = limits
+        encoder = Encoder(max_string=longest, max_depth=deepest, max_items=widest)
+        value = built(plan)
+        for dumps, data in (
+            (encoder.dumps, encoder.jsonable),
+            (encoder.dumps_shaped, encoder.shaped),
+            (encoder.dumps_schema, encoder.schema),
+        ):
+            expected = data(value)
+            assert [strict(dumps(value)), strict(dumps([value, value]))[:1]] == [expected, data([value, value])[:1]]
+            assert strict(dumps(value)) == expected
 
     @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
     @given(

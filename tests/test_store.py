@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -18,6 +19,7 @@ from langchain_core.language_models.fake_chat_models import FakeListChatModel
 
 import pltrace
 from pltrace import traced
+from pltrace._rows import Row
 from pltrace._store import Store
 from tests.support.http_double import STORE_THEN_HANG, on
 from tests.support.programs import deliveries, ended, rows, run, start, stored
@@ -468,7 +470,7 @@ def test_a_backlog_makes_nothing_slower() -> None:
         """Counts in hundreds what SQLite does for one batch."""
         store = Store(None, ["promptlayer"], local_ids=False)
         for first in range(0, waiting, 500):
-            store.write([_a_record(number) for number in range(first, first + 500)], [])
+            store.write([_a_row(number) for number in range(first, first + 500)], [])
         counted = 0
 
         def count() -> int:
@@ -485,7 +487,7 @@ def test_a_backlog_makes_nothing_slower() -> None:
         assert store.outbox.newest("promptlayer", batch[-1].seq) is not None
         assert not store.outbox.due_operations(1)
         assert not store.outbox.hopeless_operations(1)
-        store.write([_a_record(waiting)], [])
+        store.write([_a_row(waiting)], [])
         store.lease.adopt()
         store.close()
         return counted
@@ -520,7 +522,7 @@ def test_old_spans_go(tmp_path: Path, promptlayer: PromptLayerServer, deliver: C
 def test_size_is_bounded(tmp_path: Path) -> None:
     """Beyond the most bytes the oldest delivered spans go, and never one that is still to be delivered."""
     store = Store(tmp_path / "traces.db", ["promptlayer"])
-    store.write([_a_record(number) for number in range(400)], [])
+    store.write([_a_row(number) for number in range(400)], [])
     batch = store.outbox.claim("promptlayer", 300, 10**9)
     store.outbox.delivered("promptlayer", batch, {})
     size = (tmp_path / "traces.db").stat().st_size + (tmp_path / "traces.db-wal").stat().st_size
@@ -536,7 +538,7 @@ def test_size_is_bounded(tmp_path: Path) -> None:
 def test_memory_is_bounded() -> None:
     """In memory alone, beyond the most bytes the oldest spans are given up, also undelivered ones, and counted."""
     store = Store(None, ["promptlayer"])
-    store.write([_a_record(number) for number in range(1_000)], [])
+    store.write([_a_row(number) for number in range(1_000)], [])
     assert store.retention.drop(2**30) == 0
     assert store.retention.prune(0, 2**21) == 0
     dropped = 0
@@ -548,10 +550,9 @@ def test_memory_is_bounded() -> None:
     store.close()
 
 
-def _a_record(number: int) -> dict[str, Any]:
-    return {
-        "span_id": f"{number + 1:016x}", "trace_id": f"{number + 1:032x}", "parent_id": None,
-        "name": f"span-{number:03}", "kind": "block", "status": "ok", "error": None, "started_at_ns": 10**18,
-        "ended_at_ns": 10**18 + 1, "tags": [], "metadata": {}, "user": None, "session": None, "lineage": [],
-        "input": None, "output": "x" * 5000,
-    }  # fmt: skip
+def _a_row(number: int) -> Row:
+    head = {"error": None, "user": None, "session": None, "service": "", "lineage": []}
+    return Row(
+        f"{number + 1:016x}", f"{number + 1:032x}", None, f"span-{number:03}", "block", "ok", 10**18, 10**18 + 1,
+        None, None, "\n".join(map(json.dumps, (head, [], {}, None, "x" * 5000))),
+    )  # fmt: skip

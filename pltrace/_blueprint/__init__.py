@@ -1,7 +1,14 @@
 """Turns LangChain messages, generations and tool definitions into PromptLayer's Prompt Blueprint."""
 
 from pltrace._blueprint._base import JsonEncoder
-from pltrace._blueprint._prompts import chat_answer, chat_prompt, completion_answer, completion_prompt, text_answer
+from pltrace._blueprint._prompts import (
+    chat_answer,
+    chat_prompt,
+    completion_answer,
+    completion_prompt,
+    plain_chat,
+    text_answer,
+)
 from pltrace._blueprint._tools import untold_of
 from pltrace._blueprint._usage import Usage, tokens
 
@@ -12,6 +19,7 @@ __all__ = [
     "chat_prompt",
     "completion_answer",
     "completion_prompt",
+    "plain_chat",
     "text_answer",
     "tokens",
     "untold_of",

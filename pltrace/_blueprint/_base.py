@@ -14,6 +14,9 @@ class JsonEncoder(Protocol):
     def dumps(self, value: object, /) -> str:
         """The value as strict JSON text, redacted and bounded."""
 
+    def dumps_plain(self, text: str, /) -> str | None:
+        """The JSON text of a text in which nothing is redacted or cut, None for any other."""
+
     def jsonable(self, value: object, /) -> object:
         """The value as plain JSON data, redacted and bounded."""
 

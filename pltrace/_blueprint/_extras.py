@@ -22,7 +22,7 @@ from pltrace._blueprint._text import thinking
 _REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
 _CITATIONS = ("annotations", "citations")
 #: What of the response's metadata is part of the answer; all else says how it came about.
-_OF_RESPONSES = ("citations", "grounding_metadata", "citation_metadata", "refusal")
+OF_RESPONSES = ("citations", "grounding_metadata", "citation_metadata", "refusal")
 #: Keys that a part of this package converts.
 _TOLD = {*_REASONING, *_CITATIONS, "tool_calls", "function_call", "tool_outputs", "refusal", "audio", "images"}
 #: Keys of bookkeeping: ids, roles, counts, how it ended; and the fields of a message that came as a dict.
@@ -41,7 +41,7 @@ _DEEPEST = 20
 def extras_of(message: object) -> Block:
     """What stands beside the content of an answer and says something."""
     metadata = dict_of(getattr(message, "response_metadata", None))
-    found = {key: metadata[key] for key in _OF_RESPONSES if key in metadata}
+    found = {key: metadata[key] for key in OF_RESPONSES if key in metadata}
     found.update(dict_of(getattr(message, "additional_kwargs", None)))
     return {key: value for key, value in found.items() if _says_something(value)}
 

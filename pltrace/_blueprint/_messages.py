@@ -20,7 +20,7 @@ from pltrace._blueprint._base import (
 )
 from pltrace._blueprint._calls import call_of
 from pltrace._blueprint._content import Draft, error_note
-from pltrace._blueprint._extras import annotate, extras_of, others_of, reasoning_of
+from pltrace._blueprint._extras import OF_RESPONSES, annotate, extras_of, others_of, reasoning_of
 
 _ROLES = {
     "human": "user",
@@ -38,6 +38,8 @@ _ROLES = {
     "function": "function",
     "FunctionMessageChunk": "function",
 }
+_PLAIN_ROLES = {kind: _ROLES[kind] for kind in ("human", "ai", "system", "HumanMessageChunk", "AIMessageChunk")}
+_OF_RESPONSES = frozenset(OF_RESPONSES)
 _MESSAGE_KEYS = {"content", "tool_calls", "function_call"}
 
 
@@ -47,6 +49,31 @@ def messages_of(message: object, encoder: JsonEncoder, forced_role: str | None =
         return _converted(message, encoder, forced_role)
     except Exception:
         return [{"role": forced_role or "user", "content": [json_block(message, encoder)]}]
+
+
+def plain_message(message: Any, encoder: JsonEncoder, forced_role: str | None = None) -> str | None:
+    """The JSON text of what `messages_of` makes of a message that holds nothing but a text; None for any other."""
+    try:
+        fields = message.__dict__
+        content, extras, role = fields["content"], fields["additional_kwargs"], _PLAIN_ROLES[fields["type"]]
+        if type(content) is not str or fields.get("name") or (extras and any(map(_says_more, extras.values()))):
+            return None
+        if role == "assistant":
+            if fields.get("tool_calls") or fields.get("invalid_tool_calls"):
+                return None
+            if not _OF_RESPONSES.isdisjoint(fields["response_metadata"]):
+                return None
+    except (AttributeError, KeyError, TypeError):
+        return None
+    role = forced_role or role
+    if not content:
+        return f'{{"role":"{role}","content":[]}}'
+    text = encoder.dumps_plain(content)
+    return None if text is None else f'{{"role":"{role}","content":[{{"type":"text","text":{text}}}]}}'
+
+
+def _says_more(value: object) -> bool:
+    return value is not None
 
 
 def _converted(message: Any, encoder: JsonEncoder, forced_role: str | None) -> list[Block]:

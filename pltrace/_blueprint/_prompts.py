@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pltrace._blueprint._base import Block, JsonEncoder, items_of, member_of, text_block, text_blocks, text_of
-from pltrace._blueprint._messages import messages_of
+from pltrace._blueprint._messages import messages_of, plain_message
 from pltrace._blueprint._tools import tooling_of
+
+#: What is longer in all is left to the encoder, which bounds it.
+_LONGEST_PLAIN = 1_000_000
 
 
 def chat_prompt(
@@ -29,6 +32,27 @@ def chat_prompt(
     if parameters:
         prompt.update(tooling_of(parameters, encoder))
     return prompt
+
+
+def plain_chat(messages: Sequence[object], encoder: JsonEncoder, role: str | None = None) -> str | None:
+    """Make the JSON text of a ChatPrompt of messages that hold nothing but a text each, as most do.
+
+    Args:
+        messages: LangChain messages.
+        encoder: Says what needs a closer look.
+        role: Of all of them; None for each its own.
+
+    Returns:
+        The text, the same as of what `chat_prompt` or `chat_answer` gives; None where one of them holds more.
+    """
+    texts: list[str] = []
+    for message in messages:
+        text = plain_message(message, encoder, role)
+        if text is None:
+            return None
+        texts.append(text)
+    whole = f'{{"type":"chat","messages":[{",".join(texts)}]}}'
+    return whole if len(whole) <= _LONGEST_PLAIN else None
 
 
 def completion_prompt(prompts: Sequence[str], encoder: JsonEncoder) -> Block:

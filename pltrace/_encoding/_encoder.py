@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from pltrace._encoding._leaves import TOO_DEEP, Bounds, Json, Redact, broken
+from pltrace._encoding._quick import CarefulError, Quick, json_of
 from pltrace._encoding._walk import Walk
 from pltrace._redaction import Rules
 
@@ -14,6 +14,8 @@ __all__ = ["Encoder"]
 
 # Walking and `json.dumps` recurse once or twice per level: more would meet Python's own limit.
 _DEEPEST = 200
+#: Tags, users and the like come again and again: so many JSON texts of theirs are kept, up to such a length.
+_MOST_LABELS, _LONGEST_LABELS = 1_000, 1_000
 
 
 class Encoder:
@@ -46,7 +48,9 @@ class Encoder:
         self._rules = Rules(extra) if redact is None else None
         self._label_rules = Rules(extra, by_name=False)
         self._bounds = Bounds(max_string, min(max_depth, _DEEPEST), max_items)
-        self._json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":"))
+        self._labels: dict[str | tuple[str, ...] | None, str] = {}
+        self._quick = None if self._rules is None else Quick(self._bounds, self._rules)
+        self._quick_label = None if self._rules is None else Quick(self._bounds, self._label_rules)
 
     def jsonable(self, value: object) -> Json:
         """Return the value as JSON-safe data; never raises.
@@ -104,16 +108,47 @@ class Encoder:
         except BaseException as error:
             return broken(value, error)
 
+    # The same as JSON text: strict, compact, without NaN, NUL and lone surrogates.
+
     def dumps(self, value: object) -> str:
-        """Return the value as strict, compact JSON text that UTF-8 can carry; never raises.
+        """Return the JSON text of `jsonable(value)`; never raises."""
+        return self._dumped(self._quick, self.jsonable, value)
 
-        Args:
-            value: Anything.
+    def dumps_shaped(self, value: object) -> str:
+        """Return the JSON text of `shaped(value)`; never raises."""
+        return self._dumped(self._quick, self.shaped, value)
 
-        Returns:
-            The text of `jsonable(value)`, without NaN, NUL and lone surrogates.
-        """
+    def dumps_schema(self, value: object) -> str:
+        """Return the JSON text of `schema(value)`; never raises."""
+        return self._dumped(self._quick_label, self.schema, value)
+
+    def dumps_label(self, value: str | tuple[str, ...] | None, key: str = "") -> str:
+        """Return the JSON text of `label(value, key)`; never raises."""
+        if self._redact is not None:
+            return json_of(self.label(value, key))
+        found = self._labels.get(value)
+        if found is None:
+            found = json_of(self.label(value, key))
+            if len(found) <= _LONGEST_LABELS:
+                if len(self._labels) >= _MOST_LABELS:
+                    self._labels.clear()
+                self._labels[value] = found
+        return found
+
+    def dumps_plain(self, text: str) -> str | None:
+        """Return the JSON text of a text that needs no redaction and no cut; None for any other."""
         try:
-            return self._json.encode(self.jsonable(value))
+            return None if self._quick is None else self._quick.text(text)
+        except CarefulError:
+            return None
+
+    def _dumped(self, quick: Quick | None, walk: Callable[[object], Json], value: object) -> str:
+        try:
+            if quick is not None:
+                try:
+                    return quick.text(value) if type(value) is str else quick.dumps(value)
+                except CarefulError:
+                    pass
+            return json_of(walk(value))
         except RecursionError:  # The caller itself stands at the end of the stack.
             return f'"{TOO_DEEP}"'

@@ -30,7 +30,7 @@ from pltrace._encoding._leaves import (
 )
 from pltrace._redaction import REDACTED, Rules, clean
 
-__all__ = ["Walk"]
+__all__ = ["Walk", "plain_fields"]
 
 _CYCLE = "[cycle]"
 _MORE = "…"
@@ -72,9 +72,7 @@ class Walk(Leaves):
         try:
             build = _EXACT.get(cls)
             if build is None:
-                build = _kinds.get(cls)
-                if build is None:
-                    build = _kinds[cls] = _kind(cls)
+                build = _kind_of(cls)
                 if build not in _NESTING:
                     return build(self, value, key, depth)
             if depth >= self._max_depth:
@@ -215,20 +213,15 @@ class Walk(Leaves):
 
     def message(self, value: Any, key: str, depth: int) -> Json:
         """Convert a message of LangChain: what it says, without its empty fields."""
-        data = object.__getattribute__(value, "__dict__")
-        pairs = [(name, data.get(name)) for name in ("type", "content")]
-        pairs += [(name, data[name]) for name in _MESSAGE_FIELDS if not _empty(data.get(name))]
-        self._budget = max(0, self._budget - len(pairs))
-        return self.entries(pairs, depth)
+        return self._fields_of(_message_fields(value), depth)
 
     def document(self, value: Any, key: str, depth: int) -> Json:
         """Convert a document of LangChain."""
-        data = object.__getattribute__(value, "__dict__")
-        pairs = [(name, data.get(name)) for name in ("page_content", "metadata")]
-        if data.get("id") is not None:
-            pairs.append(("id", data["id"]))
-        self._budget = max(0, self._budget - len(pairs))
-        return self.entries(pairs, depth)
+        return self._fields_of(_document_fields(value), depth)
+
+    def _fields_of(self, fields: dict[str, Any], depth: int) -> Json:
+        self._budget = max(0, self._budget - len(fields))
+        return self.entries(list(fields.items()), depth)
 
     def prompt(self, value: Any, key: str, depth: int) -> Json:
         """Convert a prompt value of LangChain: its messages or its text."""
@@ -237,6 +230,31 @@ class Walk(Leaves):
             if name in data:
                 return self.value(data[name], key, depth)
         return self.model(value, key, depth)
+
+
+def _message_fields(value: Any) -> dict[str, Any]:
+    data = object.__getattribute__(value, "__dict__")
+    fields = {"type": data.get("type"), "content": data.get("content")}
+    for name in _MESSAGE_FIELDS:
+        if not _empty(data.get(name)):
+            fields[name] = data[name]
+    return fields
+
+
+def _document_fields(value: Any) -> dict[str, Any]:
+    data = object.__getattribute__(value, "__dict__")
+    fields = {"page_content": data.get("page_content"), "metadata": data.get("metadata")}
+    if data.get("id") is not None:
+        fields["id"] = data["id"]
+    return fields
+
+
+def plain_fields(value: Any) -> dict[str, Any] | None:
+    """Return the fields that are shown of a message or document of LangChain; None for anything else."""
+    kind = _kind_of(type(value))
+    return (
+        _message_fields(value) if kind is Walk.message else _document_fields(value) if kind is Walk.document else None
+    )
 
 
 _Kind: TypeAlias = Callable[[Walk, Any, str, int], Json]
@@ -278,6 +296,14 @@ _NESTING = frozenset(
 # The commonest, without the dearer look at a weak dictionary.
 _EXACT: dict[type, _Kind] = {dict: Walk.mapping, list: Walk.sequence, tuple: Walk.sequence}
 _kinds: WeakKeyDictionary[type, _Kind] = WeakKeyDictionary()
+
+
+def _kind_of(cls: type) -> _Kind:
+    """Return how instances of a class are converted."""
+    kind = _kinds.get(cls)
+    if kind is None:
+        kind = _kinds[cls] = _kind(cls)
+    return kind
 
 
 def _kind(cls: type) -> _Kind:

@@ -326,10 +326,10 @@ timed.report()
 def test_space_is_given_back(tmp_path: Path, local: Path) -> None:
     """What is pruned makes the file smaller."""
     from pltrace._store import Store
-    from tests.test_store import _a_record
+    from tests.test_store import _a_row
 
     store = Store(tmp_path / "pruned.db")
-    store.write([_a_record(number) for number in range(2000)], [])
+    store.write([_a_row(number) for number in range(2000)], [])
     store.database.cut_log()
     with closing(sqlite3.connect(tmp_path / "pruned.db")) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
