@@ -3,9 +3,13 @@
 A text that is handed on unchanged is the very same object when it reaches the model, however it went: as a message, in
 a message of one's own, through a variable of another template, through threads and tasks. So each rendered text is an
 object of its own, and a call is made from a rendering if it holds its texts; equal words of another object are somebody
-else's. Where a program put more behind one of several texts, the others tell. Only where it put more behind all there
-is, words have to tell, and then only those of what the running code is known to have rendered. (A subclass of `str`
-that knows what was added to it is no way: pydantic makes a plain copy of it, which nothing but its words could tell.)
+else's. Where a program put more behind one of several texts, the others tell.
+
+Words have to tell in two cases. Where a conversation is read back from a checkpoint, they are those of what was asked
+before in the same conversation. Where a program put more behind all there is, they are those of what the running code
+is known to have rendered, or the program before anything was traced; what was sent as it is, or with more behind it in
+another trace, explains no further text. (A subclass of `str` that knows what was added to it is no way: pydantic makes
+a plain copy of it, which nothing but its words could tell.)
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from pltrace._health import failed
 from pltrace._snapshot import thawed
 from pltrace._span import Span
 
-__all__ = ["Link", "Rendering", "find", "forget", "forked", "fresh", "note", "seen", "texts_in"]
+__all__ = ["Link", "Rendering", "find", "forget", "forked", "fresh", "is_system", "note", "seen", "texts_in"]
 
 #: What is remembered: the latest renderings, the one that was of no use for longest goes first.
 MOST_RENDERINGS = 20_000
@@ -32,6 +36,8 @@ _OVERHEAD = 500  # What a rendering counts beside its texts.
 _MOST_SEEN = 64
 #: A shorter text says too little for being known by its words.
 _TELLING = 20
+#: So many conversations, and renderings in each, are known.
+_MOST_CONVERSATIONS, _MOST_IN_ONE = 1_000, 8
 _STEP = "seq:step:"
 _SYSTEM = ("system", "SystemMessageChunk", "developer")
 
@@ -60,17 +66,23 @@ class Rendering:
     Attributes:
         link: The prompt.
         texts: Its texts in order, each an object of its own; None for those that it was given, as history.
-        first: Which of them is the first of its own.
+        leading: How many of them a request has to begin with: the system messages, or all if there are none.
+        trace: The trace that it was made in, or 0.
+        sent: Whether a request was made from it as it is.
+        extended: Whether one was made with more behind it.
     """
 
     link: Link
     texts: tuple[str | None, ...]
-    first: int
+    leading: int
+    trace: int = 0
+    sent: bool = False
+    extended: bool = False
 
     @property
     def text(self) -> str:
         """Its first own text."""
-        return self.texts[self.first] or ""
+        return next((text for text in self.texts if text), "")
 
     @property
     def size(self) -> int:
@@ -85,6 +97,10 @@ _size = 0
 _renderings: OrderedDict[int, Rendering] = OrderedDict()
 #: By the identity of each of their own texts, which live as long as they.
 _by_text: dict[int, Rendering] = {}
+#: The latest that were made by the main thread outside of any trace: a program's setup, for all its threads.
+_setup: tuple[ref[Rendering], ...] = ()
+#: What requests of a conversation were made from, by its id.
+_conversations: OrderedDict[str, tuple[ref[Rendering], ...]] = OrderedDict()
 #: The renderings that the running context made, or that were made before it was copied.
 _seen: ContextVar[tuple[ref[Rendering], ...]] = ContextVar("pltrace_renderings", default=())
 
@@ -97,6 +113,11 @@ def fresh(text: str) -> str:
     return text[:1] + text[1:]
 
 
+def is_system(message: Any) -> bool:
+    """Return whether it is a system message."""
+    return message.type in _SYSTEM
+
+
 def texts_in(content: Any) -> Iterator[str]:
     """Give the texts in the content of a message."""
     for part in [content] if isinstance(content, str) else content:
@@ -105,23 +126,27 @@ def texts_in(content: Any) -> Iterator[str]:
             yield text
 
 
-def note(link: Link, texts: Sequence[str | None], run: Span | None) -> None:
+def note(link: Link, texts: Sequence[str | None], system: int, trace: int, run: Span | None) -> None:
     """Remember what a prompt rendered to.
 
     Args:
         link: The prompt, with its variables.
         texts: What it says, each made by `fresh`; None for each text that it was given.
+        system: How many of them are system messages at the beginning.
+        trace: The trace that it was rendered in, or 0.
         run: The LangChain run that it was rendered in.
     """
+    global _setup
     own = tuple(text if text and len(text) > 1 else None for text in texts)
-    first = next((index for index, text in enumerate(own) if text), None)
-    if first is None:
+    if not any(own):
         return
-    rendering = Rendering(link, own, first)
+    rendering = Rendering(link, own, system if any(own[:system]) else len(own), trace)
     with _lock:
         _remember(rendering)
         if len(own) > 1:
             return
+        if not trace and threading.current_thread() is threading.main_thread():
+            _setup = (*_setup, ref(rendering))[-_MOST_SEEN:]
         for step, sequence in _steps_around(run):
             sequence.rendered_in_steps = (*sequence.rendered_in_steps, (step, ref(rendering)))[-_MOST_SEEN:]
     _seen.set((*_seen.get(), ref(rendering))[-_MOST_SEEN:])
@@ -143,8 +168,10 @@ def _remember(rendering: Rendering) -> None:
 
 def forget() -> None:
     """Forget all renderings: tracing has ended."""
-    global _size
+    global _size, _setup
     with _lock:
+        _setup = ()
+        _conversations.clear()
         _renderings.clear()
         _by_text.clear()
         _size = 0
@@ -158,14 +185,39 @@ def forked() -> None:
 
 def find(span: Span) -> Link | None:
     """Return the prompt that an LLM call was made from, or None if there is none or it can't be told."""
-    if not _renderings:
-        return None
-    try:
-        texts, system = _said(span)
-        return _handed_on(texts, system) or _begun_with(span, texts[: system + 1])
-    except Exception:
-        failed("finding the registry's prompt of a call")
-        return None
+    if span.linked is None:
+        link = None
+        if _renderings:
+            try:
+                link = _found(span, *_said(span))
+            except Exception:
+                failed("finding the registry's prompt of a call")
+        span.linked = (link,)  # What comes later must not change it.
+    found: Link | None = span.linked[0]
+    return found
+
+
+def _found(span: Span, texts: Sequence[str], system: int) -> Link | None:
+    conversation = _conversation_of(span)
+    rendering = _handed_on(texts, system) or _read_back(conversation, texts, system)
+    if rendering is None:
+        return _begun_with(span, texts[: system + 1])
+    rendering.sent = True
+    _keep([rendering])
+    if conversation is not None:
+        with _lock:
+            others = [it for it in _conversations.pop(conversation, ()) if it() is not rendering]
+            _conversations[conversation] = (*others, ref(rendering))[-_MOST_IN_ONE:]
+            if len(_conversations) > _MOST_CONVERSATIONS:
+                _conversations.popitem(last=False)
+    return rendering.link
+
+
+def _conversation_of(span: Span) -> str | None:
+    """Return what names the conversation that a call is part of: LangGraph's thread, or the scope's session."""
+    run = span.run
+    thread = (run.metadata or {}).get("thread_id") if run is not None else None
+    return str(thread) if thread is not None else span.scope.session
 
 
 def _said(span: Span) -> tuple[list[str], int]:
@@ -178,32 +230,38 @@ def _said(span: Span) -> tuple[list[str], int]:
     texts: list[str] = []
     system, leading = 0, True
     for message in prompt:
-        leading = leading and message.type in _SYSTEM
+        leading = leading and is_system(message)
         texts += texts_in(message.content)
         system = len(texts) if leading else system
     return texts, system
 
 
-def _handed_on(texts: Sequence[str], system: int) -> Link | None:
-    """Return the link of the rendering that the texts begin with, system messages of others aside.
+def _handed_on(texts: Sequence[str], system: int, found: Rendering | None = None) -> Rendering | None:
+    """Return the rendering that the texts begin with, system messages of others aside.
 
     Of several prompts the first counts, which of an agent is the one of its system prompt; of several renderings of one
     prompt the last, which of a conversation is the latest turn.
     """
-    found: Rendering | None = None
     for place, text in enumerate(texts):
         rendering = _by_text.get(id(text))
         if rendering is None or rendering is found:
             continue
+        start = place - next(index for index, mine in enumerate(rendering.texts) if mine is text)
         if found is None:
-            if _is_at(rendering, texts, place, system):
+            if start <= system and _is_at(rendering, texts, start):
                 found = rendering
-        elif found.link[:2] == rendering.link[:2] and _is_at(rendering, texts, place, len(texts)):
+        elif found.link[:2] == rendering.link[:2] and _is_at(rendering, texts, start):
             found = rendering
-    if found is None:
+    return found
+
+
+def _read_back(conversation: str | None, texts: Sequence[str], system: int) -> Rendering | None:
+    """Return the rendering of earlier in the same conversation whose words the texts begin with, or a later turn's."""
+    known = [rendering for it in _conversations.get(conversation or "", ()) if (rendering := it()) is not None]
+    begun = [one for one in known if any(_is_at(one, texts, start, by_words=True) for start in range(system + 1))]
+    if not begun or len({one.link[:2] for one in begun}) > 1:
         return None
-    _keep([found])
-    return found.link
+    return _handed_on(texts, system, begun[-1])
 
 
 def _keep(renderings: Iterable[Rendering]) -> None:
@@ -214,16 +272,12 @@ def _keep(renderings: Iterable[Rendering]) -> None:
                 _renderings.move_to_end(key)
 
 
-def _is_at(rendering: Rendering, texts: Sequence[str], place: int, latest: int) -> bool:
-    """Return whether the texts are those of `rendering`, one of which is at `place`, from `latest` on at the latest.
-
-    More may have been put behind the others.
-    """
-    start = place - next(index for index, mine in enumerate(rendering.texts) if mine is texts[place])
-    here = texts[start : start + len(rendering.texts)] if 0 <= start <= latest else ()
-    return len(here) == len(rendering.texts) and all(
-        mine is None or mine is given or _goes_on(given, mine)
-        for mine, given in zip(rendering.texts, here, strict=True)
+def _is_at(rendering: Rendering, texts: Sequence[str], start: int, *, by_words: bool = False) -> bool:
+    """Return whether the texts from `start` on are those of a rendering; more may have been put behind them."""
+    here = texts[start : start + rendering.leading] if start >= 0 else ()
+    return len(here) == rendering.leading and all(
+        mine is None or mine is given or (by_words and mine == given) or _goes_on(given, mine)
+        for mine, given in zip(rendering.texts, here, strict=False)
     )
 
 
@@ -238,7 +292,13 @@ def _goes_on(text: str, beginning: str) -> bool:
 
 def _begun_with(span: Span, texts: Sequence[str]) -> Link | None:
     """Return the link of the rendering that one of `texts` says more than, the first of them that does."""
-    known = [rendering for it in (*span.rendered, *_of_earlier_steps(span)) if (rendering := it()) is not None]
+    known = [
+        rendering
+        for it in (*_setup, *span.rendered, *_of_earlier_steps(span))
+        if (rendering := it()) is not None
+        and not rendering.sent
+        and (not rendering.extended or rendering.trace in (0, span.trace_bits))
+    ]
     for text in texts if known else ():
         begun = [rendering for rendering in known if _begins(text, rendering)]
         if begun:
@@ -247,9 +307,11 @@ def _begun_with(span: Span, texts: Sequence[str]) -> Link | None:
             _keep(meant)
             link = _agreed([rendering.link for rendering in meant])
             if link is not None:
+                for rendering in meant:
+                    rendering.extended = True
                 # An agent keeps its system prompt: from now on it is known for itself, whoever calls.
                 with _lock:
-                    _remember(Rendering(link, (text,), 0))
+                    _remember(Rendering(link, (text,), 1))
             return link
     return None
 

@@ -87,6 +87,8 @@ class Span:
     noted_attempt: Attempt | None = None
     #: What the context that started an LLM call knows of prompts from the registry; `_links` reads it.
     rendered: tuple[Any, ...] = ()
+    #: What it was found to be made from, once that is known; `_links` keeps it here.
+    linked: tuple[Any] | None = None
     #: What the steps of a sequence rendered, by their numbers; `_links` keeps it here.
     rendered_in_steps: tuple[tuple[int, Any], ...] = ()
     added_tags: tuple[str, ...] = ()

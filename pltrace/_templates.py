@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 from langchain_core.messages import BaseMessage
@@ -13,6 +14,7 @@ from langchain_core.prompts import BasePromptTemplate, ChatPromptTemplate, Promp
 from pltrace import _links, _runs
 from pltrace._health import failed
 from pltrace._links import Link
+from pltrace._scope import current
 from pltrace._snapshot import snapshot, thawed
 
 __all__ = ["RegistryChatPromptTemplate", "RegistryPromptTemplate"]
@@ -37,7 +39,7 @@ class _Linked(BasePromptTemplate[Any]):
 
     def _link(self, variables: Mapping[str, Any]) -> Link:
         names = {*self.input_variables, *self.optional_variables, *self.partial_variables}
-        given = {name: value for name, value in variables.items() if name in names}
+        given = {name: _attributes_of(value) for name, value in variables.items() if name in names}
         return Link(self.prompt_name, self.prompt_version, self.prompt_label, thawed(snapshot(given)))
 
     def _noted(self, variables: Mapping[str, Any], text: str) -> str:
@@ -47,9 +49,21 @@ class _Linked(BasePromptTemplate[Any]):
         return text
 
 
-def _note(link: Link, texts: Sequence[str | None]) -> None:
+def _attributes_of(value: Any) -> Any:
+    """Return an object that has nothing else to show as its attributes: they are what templates say of it."""
+    if type(value) is list:
+        return [_attributes_of(item) for item in value]
+    shows_nothing: Any = type(value).__repr__ in {object.__repr__, SimpleNamespace.__repr__}
+    if not shows_nothing or not hasattr(value, "__dict__"):
+        return value
+    return {name: item for name, item in vars(value).items() if not name.startswith("_")} or value
+
+
+def _note(link: Link, texts: Sequence[str | None], system: int = 0) -> None:
     try:
-        _links.note(link, texts, _runs.around())
+        run, scope = _runs.around(), current()
+        span = run if run is not None else None if scope is None else scope.span
+        _links.note(link, texts, system, span.trace_bits if span else 0, run)
     except Exception:
         failed("noting what a prompt of the registry rendered to")
 
@@ -155,13 +169,16 @@ class RegistryChatPromptTemplate(_Linked, ChatPromptTemplate):
         link = self._link(variables)
         given = {id(message) for message in (*_fixed_in(self), *_messages_among(variables.values()))}
         texts: list[str | None] = []
+        system, leads = 0, True
         for message in messages:
+            leads = leads and _links.is_system(message)
             if id(message) in given:
                 texts += [None] * len(list(_links.texts_in(message.content)))
             else:
                 message.content = _freshened(message.content)
                 texts += _links.texts_in(message.content)
-        _note(link, texts)
+            system = len(texts) if leads else system
+        _note(link, texts, system)
         return link
 
 

@@ -15,11 +15,20 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from langchain_core.load import dumpd, dumps, load
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage, convert_to_openai_messages
+from langchain_core.messages import (
+    AIMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+    convert_to_openai_messages,
+    merge_message_runs,
+    trim_messages,
+)
 from langchain_core.prompt_values import ChatPromptValue
 from langchain_core.prompts import ChatMessagePromptTemplate, ChatPromptTemplate, MessagesPlaceholder, PromptTemplate
 from langchain_core.runnables import RunnableLambda, RunnableParallel
@@ -738,6 +747,68 @@ def test_a_later_link_by_hand_is_sent(registry: PromptLayerServer, llm: Scripted
     assert [(op["op"], op["prompt_name"]) for op in registry.operations] == [("prompt", "agent")]
 
 
+def test_a_conversation_goes_on(registry: PromptLayerServer, llm: ScriptedOpenAI) -> None:
+    """What is sent again with more behind it stays linked: as a list, merged, and trimmed to its system message."""
+    model = chat(llm)
+    with traced("linking"):
+        history = prompts.get("joke").invoke(VARIABLES).to_messages()
+        model.invoke(history)
+        history = [*history, AIMessage("Well…"), HumanMessage("Go on.")]
+        model.invoke(history)
+        model.invoke(merge_message_runs([*history, HumanMessage("Please.")]))
+        model.invoke(trim_messages(history, max_tokens=2, token_counter=len, include_system=True))
+        model.invoke(merge_message_runs([*prompts.get("joke").invoke(VARIABLES).to_messages(), HumanMessage("Now!")]))
+
+    assert links(registry) == [joke()] * 5
+
+
+@pytest.mark.parametrize("next_turn", ["written by hand", "rendered"])
+def test_a_conversation_is_read_back_from_a_checkpoint(
+    registry: PromptLayerServer, llm: ScriptedOpenAI, next_turn: str
+) -> None:
+    """A later turn of a LangGraph thread holds the words alone of what was rendered before, and is linked still."""
+    graphs, memory = pytest.importorskip("langgraph.graph"), pytest.importorskip("langgraph.checkpoint.memory")
+    registry.add_prompt("short", [text("user", "Shortly: {question}")])
+    short, model = prompts.get("short"), chat(llm)
+    graph = graphs.StateGraph(graphs.MessagesState)
+    graph.add_node("ask", lambda state: {"messages": [model.invoke(state["messages"])]})
+    graph.add_edge(graphs.START, "ask")
+    app = graph.compile(checkpointer=memory.InMemorySaver())
+
+    def turn(thread: str, *messages: Any) -> None:
+        with traced("turn"):
+            app.invoke({"messages": list(messages)}, {"configurable": {"thread_id": thread}})
+
+    turn("one", *short.format_messages(question="one"))
+    turn("two", HumanMessage("Shortly: one"))
+    turn("one", *(short.format_messages(question="two") if next_turn == "rendered" else [HumanMessage("Go on.")]))
+    turn("two", HumanMessage("Go on."))
+
+    later = "two" if next_turn == "rendered" else "one"
+    assert links(registry) == [
+        ("short", 1, {"question": "one"}), UNLINKED, ("short", 1, {"question": later}), UNLINKED
+    ]  # fmt: skip
+
+
+def test_a_program_s_setup_is_known_to_all_its_threads(registry: PromptLayerServer, llm: ScriptedOpenAI) -> None:
+    """An agent that was made before anything was traced, with more behind its prompt, may first be used anywhere."""
+    agents = pytest.importorskip("langchain.agents")
+    agent = agents.create_agent(
+        chat(llm), tools=[], system_prompt=prompts.get("agent").format(who="Bo") + "\n\nUse your tools."
+    )
+
+    def ask() -> None:
+        with traced("agent"):
+            agent.invoke({"messages": [("user", "Hi")]})
+
+    for _ in range(2):
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()
+
+    assert links(registry) == [("agent", 1, {"who": "Bo"})] * 2
+
+
 # Never to the wrong request.
 
 
@@ -843,6 +914,21 @@ def test_a_common_beginning_is_no_link(
     assert links(registry) == [UNLINKED] * 2
 
 
+@pytest.mark.parametrize("behind", ["", " Use your tools."], ids=["as it is", "with more behind it"])
+def test_what_was_sent_explains_no_more(registry: PromptLayerServer, llm: ScriptedOpenAI, behind: str) -> None:
+    """Where each request comes from the registry or is written by hand, in the same words, each is what it is."""
+
+    def handle(system: str) -> None:
+        chat(llm).invoke([("system", system), ("human", "Hi")])
+
+    with traced("request"):
+        handle(prompts.get("agent").format(who="Bo") + behind)
+    with traced("request"):
+        handle("You are Bo, an agent." + " Use your tools.")
+
+    assert links(registry) == [("agent", 1, {"who": "Bo"}), UNLINKED]
+
+
 def test_a_beginning_counts_where_it_was_rendered(registry: PromptLayerServer, llm: ScriptedOpenAI) -> None:
     """Where a text was put behind a prompt's, words have to tell: only in code that is known to have rendered them."""
     prompt, model = prompts.get("agent"), chat(llm)
@@ -878,13 +964,13 @@ def test_what_a_prompt_was_given_is_not_its_own(registry: PromptLayerServer, llm
 
 
 def test_a_part_of_another_request_is_not_linked(registry: PromptLayerServer, llm: ScriptedOpenAI) -> None:
-    """A request that holds a rendered message somewhere, but doesn't begin with all of it, was not made from it."""
+    """A request that holds a rendered message somewhere, but doesn't begin with it, was not made from it."""
     with traced("linking"):
         system, human = prompts.get("joke").format_messages(**VARIABLES)
-        for messages in ([human], [system], [human, system], [HumanMessage("Judge this."), system, human]):
+        for messages in ([human], [human, system], [HumanMessage("Judge this."), system, human]):
             chat(llm).invoke(messages)
 
-    assert links(registry) == [UNLINKED] * 4
+    assert links(registry) == [UNLINKED] * 3
 
 
 def test_the_same_rendering_in_another_trace_is_linked(registry: PromptLayerServer, llm: ScriptedOpenAI) -> None:
@@ -936,9 +1022,9 @@ def test_variables_that_cant_be_told_apart_are_left_out(registry: PromptLayerSer
     registry.add_prompt("glued", [text("user", "You are an agent of {one}{two}.")])
     glued = prompts.get("glued")
     with traced("linking"):
-        one, other = glued.format(one="ab", two="c"), glued.format(one="a", two="bc")
-        chat(llm).invoke(one)
-        chat(llm).invoke(other)
+        for one, two in (("ab", "c"), ("a", "bc")):
+            chat(llm).invoke(glued.format(one=one, two=two))
+        one, _ = glued.format(one="ab", two="c"), glued.format(one="a", two="bc")
         chat(llm).invoke(one + " Hi.")
 
     assert links(registry) == [
@@ -1015,6 +1101,24 @@ def test_what_is_remembered_is_bounded(registry: PromptLayerServer) -> None:
         gc.collect()
 
         assert freed() is None
+
+
+class Customer:
+    """One that shows nothing of itself."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._client = object()
+
+
+def test_objects_as_variables_are_their_attributes(registry: PromptLayerServer, llm: ScriptedOpenAI) -> None:
+    """Of an object without a text of its own the attributes are told, without private ones."""
+    registry.add_prompt("offer", [text("user", "Offer {customer} some of {goods}.")])
+    given = {"customer": Customer("Ada"), "goods": [SimpleNamespace(name="tea")]}
+    with traced("linking"):
+        (prompts.get("offer") | chat(llm)).invoke(given)
+
+    assert links(registry) == [("offer", 1, {"customer": {"name": "Ada"}, "goods": [{"name": "tea"}]})]
 
 
 def test_secrets_in_variables_are_redacted(registry: PromptLayerServer, llm: ScriptedOpenAI, tmp_path: Path) -> None:
