@@ -53,8 +53,8 @@ def _attributes_of(value: Any) -> Any:
     """Return an object that has nothing else to show as its attributes: they are what templates say of it."""
     if type(value) is list:
         return [_attributes_of(item) for item in value]
-    shows_nothing: Any = type(value).__repr__ in {object.__repr__, SimpleNamespace.__repr__}
-    if not shows_nothing or not hasattr(value, "__dict__"):
+    shown_by: Any = type(value).__repr__
+    if shown_by not in (object.__repr__, SimpleNamespace.__repr__) or not hasattr(value, "__dict__"):
         return value
     return {name: item for name, item in vars(value).items() if not name.startswith("_")} or value
 
