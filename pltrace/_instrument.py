@@ -13,6 +13,7 @@ from pltrace._health import failed, logger
 from pltrace._imports import Imports
 from pltrace._traced import Traced, traced
 from pltrace._typing import TracedArguments, Unpack
+from pltrace._wrapping import is_decorable
 
 __all__ = ["instrument", "uninstrument"]
 
@@ -64,7 +65,7 @@ class Target:
             raise ConfigError(
                 f"instrument: target={self.name!r} is a class, which has to stay one; name a method of it, as __init__"
             )
-        if not callable(function) and not isinstance(function, (classmethod, staticmethod)):
+        if not is_decorable(function):
             raise ConfigError(f"instrument: target={self.name!r} is no function, but {function!r}")
         wrapper = self._declaration(function)
         try:

@@ -26,9 +26,21 @@ from pltrace._scope import Callback, Scope, attach, current, detach, entry_of, s
 from pltrace._snapshot import arguments_of
 from pltrace._span import INERT_SPAN, Span, SpanKind
 from pltrace._typing import Capture
-from pltrace._wrapping import RunnableProxy, Wrapped, code_flags, is_coroutine, is_runnable, rewrap, wrapped_call
+from pltrace._wrapping import (
+    RunnableProxy,
+    Wrapped,
+    code_flags,
+    in_class,
+    is_coroutine,
+    is_decorable,
+    is_runnable,
+    rewrap,
+    wrapped_call,
+)
 
 if TYPE_CHECKING:
+    import functools
+
     from langchain_core.runnables import Runnable
 
 __all__ = ["Traced", "traced"]
@@ -37,6 +49,11 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 AnyRunnable = TypeVar("AnyRunnable", bound="Runnable[Any, Any]")
+AnyDescriptor = TypeVar(
+    "AnyDescriptor",
+    bound="property | functools.cached_property[Any] | functools.partialmethod[Any] |"
+    " functools.singledispatchmethod[Any]",
+)
 
 _NO_TAGS: tuple[str, ...] = ()
 
@@ -134,25 +151,27 @@ class Traced:
     @overload
     def __call__(self, function: staticmethod[P, R], /) -> staticmethod[P, R]: ...
     @overload
+    def __call__(self, function: AnyDescriptor, /) -> AnyDescriptor: ...
+    @overload
     def __call__(self, function: Callable[P, R], /) -> Callable[P, R]: ...
     def __call__(self, function: Any, /) -> Any:
         """Return `function`, traced: each call is a span.
 
         Args:
-            function: Any callable.
+            function: Any callable, or a descriptor with functions in it.
 
         Raises:
-            ConfigError: It isn't callable.
+            ConfigError: It is something else.
         """
         inner = rewrap(function, self)
         if inner is not None:
             return inner
         if is_runnable(function):
             return self._traced_runnable(function)
-        if not callable(function):
+        if not is_decorable(function):
             raise ConfigError(f"traced: expected a callable, got {function!r}")
         wrapper = self._wrapper_for(function, _name_of(function), _module_of(function))
-        return wrapped_call(function, wrapper, _runtime.gate, self)
+        return in_class(wrapped_call(function, wrapper, _runtime.gate, self), function)
 
     def _traced_runnable(self, runnable: Any) -> RunnableProxy:
         # Its own class is LangChain's; it belongs to who traces it.
@@ -318,6 +337,8 @@ def traced(function: classmethod[T, P, R], /) -> classmethod[T, P, R]: ...
 @overload
 def traced(function: staticmethod[P, R], /) -> staticmethod[P, R]: ...
 @overload
+def traced(function: AnyDescriptor, /) -> AnyDescriptor: ...
+@overload
 def traced(function: Callable[P, R], /) -> Callable[P, R]: ...
 @overload
 def traced(
@@ -374,7 +395,7 @@ def traced(
     if name is not None and not isinstance(name, str):
         if is_runnable(name):
             name, runnable = None, name
-        elif callable(name) or isinstance(name, (classmethod, staticmethod)):
+        elif is_decorable(name):
             return _DEFAULT(name)
         else:
             raise ConfigError(f"name={name!r}: expected a string, got {type(name).__name__}")

@@ -7,7 +7,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import CodeType, DynamicClassAttribute, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import wrapt
@@ -17,7 +17,9 @@ __all__ = [
     "RunnableProxy",
     "Wrapped",
     "code_flags",
+    "in_class",
     "is_coroutine",
+    "is_decorable",
     "is_runnable",
     "patched",
     "rewrap",
@@ -243,11 +245,45 @@ def _as_one(runnable: Any) -> Any:
     return base.RunnableBinding(bound=runnable)
 
 
+#: What lies in a class and isn't called, but gives something to call when it is bound.
+_BINDING = (functools.partialmethod, functools.singledispatchmethod)
+#: Functions that a class makes class methods of by itself, where it finds them under these names.
+_CLASS_METHODS = frozenset({"__init_subclass__", "__class_getitem__"})
+
+
+def is_decorable(function: Any) -> bool:
+    """Return whether it can be called, or is a descriptor that calls a function."""
+    return callable(function) or isinstance(
+        function,
+        (classmethod, staticmethod, property, functools.cached_property, DynamicClassAttribute, *_BINDING),
+    )
+
+
 def rewrap(function: Any, decorate: Callable[[Any], Any]) -> Any:
-    """Return a `classmethod` or `staticmethod` with the function in it decorated, or None if it is neither."""
+    """Return a descriptor of the same kind with the functions in it decorated; None for all else.
+
+    Args:
+        function: What is to be decorated.
+        decorate: Decorates a function.
+    """
     if isinstance(function, (classmethod, staticmethod)):
         return type(function)(decorate(function.__func__))
+    if isinstance(function, functools.cached_property):
+        return type(function)(decorate(function.func))
+    if isinstance(function, (property, DynamicClassAttribute)):  # The latter is the `property` of an Enum.
+        made: Any = function
+        for name, part in (("getter", made.fget), ("setter", made.fset), ("deleter", made.fdel)):
+            # A setter is added to a copy of what the getter made, which may be decorated already.
+            if part is not None and not issubclass(type(part), Wrapped):
+                made = getattr(made, name)(decorate(part))
+        return made
     return None
+
+
+def in_class(wrapper: Any, function: Any) -> Any:
+    """Return the wrapper of a function as what a class makes of the function itself, because of its name."""
+    is_hook = type(function) is FunctionType and function.__name__ in _CLASS_METHODS
+    return classmethod(wrapper) if is_hook else wrapper
 
 
 def is_coroutine(function: Any) -> bool:

@@ -8,6 +8,7 @@ import collections.abc
 import contextlib
 import contextvars
 import copy
+import enum
 import functools
 import inspect
 import io
@@ -765,6 +766,107 @@ def test_descriptors(seen: CapturedSpans) -> None:
     assert Named.method is Named.__dict__["method"]
     assert isinstance(Named().method, types.MethodType)
     assert Named.method(Named(3), 2) == 6
+
+
+def test_over_descriptors(seen: CapturedSpans) -> None:
+    """Over a property, and over all else that makes something of functions in a class, it stays what it is."""
+
+    class Shade(enum.Enum):
+        DARK = 1
+
+        @traced  # type: ignore[prop-decorator]
+        @property
+        def doubled(self) -> int:
+            return 2 * self.value
+
+    class Thing:
+        size = 1
+
+        @traced  # type: ignore[prop-decorator]
+        @property
+        def double(self) -> int:
+            """Twice the size."""
+            return 2 * self.size
+
+        @double.setter
+        def double(self, value: int) -> None:
+            self.size = value // 2
+
+        @traced
+        @functools.cached_property
+        def cached(self) -> int:
+            return self.size
+
+        def add(self, a: int, b: int) -> int:
+            return a + b
+
+        add_one = traced(functools.partialmethod(add, 1))
+
+        @traced
+        @functools.singledispatchmethod
+        def kind_of(self, it: object) -> str:
+            return "object"
+
+        @kind_of.register
+        def _(self, it: int) -> str:
+            return "int"
+
+    thing = Thing()
+    thing.double = 6
+    assert (thing.double, thing.cached, thing.cached, thing.add_one(2)) == (6, 3, 3, 3)
+    assert (thing.kind_of(1), thing.kind_of("a"), Shade.DARK.doubled, list(Shade)) == ("int", "object", 2, [Shade.DARK])
+    assert [span.name.rpartition(".")[2] for span in seen] == [
+        "double", "cached", "add", "kind_of", "kind_of", "doubled",
+    ]  # fmt: skip
+    assert isinstance(Thing.__dict__["double"], property)
+    assert Thing.double.__doc__ == "Twice the size."
+
+
+def test_over_a_setter(seen: CapturedSpans) -> None:
+    """Over a property's setter it is traced too, and the getter once."""
+
+    class Thing:
+        size = 1
+
+        @traced  # type: ignore[prop-decorator]
+        @property
+        def double(self) -> int:
+            return 2 * self.size
+
+        @traced  # type: ignore[prop-decorator]
+        @double.setter
+        def double(self, value: int) -> None:
+            self.size = value // 2
+
+    thing = Thing()
+    thing.double = 8
+    assert thing.double == 8
+    assert [span.input for span in seen] == [{"value": 8}, {}]
+
+
+def test_what_a_class_treats_by_its_name(seen: CapturedSpans) -> None:
+    """Functions that Python makes class methods of by their names alone stay so."""
+
+    class Plugin:
+        names: typing.ClassVar[list[str]] = []
+
+        @traced
+        def __init_subclass__(cls, name: str) -> None:
+            cls.names.append(name)
+
+        @traced
+        def __class_getitem__(cls, key: str) -> str:
+            return key
+
+        @traced
+        def __new__(cls) -> Plugin:
+            return super().__new__(cls)
+
+    class Special(Plugin, name="special"):
+        pass
+
+    assert (Plugin.names, Plugin["key"], type(Special())) == (["special"], "key", Special)
+    assert [span.name.rpartition(".")[2] for span in seen] == ["__init_subclass__", "__class_getitem__", "__new__"]
 
 
 def test_abstract_methods() -> None:

@@ -348,17 +348,22 @@ def test_no_such_function(target: str) -> None:
         instrument(target)
 
 
-@pytest.mark.parametrize(
-    ("path", "reason"),
-    [("CONSTANT", "is no function, but 5"), ("Class.of_property", "is no function, but <property")],
-)
-def test_no_function(theirs: str, path: str, reason: str) -> None:
+def test_no_function(theirs: str) -> None:
     """What isn't a function is refused, and left as it was."""
     core = importlib.import_module(f"{theirs}.core")
-    with pytest.raises(ConfigError, match=reason):
-        instrument(f"{theirs}.core:{path}")
+    with pytest.raises(ConfigError, match="is no function, but 5"):
+        instrument(f"{theirs}.core:CONSTANT")
     assert core.CONSTANT == 5
+
+
+def test_a_property(theirs: str, pltrace_spans: CapturedSpans) -> None:
+    """A property's functions are traced, and it stays one."""
+    core = importlib.import_module(f"{theirs}.core")
+    instrument(f"{theirs}.core:Class.of_property")
     assert core.Class().of_property == 1
+    uninstrument(f"{theirs}.core:Class.of_property")
+    assert core.Class().of_property == 1
+    assert [span.name for span in pltrace_spans] == ["Class.of_property"]
 
 
 def test_what_python_keeps_from_being_replaced() -> None:

@@ -8,6 +8,7 @@ is an error too.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -166,6 +167,13 @@ class Assistant:
     def under_staticmethod(name: str) -> int:
         return len(name)
 
+    over_partialmethod = traced(functools.partialmethod(method, "q"))
+
+    @property
+    @traced
+    def under_property(self) -> int:
+        return 1
+
 
 assistant = Assistant()
 assert_type(assistant.method("q"), str)
@@ -173,6 +181,8 @@ assert_type(Assistant.over_classmethod("n"), int)
 assert_type(assistant.under_classmethod("n"), int)
 assert_type(Assistant.over_staticmethod("n"), int)
 assert_type(assistant.under_staticmethod("n"), int)
+assert_type(assistant.over_partialmethod(), str)
+assert_type(assistant.under_property, int)
 assistant.method(1)  # type: ignore[arg-type]
 assistant.over_classmethod(1)  # type: ignore[arg-type]
 Assistant.under_classmethod(1)  # type: ignore[arg-type]
