@@ -12,6 +12,8 @@ The documented example was
 OPENAI_BASE_URL points it at any other server that speaks OpenAI's protocol. It needs `pip install langchain-openai`.
 """
 
+import os
+
 from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
 
@@ -37,7 +39,12 @@ def main() -> None:
     """Run both."""
     drop_in()
     with_traced()
-    print("delivered" if pltrace.flush(timeout=10) else "not delivered yet; the next process goes on with it")
+    if not pltrace.flush(timeout=10):
+        print("not delivered yet; the next process goes on with it")
+    elif os.environ.get("PROMPTLAYER_API_KEY"):
+        print("delivered")
+    else:
+        print("not delivered: PROMPTLAYER_API_KEY isn't set")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ it slow. It needs `pip install "pltrace[examples]"`, about 300 MB. (A file named
 package of that name.)
 """
 
+import os
 import sys
 
 from langchain_community.llms import GPT4All
@@ -47,7 +48,12 @@ def main() -> None:
     model = GPT4All(model=MODEL, max_tokens=512, n_predict=24, n_threads=1, device="cpu", allow_download=False)
     drop_in(model)
     with_traced(model)
-    print("delivered" if pltrace.flush(timeout=10) else "not delivered yet; the next process goes on with it")
+    if not pltrace.flush(timeout=10):
+        print("not delivered yet; the next process goes on with it")
+    elif os.environ.get("PROMPTLAYER_API_KEY"):
+        print("delivered")
+    else:
+        print("not delivered: PROMPTLAYER_API_KEY isn't set")
 
 
 if __name__ == "__main__":

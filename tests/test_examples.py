@@ -160,6 +160,22 @@ def test_chat_openai_delivers_in_both_ways(tmp_path: Path, promptlayer: PromptLa
     assert out.endswith("delivered\n")
 
 
+@pytest.mark.parametrize("enabled", ["", "1"], ids=["off", "local"])
+def test_chat_openai_without_a_key_says_so(tmp_path: Path, llm: ScriptedOpenAI, enabled: str) -> None:
+    """Without PromptLayer's key it works too, and doesn't claim that anything was delivered."""
+    out = run(
+        tmp_path,
+        EXAMPLES / "chat_openai.py",
+        OPENAI_API_KEY="none",
+        OPENAI_BASE_URL=llm.base_url,
+        PLTRACE_ENABLED=enabled,
+    )
+
+    assert out == "not delivered: PROMPTLAYER_API_KEY isn't set\n"
+    assert len(llm.bodies) == 2
+    assert (tmp_path / ".pltrace").exists() is bool(enabled)
+
+
 def test_chat_openai_works_with_a_real_model(
     tmp_path: Path, promptlayer: PromptLayerServer, llama: LlamaServer
 ) -> None:
