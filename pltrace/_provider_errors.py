@@ -11,8 +11,9 @@ _AUTH, _RATE, _QUOTA, _TIMEOUT, _OTHER = (
     "PROVIDER_AUTH_ERROR", "PROVIDER_RATE_LIMIT", "PROVIDER_QUOTA_LIMIT", "PROVIDER_TIMEOUT", "PROVIDER_ERROR",
 )  # fmt: skip
 
-#: Names of exception classes of openai, anthropic, groq, google, cohere, mistralai, httpx, requests, boto3 and Python,
-#: most telling first. By name and along the inheritance, because none of these packages may be imported to ask.
+#: Names of exception classes of openai, anthropic, groq, google, cohere, mistralai, ollama, httpx, requests, boto3,
+#: LangChain and Python, most telling first. By name and along the inheritance, because none of these packages may be
+#: imported to ask.
 _BY_NAME = (
     (_QUOTA, ("PaymentRequiredError", "ContractSpendLimitReachedError", "EnforcedSpendLimitReachedError",
               "ServiceQuotaExceededException")),
@@ -21,17 +22,18 @@ _BY_NAME = (
              "UnauthorizedError", "ForbiddenError", "InvalidTokenError",  # cohere
              "NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError", "UnauthorizedSSOTokenError",
              "AccessDeniedException", "UnrecognizedClientException", "ExpiredTokenException",
-             "ExpiredToken", "InvalidSignatureException", "InvalidClientTokenId")),  # boto3
+             "ExpiredToken", "InvalidSignatureException", "InvalidClientTokenId",  # boto3
+             "ModelAuthenticationError", "ModelPermissionDeniedError")),  # langchain_core
     (_RATE, ("RateLimitError", "TooManyRequests", "ResourceExhausted", "TooManyRequestsError",
-             "ThrottlingException", "Throttling", "TooManyRequestsException")),
+             "ThrottlingException", "Throttling", "TooManyRequestsException", "ModelRateLimitError")),
     (_TIMEOUT, ("APITimeoutError", "RequestTimeoutError", "GatewayTimeoutError", "TimeoutError", "TimeoutException",
                 "Timeout", "GatewayTimeout", "DeadlineExceeded", "DeadlineExceededError", "ConnectTimeoutError",
-                "ReadTimeoutError", "ModelTimeoutException", "InferenceTimeoutError")),
+                "ReadTimeoutError", "ModelTimeoutException", "ModelTimeoutError", "InferenceTimeoutError")),
     (_OTHER, ("APIError", "APIStatusError", "APIConnectionError", "OpenAIError", "AnthropicError", "GroqError",
               "GoogleAPIError", "GoogleAPICallError", "GoogleGenerativeAIError", "ClientError", "ServerError",
               "ApiError", "BotoCoreError", "HTTPError", "HTTPStatusError", "TransportError", "RequestException",
               "ResponseError", "SDKError", "MistralError", "ConnectionError", "ModelErrorException",
-              "ServiceUnavailableException")),
+              "ServiceUnavailableException", "ModelError", "RequestError")),
 )  # fmt: skip
 #: Where those with one class for all report which it was: a code of AWS, one of Google, an HTTP status.
 _NAMED_CODE = re.compile(r"An error occurred \((\w+)\)")

@@ -67,6 +67,12 @@ TABLE: list[tuple[Sequence[str], str, str]] = [
     (["ServiceUnavailable", "ServerError", *_GOOGLE], "503 down", "PROVIDER_ERROR"),
     (_GEMINI, "Error calling model 'gemini' (RESOURCE_EXHAUSTED): 429 RESOURCE_EXHAUSTED.", "PROVIDER_RATE_LIMIT"),
     (_GEMINI, "Invalid argument provided to Gemini: 400", "PROVIDER_ERROR"),
+    # LangChain's own, of any provider
+    (["ModelAuthenticationError", "ModelError", "LangChainException"], "no", "PROVIDER_AUTH_ERROR"),
+    (["ModelPermissionDeniedError", "ModelError", "LangChainException"], "no", "PROVIDER_AUTH_ERROR"),
+    (["ModelRateLimitError", "ModelError", "LangChainException"], "slow down", "PROVIDER_RATE_LIMIT"),
+    (["ModelTimeoutError", "ModelConnectionError", "ModelError"], "late", "PROVIDER_TIMEOUT"),
+    (["ModelRefusalError", "ModelError", "LangChainException"], "I can't", "PROVIDER_ERROR"),
     # mistralai, cohere
     (["SDKError", "MistralError", "Exception"], "API error occurred: Status 401. Body: {}", "PROVIDER_AUTH_ERROR"),
     (["SDKError", "Exception"], "SDKError: API error occurred: Status 402. Body: {}", "PROVIDER_QUOTA_LIMIT"),
