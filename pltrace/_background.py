@@ -10,6 +10,9 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
+from pltrace._forks import at_fork
+from pltrace._health import warn_once
+
 __all__ = ["Background", "is_ours", "limited", "sleep"]
 
 T = TypeVar("T")
@@ -38,8 +41,10 @@ class Background:
         """Start it.
 
         Raises:
-            RuntimeError: The interpreter is shutting down and allows no new thread.
+            RuntimeError: The interpreter is shutting down and allows no new thread, or the server lets none run.
         """
+        if not _may_run():
+            raise RuntimeError("threads don't run here")
         self._alive = True
         try:
             native = _before_gevent("_thread", "start_new_thread")
@@ -110,8 +115,23 @@ def sleep(seconds: float) -> None:
     (_before_gevent("time", "sleep") or time.sleep)(seconds)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_idents.clear)
+at_fork(in_child=_idents.clear)
+
+
+def _may_run() -> bool:
+    """Return whether threads run here, and do no harm: in uWSGI there are places where they don't."""
+    uwsgi: Any = sys.modules.get("uwsgi")
+    if uwsgi is None:
+        return True
+    if not uwsgi.has_threads:
+        warn_once(
+            "uwsgi",
+            "uWSGI runs no threads: pltrace writes spans to the store while the program waits, and leaves delivering "
+            "them to `pltrace sync`. Start uWSGI with --enable-threads.",
+        )
+        return False
+    # It forks past Python: its children could never use what a thread of the master is in the middle of.
+    return bool(os.getpid() != uwsgi.masterpid())
 
 
 def _before_gevent(module: str, name: str) -> Any:

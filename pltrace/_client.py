@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from typing import Any
+
+from pltrace._forks import at_fork
 
 __all__ = ["client_for", "forked"]
 
@@ -54,5 +55,4 @@ def forked() -> None:
     _making = threading.RLock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent)
+at_fork(before=_before_fork, in_parent=_after_fork_in_parent)

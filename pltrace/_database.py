@@ -14,6 +14,7 @@ from pathlib import Path
 from weakref import WeakSet
 
 from pltrace._errors import StoreError
+from pltrace._forks import at_fork
 from pltrace._health import warn_once
 from pltrace._store_file import (
     BUSY_TIMEOUT_MS,
@@ -290,7 +291,8 @@ def _after_fork_in_parent() -> None:
 def _after_fork_in_child() -> None:
     """Start afresh, leaving the parent's connections alone; a new one is opened when it is needed."""
     global _lock, _in_use, _usable
-    _usable = _usable and _forking.holds
+    # Held by this thread since before the fork, or by none; else by one that isn't here any more.
+    _usable = _usable and _lock.acquire(blocking=False)
     _lock, _in_use = threading.RLock(), False
     _inherited.extend(_unused)
     _unused.clear()
@@ -300,5 +302,4 @@ def _after_fork_in_child() -> None:
             database._connection = None
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+at_fork(before=_before_fork, in_parent=_after_fork_in_parent, in_child=_after_fork_in_child)

@@ -6,7 +6,6 @@ older is waited for, as is what a program asks to have anew, but not for long: P
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 from pltrace._account import Account, account, is_missing, refused
 from pltrace._errors import PromptLayerError
+from pltrace._forks import at_fork
 from pltrace._health import logger, warn_once
 from pltrace._runs import running_loop
 from pltrace._silence import be_silent
@@ -250,5 +250,4 @@ def _forked() -> None:
     _fetches.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+at_fork(in_child=_forked)

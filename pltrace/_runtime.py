@@ -6,13 +6,14 @@ import atexit
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
 
 from pltrace import _client, _langchain, _links, _runs, _scope, _twice, _usage
 from pltrace._checks import checked_timeout
 from pltrace._errors import ConfigError
+from pltrace._forks import at_fork, forked_past_python, hook_uwsgi
 from pltrace._health import failed, forget_warnings, logger
 from pltrace._scope import Scope
 from pltrace._typing import Capture, LibrarySettings, Redaction
@@ -51,6 +52,7 @@ _stand_in: StandIn | None = None
 #: What was switched off; a block that was opened before may still end.
 _switched_off: WeakSet[Tracing] = WeakSet()
 _deciding = threading.RLock()
+_is_deciding = False
 _hooked = False
 _when_on: list[Callable[[], None]] = []
 
@@ -103,10 +105,11 @@ def settings() -> Config:
 
 def _decide() -> bool:
     """Switch on if the environment says so, at the first use of a process that doesn't call `configure`."""
-    with _deciding:
-        if _active is not None or not gate:
+    global _is_deciding
+    with _deciding:  # Other threads wait: what they record meanwhile is wanted too.
+        if _active is not None or not gate or _is_deciding:
             return _active is not None
-        gate.clear()
+        _is_deciding = True
         try:
             from pltrace import _config
 
@@ -116,6 +119,10 @@ def _decide() -> bool:
             logger.error("pltrace stays off: %s", error)
         except Exception:
             failed("switching on by the environment")
+        finally:
+            _is_deciding = False
+            if _active is None:
+                gate.clear()
         return _active is not None
 
 
@@ -193,8 +200,10 @@ def _switch_on(config: Config, before: Tracing | None = None) -> None:
     if not _hooked:
         _hooked = True
         _hook_exit()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=_after_fork_in_child)
+        at_fork(in_child=_after_fork_in_child)
+        hook_uwsgi()
+        # It puts a hook of its own in the place of others'.
+        when_imported("uwsgidecorators", lambda decorators: decorators.postfork(forked_past_python))
     for call in _when_on:
         call()
 
@@ -293,7 +302,8 @@ def _hook_exit() -> None:
     # atexit's doesn't before Python 3.13. It is private, so it may be missing; atexit then has to do.
     register: Callable[[Callable[[], None]], None] | None = getattr(threading, "_register_atexit", None)
     if register is not None:
-        register(_at_exit)
+        with suppress(RuntimeError):  # The main thread has ended, and others go on.
+            register(_at_exit)
     atexit.register(_at_exit)
     when_imported("celery.signals", _hook_celery)
 
@@ -317,8 +327,8 @@ def _at_exit() -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _deciding
-    _deciding = threading.RLock()
+    global _deciding, _is_deciding
+    _deciding, _is_deciding = threading.RLock(), False
     _usage.forked()
     _runs.forked()
     _links.forked()

@@ -405,6 +405,26 @@ def _terminated(process: subprocess.Popen[str], lines: int) -> Ended:
     return ended(process)
 
 
+def test_threads_that_begin_together(tmp_path: Path, settings: dict[str, object], store: Path) -> None:
+    """What threads record while the first of them switches tracing on is recorded too; the main one may have ended."""
+    program = run(
+        RECORDS
+        + """
+begin = threading.Barrier(8)
+def work(number):
+    begin.wait()
+    record(1, f"thread{number}")
+threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+for thread in threads:
+    thread.start()
+""",
+        tmp_path,
+        **settings,
+    )
+    assert (program.code, program.err) == (0, "")
+    assert Counter(stored(store)) == once(*[f"thread{number}" for number in range(8)], count=1)
+
+
 def test_only_the_first_process_is_python(tmp_path: Path, settings: dict[str, object], store: Path) -> None:
     """A program that replaces itself by another keeps what it had recorded."""
     program = run(

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -53,19 +53,19 @@ def _needs(*packages: str) -> pytest.MarkDecorator:
 
 
 @contextmanager
-def _gunicorn(folder: Path, settings: dict[str, object], *options: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def _serving(
+    folder: Path, settings: dict[str, object], command: Sequence[str]
+) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Run a server of the application, whose command names its address as `ADDRESS`; give it, and its port."""
     (folder / "application.py").write_text(APPLICATION)
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        sys.executable, "-m", "gunicorn", "application:app", "--chdir", str(folder), "--bind", f"127.0.0.1:{port}",
-        "--graceful-timeout", str(GRACEFUL_S), *options,
-    ]  # fmt: skip
     with (folder / "log").open("w+") as log:
         server = subprocess.Popen(
-            command, env=surroundings(**settings), stdout=log, stderr=log, text=True, start_new_session=True
-        )
+            [part.replace("ADDRESS", f"127.0.0.1:{port}") for part in command],
+            env=surroundings(**settings), cwd=folder, stdout=log, stderr=log, text=True, start_new_session=True,
+        )  # fmt: skip
         try:
             _until_answered(server, port, log.name)
             yield server, port
@@ -73,6 +73,21 @@ def _gunicorn(folder: Path, settings: dict[str, object], *options: str) -> Itera
             if server.poll() is None:
                 os.killpg(server.pid, signal.SIGKILL)
             server.wait()
+
+
+def _gunicorn(*options: str) -> list[str]:
+    return [
+        sys.executable, "-m", "gunicorn", "application:app", "--bind", "ADDRESS", "--graceful-timeout", str(GRACEFUL_S),
+        *options,
+    ]  # fmt: skip
+
+
+def _uwsgi(*options: str) -> list[str]:
+    return [
+        str(Path(sys.executable).with_name("uwsgi")), "--http-socket", "ADDRESS", "--wsgi-file", "application.py",
+        "--callable", "app", "--home", sys.prefix, "--master",
+        "--die-on-term", "--processes", "3", *options,
+    ]  # fmt: skip
 
 
 def _until_answered(server: subprocess.Popen[str], port: int, log: str) -> None:
@@ -84,7 +99,7 @@ def _until_answered(server: subprocess.Popen[str], port: int, log: str) -> None:
             return
         except OSError:
             time.sleep(0.05)
-    raise AssertionError(f"gunicorn didn't start: {Path(log).read_text()}")
+    raise AssertionError(f"It didn't start: {Path(log).read_text()}")
 
 
 def _ask(port: int, count: int, threads: int = 4) -> Counter[str]:
@@ -139,7 +154,7 @@ def test_gunicorn(
 ) -> None:
     """What gunicorn's workers record is delivered, of every kind, loaded before or after the fork."""
     options = ["--workers", "3", *_WORKERS[worker]]
-    with _gunicorn(tmp_path, settings, *options) as (server, port):
+    with _serving(tmp_path, settings, _gunicorn(*options)) as (server, port):
         answered = _ask(port, 120)
         # While they run, not only when they end.
         promptlayer.wait_for(lambda: len(promptlayer.request_logs) == 120, 30.0)
@@ -159,7 +174,7 @@ def test_gunicorn_recycles_and_reloads(
 ) -> None:
     """Workers that end after some requests, and a reload in the middle of all, lose nothing."""
     options = ["--workers", "3", "--max-requests", "12", "--preload"]
-    with _gunicorn(tmp_path, settings, *options) as (server, port):
+    with _serving(tmp_path, settings, _gunicorn(*options)) as (server, port):
         answered = _ask(port, 100)
         server.send_signal(signal.SIGHUP)
         answered += _ask(port, 100)
@@ -182,7 +197,7 @@ def test_gunicorn_stops_at_once(
 ) -> None:
     """A server that is stopped the hard way leaves on disk all that it answered."""
     promptlayer.stop()
-    with _gunicorn(tmp_path, settings, "--workers", "2") as (server, port):
+    with _serving(tmp_path, settings, _gunicorn("--workers", "2")) as (server, port):
         answered = _ask(port, 100)
         time.sleep(0.5)  # Long ago, for a busy machine.
         if how is signal.SIGKILL:
@@ -194,6 +209,30 @@ def test_gunicorn_stops_at_once(
     promptlayer.start()
     deliver_rest(tmp_path, **settings)
     all_delivered(promptlayer, store, 202)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("options", [["--max-requests", "12"], ["--py-call-uwsgi-fork-hooks"]], ids=" ".join)
+@_needs("uwsgidecorators")
+def test_uwsgi(
+    tmp_path: Path,
+    promptlayer: PromptLayerServer,
+    settings: dict[str, object],
+    store: Path,
+    options: list[str],
+) -> None:
+    """What uWSGI's workers record is delivered, though it forks them without telling Python."""
+    with _serving(tmp_path, settings, _uwsgi("--enable-threads", *options)) as (server, port):
+        answered = _ask(port, 120)
+        # While they run, not only when they end.
+        promptlayer.wait_for(lambda: len(promptlayer.request_logs) == 120, 30.0)
+        _stop(server, signal.SIGTERM)
+    assert answered.total() == 120
+    log = (tmp_path / "log").read_text()
+    assert "Traceback" not in log, log
+    deliver_rest(tmp_path, **settings)
+    all_delivered(promptlayer, store, 241)
 
 
 TASKS = """
