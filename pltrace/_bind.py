@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pltrace import _runs, _runtime
 from pltrace._driving import consumed
+from pltrace._health import warn_once
 from pltrace._propagation import checked_carrier, inject
 from pltrace._scope import Scope, attach, current, still_open
 from pltrace._traced import Traced
@@ -89,9 +90,18 @@ class BoundFunction(FunctionWrapper):
         return BoundFunction if _is_cloudpickle(sys._getframe(1)) else self.__wrapped__.__class__
 
     def _self_call(self, wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
-        if not _runtime.is_on():
-            return wrapped(*args, **kwargs)
         scope = self._self_scope
+        if not _runtime.is_on():
+            if scope is None and not _runtime.is_decided():
+                warn_once(
+                    "bound_but_off",
+                    "%s was bound to a scope in another process, and is not recorded here, where nobody switched "
+                    "tracing on: set PLTRACE_ENABLED=1 or PROMPTLAYER_API_KEY in the environment, or call "
+                    'pltrace.configure() where this process comes by too, not under `if __name__ == "__main__"`. PLTRACE_ENABLED=0 ends '
+                    "this warning.",
+                    getattr(wrapped, "__qualname__", wrapped),
+                )
+            return wrapped(*args, **kwargs)
         if scope is None:
             # Made once in each process that it is sent to.
             remote = checked_carrier("bind", self._self_carrier)

@@ -71,6 +71,11 @@ def is_on(module: str | None = None) -> bool:
 _scope.set_is_on(is_on)
 
 
+def is_decided() -> bool:
+    """Return whether somebody has said if tracing is on or off."""
+    return _configured is not None or "PLTRACE_ENABLED" in os.environ
+
+
 def base() -> Scope:
     """Return the scope around all blocks; only while tracing is on."""
     scope = _scope.outermost()

@@ -9,9 +9,6 @@ import functools
 import inspect
 import multiprocessing
 import pickle
-import subprocess
-import sys
-import textwrap
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -25,6 +22,7 @@ from langchain_core.runnables import Runnable, RunnableLambda
 import pltrace
 from pltrace import bind, current_span, traced
 from pltrace.testing import CapturedSpans, capture_spans
+from tests.support.programs import run
 from tests.support.scripted_llm import ScriptedOpenAI
 from tests.support.traces import calls, chat, spans
 
@@ -290,20 +288,36 @@ _MAIN = """
 @pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
 def test_process_pools(method: str, tmp_path: Path) -> None:
     """Functions of `__main__` run in the processes of a pool, however those are started, in one trace with it."""
-    script, store = tmp_path / "main.py", tmp_path / "store" / "traces.db"
-    script.write_text(textwrap.dedent(_MAIN))
-    ran = subprocess.run(
-        [sys.executable, str(script), str(store), method],
-        capture_output=True, text=True, timeout=100, env={"PLTRACE_STORE": str(store), "PLTRACE_ENABLED": "1",
-                                                          "HOME": str(tmp_path)},
-    )  # fmt: skip
-    assert (ran.returncode, ran.stderr) == (0, "")
+    store = tmp_path / "store" / "traces.db"
+    ended = run(_MAIN, tmp_path, store, method, timeout=100, PLTRACE_STORE=store, PLTRACE_ENABLED=1)
+    assert (ended.code, ended.err) == (0, "")
     pltrace.configure(store=store)
     found = spans(store)
     (outer,) = [one for one in found if one["name"] == "outer"]
     works = [one for one in found if one["name"] == "work"]
     assert len(works) == 6
     assert {(one["parent_id"], tuple(one["tags"])) for one in works} == {(outer["span_id"], ("o", "w"))}
+
+
+_OFF = """
+    import concurrent.futures, multiprocessing
+    import pltrace
+    from pltrace import bind, traced
+
+    if __name__ == "__main__":
+        pltrace.configure(store="memory")
+        context = multiprocessing.get_context("spawn")
+        with traced("outer"), concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+            assert list(pool.map(bind(abs), [-1, 2])) == [1, 2]
+"""
+
+
+@pytest.mark.parametrize("decided", [False, True])
+def test_a_process_where_tracing_is_off(decided: bool, tmp_path: Path) -> None:
+    """What runs where nobody switched tracing on isn't recorded; one warning says so, if it wasn't switched off."""
+    ended = run(_OFF, tmp_path, **({"PLTRACE_ENABLED": 0} if decided else {}))
+    assert ended.code == 0, ended.err
+    assert ended.err.count("abs was bound to a scope in another process") == (0 if decided else 1)
 
 
 async def test_runnables(llm: ScriptedOpenAI, local: Path) -> None:
