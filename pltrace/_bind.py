@@ -97,8 +97,8 @@ class BoundFunction(FunctionWrapper):
                     "bound_but_off",
                     "%s was bound to a scope in another process, and is not recorded here, where nobody switched "
                     "tracing on: set PLTRACE_ENABLED=1 or PROMPTLAYER_API_KEY in the environment, or call "
-                    'pltrace.configure() where this process comes by too, not under `if __name__ == "__main__"`. PLTRACE_ENABLED=0 ends '
-                    "this warning.",
+                    'pltrace.configure() where this process comes by too, not under `if __name__ == "__main__"`. '
+                    "PLTRACE_ENABLED=0 ends this warning.",
                     getattr(wrapped, "__qualname__", wrapped),
                 )
             return wrapped(*args, **kwargs)
