@@ -26,7 +26,7 @@ from pltrace._store_file import (
     set_aside,
 )  # fmt: skip
 
-__all__ = ["SCHEMA_VERSION", "STORE_TROUBLE", "UNSTORABLE", "Database"]
+__all__ = ["SCHEMA_VERSION", "STORE_TROUBLE", "TOO_LARGE", "UNSTORABLE", "Database"]
 
 _MOST_BUSY_S = 30.0
 _MOST_BUSY_AT_OPENING_S = 5.0
@@ -52,6 +52,8 @@ _unused: list[sqlite3.Connection] = []
 _usable = True
 #: What is raised while the disk is full or failing, or others keep the file.
 STORE_TROUBLE = sqlite3.OperationalError
+#: What is raised for an answer of a billion bytes.
+TOO_LARGE = sqlite3.DataError
 #: What is raised for a value that can't be stored, and never can.
 UNSTORABLE = (
     ValueError, OverflowError, TypeError, sqlite3.DataError, sqlite3.IntegrityError, sqlite3.ProgrammingError,

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 
 from pltrace._background import Background, limited
 from pltrace._database import STORE_TROUBLE
-from pltrace._exporter import ExportResult, Operation, SpanExporter, StoredSpan, TracksRequests
+from pltrace._exporter import ExportResult, Operation, SpanExporter, TracksRequests
 from pltrace._health import counts, failed, logger, warn_sometimes
 from pltrace._outbox import Outbox
 from pltrace._pace import Pace
+from pltrace._rows import ReadSpan
 from pltrace._search import PoisonSearch
 from pltrace._silence import be_silent
 
@@ -118,7 +118,7 @@ class DeliveryWorker(Worker):
     Args:
         outbox: What is pending.
         exporter: Where to.
-        resolved: Called with span id and request id when an LLM call got its id.
+        resolved: Called with the ids that LLM calls got: span id → request id.
         gave_up: Called with the id of a span that gets none: it was set aside, or taken without an id.
     """
 
@@ -126,7 +126,7 @@ class DeliveryWorker(Worker):
         self,
         outbox: Outbox,
         exporter: SpanExporter,
-        resolved: Callable[[str, int], None],
+        resolved: Callable[[Mapping[str, int]], None],
         gave_up: Callable[[str], None],
     ) -> None:
         self.exporter = exporter
@@ -140,7 +140,7 @@ class DeliveryWorker(Worker):
     def forked(self) -> None:
         """Start afresh, as in the child of a fork."""
         super().forked()
-        self._batch: list[StoredSpan] = []  # What a retry sends again: the same spans, so the same bytes.
+        self._batch: list[ReadSpan] = []  # What a retry sends again: the same spans, so the same bytes.
         self._refused_in_a_row = 0
         self._witness = 0  # Spans up to this number are refused for what is in them: a newer one was taken since.
 
@@ -175,7 +175,7 @@ class DeliveryWorker(Worker):
             self.pace.succeeded()
             self._outbox.lease.renew()
 
-    def _send(self, batch: Sequence[StoredSpan]) -> ExportResult:
+    def _send(self, batch: Sequence[ReadSpan]) -> ExportResult:
         """Send spans, and write down what became of them."""
         name = self.exporter.name
         batch = self._outbox.sending(name, batch)
@@ -191,29 +191,29 @@ class DeliveryWorker(Worker):
         if result.outcome == "delivered":
             self._taken(batch, result)
         elif result.uncertain:
-            self._batch = [replace(span, uncertain=True) for span in self._batch]
+            self._batch = [span.as_uncertain() for span in self._batch]
         else:
             self._outbox.not_taken(name, [span for span in batch if not span.uncertain])
         return result
 
-    def _taken(self, batch: Sequence[StoredSpan], result: ExportResult) -> None:
-        taken = [span for span in batch if span.record["span_id"] not in result.refused]
+    def _taken(self, batch: Sequence[ReadSpan], result: ExportResult) -> None:
+        taken = [span for span in batch if span.span_id not in result.refused]
         self._outbox.delivered(self.exporter.name, taken, result.request_ids)
         self._refused_in_a_row = 0
         counts["delivered"] += len(taken)
         if len(taken) < len(batch):
-            aside = [span for span in batch if span.record["span_id"] in result.refused]
-            self._set_aside(aside, {span.seq: result.refused[span.record["span_id"]] for span in aside})
-        for span_id, request_id in result.request_ids.items():
-            self._resolved(span_id, request_id)
+            aside = [span for span in batch if span.span_id in result.refused]
+            self._set_aside(aside, {span.seq: result.refused[span.span_id] for span in aside})
+        if result.request_ids:
+            self._resolved(result.request_ids)
         if isinstance(self.exporter, TracksRequests):
-            self._without_id([span for span in taken if span.record["span_id"] not in result.request_ids])
+            self._without_id([span for span in taken if span.span_id not in result.request_ids])
 
-    def _without_id(self, spans: Sequence[StoredSpan]) -> None:
+    def _without_id(self, spans: Sequence[ReadSpan]) -> None:
         """Say which LLM calls were taken without being logged, as with a prompt link that the backend doesn't know."""
-        calls = [span for span in spans if span.record["kind"] == "llm" and span.record.get("request_id") is None]
+        calls = [span for span in spans if span.short["kind"] == "llm" and span.short["request_id"] is None]
         for span in calls:
-            self._gave_up(span.record["span_id"])
+            self._gave_up(span.span_id)
         if calls:
             counts["requests_without_id"] += len(calls)
             warn_sometimes(
@@ -222,10 +222,10 @@ class DeliveryWorker(Worker):
                 "on_request functions are not called, and scores or metadata for them are refused.",
                 self.exporter.name,
                 len(calls),
-                calls[0].record["span_id"],
+                calls[0].span_id,
             )
 
-    def _without_poison(self, batch: list[StoredSpan], refusal: ExportResult) -> ExportResult:
+    def _without_poison(self, batch: list[ReadSpan], refusal: ExportResult) -> ExportResult:
         """Deliver a refused batch without the spans that it is refused for, and set those aside."""
         name = self.exporter.name
         search = PoisonSearch(self._send, lambda: self._outbox.newest(name, batch[-1].seq))
@@ -240,13 +240,13 @@ class DeliveryWorker(Worker):
         )
         return result
 
-    def _set_aside(self, spans: Sequence[StoredSpan], reasons: dict[int, str]) -> None:
+    def _set_aside(self, spans: Sequence[ReadSpan], reasons: dict[int, str]) -> None:
         if not spans:
             return
         self._outbox.quarantine(self.exporter.name, reasons)
         counts["quarantined"] += len(spans)
         for span in spans:
-            self._gave_up(span.record["span_id"])
+            self._gave_up(span.span_id)
         warn_sometimes(
             f"quarantine:{self.exporter.name}",
             "%s refuses %d span(s) for what is in them: it %s. They are kept in quarantine, the rest goes on; "

@@ -5,13 +5,26 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 
-from pltrace._database import Database
-from pltrace._exporter import Operation, StoredSpan
+from pltrace._database import TOO_LARGE, Database
+from pltrace._exporter import Operation
 from pltrace._lease import Lease
-from pltrace._rows import DONE, REFUSED, delete, record_from
-from pltrace._slices import Slices
+from pltrace._rows import DONE, READING, REFUSED, ReadSpan, delete, spans_in
 
 __all__ = ["Outbox"]
+
+#: By the number that the index has the order of: else all that is pending is read and sorted.
+_CLAIMING = READING.format(
+    spans="""
+    SELECT spans.*, uncertain FROM deliveries JOIN spans USING (seq)
+    WHERE exporter = ? AND owner = ? AND state = 0 ORDER BY deliveries.seq LIMIT ?
+"""
+)
+_NEWEST = READING.format(
+    spans="""
+    SELECT spans.*, uncertain FROM deliveries JOIN spans USING (seq)
+    WHERE exporter = ? AND owner = ? AND state = 0 AND deliveries.seq > ? ORDER BY deliveries.seq DESC LIMIT 1
+"""
+)
 
 
 class Outbox:
@@ -33,35 +46,22 @@ class Outbox:
         """Start afresh, as in the child of a fork."""
         self._sent_from: dict[str, int] = {}  # By exporter: which file the batch is from that is on its way.
 
-    def claim(self, exporter: str, most: int, most_bytes: int) -> list[StoredSpan]:
+    def claim(self, exporter: str, most: int, most_bytes: int) -> list[ReadSpan]:
         """Return the oldest pending spans of this process, at most `most` and about `most_bytes` of them."""
-        with self._database.reading() as connection:
-            rows = connection.execute(
-                "SELECT spans.*, deliveries.uncertain FROM deliveries JOIN spans USING (seq)"
-                # By this column, whose order the index has: else all that is pending is read and sorted.
-                " WHERE exporter = ? AND owner = ? AND state = 0 ORDER BY deliveries.seq LIMIT ?",
-                (exporter, self.lease.owner, most),
-            ).fetchall()
-        batch: list[StoredSpan] = []
-        slices = Slices()
-        for row in rows:
-            slices.between()
-            most_bytes -= len(row["body"])
-            if batch and most_bytes < 0:
-                break
-            batch.append(StoredSpan(row["seq"], record_from(row), bool(row["uncertain"])))
-        return batch
+        try:
+            text = self._read(_CLAIMING, exporter, self.lease.owner, most)
+        except TOO_LARGE:  # Together they are more than SQLite takes for one text, a billion bytes.
+            text = self._read(_CLAIMING, exporter, self.lease.owner, 1)
+        return spans_in(text, most_bytes)
 
-    def newest(self, exporter: str, beyond: int) -> StoredSpan | None:
+    def newest(self, exporter: str, beyond: int) -> ReadSpan | None:
         """Return the newest pending span of this process whose number is beyond another's, or None."""
+        return next(iter(spans_in(self._read(_NEWEST, exporter, self.lease.owner, beyond))), None)
+
+    def _read(self, query: str, *parameters: object) -> str | None:
         with self._database.reading() as connection:
-            row = connection.execute(
-                "SELECT spans.*, deliveries.uncertain FROM deliveries JOIN spans USING (seq)"
-                " WHERE exporter = ? AND owner = ? AND state = 0 AND deliveries.seq > ?"
-                " ORDER BY deliveries.seq DESC LIMIT 1",
-                (exporter, self.lease.owner, beyond),
-            ).fetchone()
-        return None if row is None else StoredSpan(row["seq"], record_from(row), bool(row["uncertain"]))
+            text: str | None = connection.execute(query, parameters).fetchone()[0]
+        return text
 
     def is_pending(self, exporter: str, up_to: int) -> bool:
         """Return whether a span of this process is pending, up to a number."""
@@ -78,7 +78,7 @@ class Outbox:
             (last,) = connection.execute("SELECT coalesce(max(seq), 0) FROM spans").fetchone()
         return int(last)
 
-    def sending(self, exporter: str, batch: Sequence[StoredSpan]) -> list[StoredSpan]:
+    def sending(self, exporter: str, batch: Sequence[ReadSpan]) -> list[ReadSpan]:
         """Note, before a batch goes out, that it may arrive: a process that dies now can't tell.
 
         Returns:
@@ -86,43 +86,48 @@ class Outbox:
         """
         with self._database.writing() as connection:
             self._sent_from[exporter] = self._database.files
-            rows = connection.execute(
-                "SELECT seq, span_id FROM deliveries JOIN spans USING (seq) WHERE exporter = ? AND owner = ?"
-                " AND state = 0 AND seq IN (SELECT value FROM json_each(?))",
-                (exporter, self.lease.owner, json.dumps([span.seq for span in batch])),
-            )
+            (text,) = connection.execute(
+                "SELECT group_concat(seq || ' ' || span_id) FROM deliveries JOIN spans USING (seq) WHERE exporter = ?"
+                " AND owner = ? AND state = 0 AND seq IN (SELECT value FROM json_each(?))",
+                (exporter, self.lease.owner, _numbers(batch)),
+            ).fetchone()
             # By its id too: in a file that took the place of another, the number is another span's.
-            known = {row["seq"]: row["span_id"] for row in rows}
-            ours = {span.seq for span in batch if known.get(span.seq) == span.record["span_id"]}
-            connection.executemany(
-                "UPDATE deliveries SET uncertain = 1, tries = tries + 1 WHERE exporter = ? AND seq = ?",
-                [(exporter, seq) for seq in ours],
+            known = set((text or "").split(","))
+            ours = [span for span in batch if f"{span.seq} {span.span_id}" in known]
+            connection.execute(
+                "UPDATE deliveries SET uncertain = 1, tries = tries + 1 WHERE exporter = ?"
+                " AND seq IN (SELECT value FROM json_each(?))",
+                (exporter, _numbers(ours)),
             )
-        return [span for span in batch if span.seq in ours]
+        return ours
 
-    def not_taken(self, exporter: str, batch: Iterable[StoredSpan]) -> None:
+    def not_taken(self, exporter: str, batch: Iterable[ReadSpan]) -> None:
         """Note that a batch surely didn't arrive."""
         with self._database.writing() as connection:
             if self._is_from_elsewhere(exporter):
                 return
-            connection.executemany(
-                "UPDATE deliveries SET uncertain = 0 WHERE exporter = ? AND seq = ? AND owner = ?",
-                [(exporter, span.seq, self.lease.owner) for span in batch],
+            connection.execute(
+                "UPDATE deliveries SET uncertain = 0 WHERE exporter = ? AND owner = ?"
+                " AND seq IN (SELECT value FROM json_each(?))",
+                (exporter, self.lease.owner, _numbers(batch)),
             )
 
-    def delivered(self, exporter: str, batch: Iterable[StoredSpan], request_ids: Mapping[str, int]) -> None:
+    def delivered(self, exporter: str, batch: Sequence[ReadSpan], request_ids: Mapping[str, int]) -> None:
         """Note that a batch arrived, and the ids that its requests got."""
-        batch = list(batch)
+        got = {span.seq: request_ids[span.span_id] for span in batch if span.span_id in request_ids}
         with self._database.writing() as connection:
             if self._is_from_elsewhere(exporter):
                 return
-            for span in batch:
-                request_id = request_ids.get(span.record["span_id"])
-                if request_id is not None:
-                    connection.execute("UPDATE spans SET request_id = ? WHERE seq = ?", (request_id, span.seq))
-            connection.executemany(
-                "UPDATE deliveries SET state = 1, uncertain = 0 WHERE exporter = ? AND seq = ? AND owner = ?",
-                [(exporter, span.seq, self.lease.owner) for span in batch],
+            if got:
+                connection.execute(
+                    "UPDATE spans SET request_id = json_extract(?1, '$.\"' || seq || '\"')"
+                    " WHERE seq IN (SELECT CAST(key AS INTEGER) FROM json_each(?1))",
+                    (json.dumps(got),),
+                )
+            connection.execute(
+                "UPDATE deliveries SET state = 1, uncertain = 0 WHERE exporter = ? AND owner = ?"
+                " AND seq IN (SELECT value FROM json_each(?))",
+                (exporter, self.lease.owner, _numbers(batch)),
             )
             if not self._keep:
                 delete(connection, [span.seq for span in batch], "state = 0")
@@ -179,3 +184,7 @@ class Outbox:
                     "SELECT seq FROM spans JOIN operations USING (span_id) WHERE operations.id = ?", (number,)
                 ).fetchall()
                 delete(connection, [row["seq"] for row in rows], "state = 0")
+
+
+def _numbers(spans: Iterable[ReadSpan]) -> str:
+    return json.dumps([span.seq for span in spans])

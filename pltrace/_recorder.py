@@ -397,8 +397,8 @@ class SpanRecorder:
                 given_up = self.registry.expect(span.trace_bits, span.span_bits, span.scope.callbacks)
                 if given_up:
                     counts["callbacks_given_up"] += given_up
-        for span_id, request_id in written:
-            self.registry.resolve(int(span_id, 16), request_id)
+        if written:
+            self.registry.resolve({int(span_id, 16): request_id for span_id, request_id in written})
         self._wrote()
 
     def _drop(self, reason: str, count: int) -> None:

@@ -288,19 +288,22 @@ class Registry:
             del self._waiting[next(iter(self._waiting))]
             return 1
 
-    def resolve(self, span_bits: int, request_id: int) -> None:
-        """Tell the handle, and whoever waits, that the request got its id."""
+    def resolve(self, ids: Mapping[int, int]) -> None:
+        """Tell the handles, and whoever waits, that requests got their ids: the bits of their spans → id."""
+        told: list[tuple[tuple[Callback, ...], Request]] = []
         with self._changed:
-            waiting = self._waiting.pop(span_bits, None)
-            request = self._handles.get(span_bits)
-            if request is None and waiting is not None:
-                request = self._handles[span_bits] = Request(self, waiting[0], span_bits)
-            if request is None:
-                return
-            request._id = request_id
+            for span_bits, request_id in ids.items():
+                waiting = self._waiting.pop(span_bits, None)
+                request = self._handles.get(span_bits)
+                if request is None and waiting is not None:
+                    request = self._handles[span_bits] = Request(self, waiting[0], span_bits)
+                if request is not None:
+                    request._id = request_id
+                    if waiting is not None:
+                        told.append((waiting[1], request))
             self._changed.notify_all()
-        if waiting is not None:
-            self._callbacks.submit(waiting[1], request)
+        for callbacks, request in told:
+            self._callbacks.submit(callbacks, request)
 
     def give_up(self, span_bits: int) -> None:
         """Tell the handle that no id will come."""

@@ -6,7 +6,8 @@ import math
 import random
 from collections.abc import Callable, Sequence
 
-from pltrace._exporter import ExportResult, StoredSpan
+from pltrace._exporter import ExportResult
+from pltrace._rows import ReadSpan
 
 __all__ = ["PoisonSearch"]
 
@@ -25,20 +26,18 @@ class PoisonSearch:
         newest: Returns the newest span that waits behind the batch, or None.
     """
 
-    def __init__(
-        self, send: Callable[[list[StoredSpan]], ExportResult], newest: Callable[[], StoredSpan | None]
-    ) -> None:
+    def __init__(self, send: Callable[[list[ReadSpan]], ExportResult], newest: Callable[[], ReadSpan | None]) -> None:
         self._send = send
         self._newest = newest
         #: Number → span and reason of those that are refused while others are taken.
-        self.poison: dict[int, tuple[StoredSpan, str]] = {}
+        self.poison: dict[int, tuple[ReadSpan, str]] = {}
         #: Whether anything was taken.
         self.taken = False
         #: The number of a span from behind the batch that was taken, or 0.
         self.witness = 0
         self._tried: set[int] = set()  # Picked and taken: not to be sent again.
 
-    def run(self, batch: list[StoredSpan], refusal: ExportResult, *, doubtful: bool) -> ExportResult:
+    def run(self, batch: list[ReadSpan], refusal: ExportResult, *, doubtful: bool) -> ExportResult:
         """Search a batch that was refused.
 
         Args:
@@ -80,7 +79,7 @@ class PoisonSearch:
             self.poison.clear()
         return answer
 
-    def _split(self, part: list[StoredSpan], refusal: ExportResult) -> list[list[StoredSpan]]:
+    def _split(self, part: list[ReadSpan], refusal: ExportResult) -> list[list[ReadSpan]]:
         """Return the halves of a refused part, the second first: they are taken from the end. One span is poison."""
         if len(part) == 1:
             self.poison[part[0].seq] = (part[0], refusal.reason)
@@ -88,7 +87,7 @@ class PoisonSearch:
         middle = len(part) // 2
         return [part[middle:], part[:middle]]
 
-    def _try_others(self, rest: Sequence[StoredSpan]) -> ExportResult:
+    def _try_others(self, rest: Sequence[ReadSpan]) -> ExportResult:
         """Send single spans from elsewhere until one is taken; return the last answer."""
         newest = self._newest()
         others = [*([newest] if newest is not None else []), *random.sample(rest, min(_PICKED, len(rest)))]

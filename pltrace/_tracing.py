@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from time import monotonic
 
@@ -163,8 +163,8 @@ class Tracing:
         except Exception:
             failed("pruning the store")
 
-    def _resolved(self, span_id: str, request_id: int) -> None:
-        self.recorder.registry.resolve(int(span_id, 16), request_id)
+    def _resolved(self, ids: Mapping[str, int]) -> None:
+        self.recorder.registry.resolve({int(span_id, 16): request_id for span_id, request_id in ids.items()})
         self._work_on_operations()
 
     def _work_on_operations(self) -> None:

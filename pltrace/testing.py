@@ -14,12 +14,12 @@ from pltrace._checks import checked_metadata, checked_tags
 from pltrace._config import Config, load
 from pltrace._encoding import Encoder
 from pltrace._errors import ConfigError
-from pltrace._promptlayer import log_request
 from pltrace._recorder import SpanRecorder
 from pltrace._scope import Scope, attach, current
 from pltrace._span import Span
 from pltrace._tracing import Tracing
 from pltrace._typing import CaptureSettings, Unpack
+from pltrace._wire import log_request
 
 __all__ = ["CapturedRequest", "CapturedSpans", "capture_spans"]
 
