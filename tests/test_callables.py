@@ -382,6 +382,39 @@ async def test_the_scope_is_inside_alone(kind: str, seen: CapturedSpans, doing: 
     assert innermost.parent is outer
 
 
+#: What is recorded of the arguments, where it isn't by the names of `a` and `b`.
+_INPUTS = {
+    "bound method": {"args": [1, 2]},
+    "builtin": {"0": "tests.test_callables.kinds.<locals>.<lambda>", "1": [1, 2]},
+}
+#: What a call that gives one thing after the other returns at last, or what a future looks like, is another matter.
+_GIVE_ONE = [
+    kind for kind in KINDS
+    if not any(word in kind for word in ("generator", "iterator", "map", "future", "task")) or "awaited" in kind
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_arguments_and_result_are_recorded(kind: str, seen: CapturedSpans) -> None:
+    """The span says what went in, by the names of the parameters, and what came out."""
+    result = await outcome(kind, TRACED)
+    assert [span.input for span in seen] == [_INPUTS.get(kind, {"a": 1, "b": 2})] * SPANS.get(kind, 1)
+    if kind in _GIVE_ONE:
+        assert {span.output for span in seen} == {result}
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_result_that_nobody_uses(kind: str, seen: CapturedSpans) -> None:
+    """A call whose result is dropped leaves no scope behind, and no span open."""
+    with traced("outer") as outer:
+        result = call(kind, TRACED)
+        if "task" in kind:
+            await result
+        del result
+        assert current_span() is outer
+
+
 @pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt(), SystemExit(3), asyncio.CancelledError()])
 @pytest.mark.parametrize("kind", KINDS)
 async def test_an_exception_passes_unchanged(
