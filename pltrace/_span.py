@@ -280,7 +280,8 @@ class Span:
     def set_error(self, error: BaseException) -> None:
         """Set status and error from an exception: a stream that is left is no error, a cancelled task is its own."""
         names = tuple(kind.__name__ for kind in type(error).__mro__)
-        if isinstance(error, GeneratorExit):
+        # The latter is how a graph is interrupted, and how a node goes to one of the graph around its own.
+        if "GeneratorExit" in names or "GraphBubbleUp" in names:
             self.status = "partial" if self.kind == "llm" else "ok"
             return
         self.status = "cancelled" if "CancelledError" in names else "error"

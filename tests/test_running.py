@@ -937,7 +937,7 @@ def asking_graph(llm: ScriptedOpenAI, interrupt: Callable[[str], str]) -> Any:
 
 
 def test_interrupts_and_resume(local: Path) -> None:
-    """An interrupted graph leaves nothing open, and resumed in another block it is recorded there."""
+    """An interrupted graph leaves nothing open, and resumed in another block it is recorded there; that is no error."""
     types: Any = pytest.importorskip("langgraph.types")
     if not hasattr(types, "interrupt"):
         pytest.skip("this langgraph has no interrupt() yet")
@@ -954,10 +954,7 @@ def test_interrupts_and_resume(local: Path) -> None:
     assert drawn.count("approval function") == 2
     assert first < drawn.index("approval function") < second
     assert [call["request_tags"] for call in calls(local)] == [["1"], ["2"], ["2"]]
-    assert {span["name"]: span["status"] for span in spans(local) if span["name"] in ("first", "second")} == {
-        "first": "ok",
-        "second": "ok",
-    }
+    assert {span["status"] for span in spans(local)} == {"ok"}
 
 
 def test_batches_with_few_threads(local: Path) -> None:
