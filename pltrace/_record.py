@@ -65,7 +65,7 @@ def row_of(span: Span, encoder: Encoder, service: str) -> Row:
         The row, in which nothing of the user's objects is referred to.
     """
     scope = span.scope
-    tags, metadata = span.tags, encoder.dumps(span.metadata)
+    tags, metadata = span.tags, _metadata_of(span, encoder)
     lineage = ",".join([f'"{around.span_bits:016x}"' for around in scope.lineage])
     fields = [
         '{"error":' + ("null" if span.error is None else quoted(encoder.text(span.error))),
@@ -87,6 +87,14 @@ def row_of(span: Span, encoder: Encoder, service: str) -> Row:
         span.started_at_ns, span.ended_at_ns or None, usage.input_tokens, usage.output_tokens,
         "\n".join((",".join(fields) + "}", *lines)),
     )  # fmt: skip
+
+
+def _metadata_of(span: Span, encoder: Encoder) -> str:
+    """Return the JSON of a span's metadata; that of a scope's spans, outside of LangChain, is mostly all the same."""
+    scope = span.scope
+    if span.run_fields is not None or span.added_metadata:
+        return encoder.dumps(span.metadata)
+    return encoder.dumps_kept(scope.metadata)
 
 
 def _needed_capture(span: Span) -> tuple[int, int]:
@@ -234,7 +242,12 @@ def _request_metadata(span: Span, run: Run, metadata: str, encoder: Encoder) -> 
 
     The keys `_langchain_*` are those of LangChain's own former PromptLayer handler: saved searches use them.
     """
-    key = metadata, encoder.dumps(span.scope.user), encoder.dumps(span.scope.session)
+    user, session = span.scope.user, span.scope.session
+    key = (
+        metadata,
+        "null" if user is None else encoder.dumps(user),
+        "null" if session is None else encoder.dumps(session),
+    )
     known = _known_metadata.get(key)
     if known is None:
         known = _own_metadata(*map(json.loads, key))
@@ -242,12 +255,10 @@ def _request_metadata(span: Span, run: Run, metadata: str, encoder: Encoder) -> 
             if len(_known_metadata) >= _MOST_KNOWN:
                 _known_metadata.clear()
             _known_metadata[key] = known
-    about_run = {
-        "_langchain_run_id": f'"{_uuid(run.run_id)}"',
-        "_langchain_parent_run_id": f'"{run.parent_run_id and _uuid(run.parent_run_id)}"',
-        "_langchain_tags": quoted(str(encoder.label(run.tags or [], "tags"))),
-    }
-    return _joined(known, about_run)
+    parent = run.parent_run_id and _uuid(run.parent_run_id)
+    about_run = f'"_langchain_run_id":"{_uuid(run.run_id)}","_langchain_parent_run_id":"{parent}"'
+    tags = quoted(str(encoder.label(run.tags, "tags"))) if run.tags else '"[]"'
+    return f'{known[:-1]}{"" if known == "{}" else ","}{about_run},"_langchain_tags":{tags}}}'
 
 
 def _own_metadata(metadata: Mapping[str, Any], user: Any, session: Any) -> str:
@@ -272,6 +283,7 @@ def _attempt(span: Span) -> int:
     attempt = 1
     around: Any = span
     while isinstance(around, Span):
-        attempt += around.attempt.number - 1
+        if around.tried_before or around.run_tags or around.noted_attempt is not None:
+            attempt += around.attempt.number - 1
         around = around.parent
     return attempt

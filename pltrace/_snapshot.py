@@ -6,6 +6,7 @@ import inspect
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
+from types import FunctionType
 from typing import Any, NamedTuple
 
 __all__ = ["Arguments", "arguments_of", "snapshot", "thawed", "whole"]
@@ -283,11 +284,14 @@ class Arguments(NamedTuple):
     def named(self) -> dict[str, Any]:
         """Return them by parameter name, without `self` or `cls`."""
         args, kwargs = [thawed(item) for item in self.args], {key: thawed(item) for key, item in self.kwargs.items()}
+        named = _simply_named(self.function, args, kwargs)
+        if named is not None:
+            return named
         try:
             bound = inspect.signature(self.function).bind(*args, **kwargs)
         except (TypeError, ValueError):  # A builtin without a signature, or a call that fails anyway.
             return {**{str(position): value for position, value in enumerate(args)}, **kwargs}
-        named: dict[str, Any] = {}
+        named = {}
         for position, (name, value) in enumerate(bound.arguments.items()):
             if position == 0 and name in ("self", "cls") and _is_method(self.function):
                 continue
@@ -296,6 +300,29 @@ class Arguments(NamedTuple):
             else:
                 named[name] = value
         return named
+
+
+_STARRED = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
+
+
+def _simply_named(function: Any, args: list[Any], kwargs: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the arguments of a plain function by name, at a tenth of the cost of a signature; None of any other."""
+    if type(function) is not FunctionType or function.__dict__:
+        return None
+    code = function.__code__
+    names = code.co_varnames[: code.co_argcount]
+    # More that are given than there are, or a default between them, leave a call that fails or needs a closer look.
+    if code.co_flags & _STARRED or code.co_kwonlyargcount or code.co_posonlyargcount or len(args) > len(names):
+        return None
+    if names[:1] in (("self",), ("cls",)):
+        return None
+    named = dict(zip(names, args, strict=False))
+    for name in names[len(args) :]:
+        if name in kwargs:
+            named[name] = kwargs[name]
+    required = len(names) - len(function.__defaults__ or ())
+    complete = named.keys() >= {*names[:required]} and len(named) == len(args) + len(kwargs)
+    return named if complete else None
 
 
 def _is_method(function: Any) -> bool:

@@ -26,6 +26,8 @@ _PATHS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("output_tokens_details", "reasoning_tokens"),
     ),
 }
+#: A report of no more is read at once.
+_TOTALS = {"input_tokens", "output_tokens", "total_tokens"}
 #: Anthropic's classes count what was written to the cache by how long it is kept, and then tell 0 for the whole.
 _CREATED = tuple(("input_token_details", f"ephemeral_{kept}_input_tokens") for kept in ("5m", "1h"))
 
@@ -65,6 +67,10 @@ def _usage(reported: object) -> Usage | None:
     """The counts in one report; None if it tells neither input nor output."""
     if reported is None:
         return None
+    if type(reported) is dict and reported.keys() <= _TOTALS:
+        given, answered = reported.get("input_tokens"), reported.get("output_tokens")
+        if type(given) is int and type(answered) is int and given >= 0 and answered >= 0:
+            return Usage(given, answered)
     usage = Usage(**{field: _count(reported, paths) for field, paths in _PATHS.items()})
     if usage.input_tokens is None and usage.output_tokens is None:
         return None
@@ -78,7 +84,7 @@ def _count(reported: object, paths: Iterable[tuple[str, ...]]) -> int | None:
     for path in paths:
         value: Any = reported
         for key in path:
-            value = None if value is None else member_of(value, key)
+            value = None if value is None else value.get(key) if type(value) is dict else member_of(value, key)
         if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0 and value % 1 == 0:
             return int(value)
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from pltrace._encoding._leaves import TOO_DEEP, Bounds, Json, Redact, broken
 from pltrace._encoding._quick import CarefulError, Quick, json_of
@@ -16,6 +16,8 @@ __all__ = ["Encoder"]
 _DEEPEST = 200
 #: Tags, users and the like come again and again: so many JSON texts of theirs are kept, up to such a length.
 _MOST_LABELS, _LONGEST_LABELS = 1_000, 1_000
+#: What can't change.
+_PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
 class Encoder:
@@ -48,6 +50,7 @@ class Encoder:
         self._rules = Rules(extra) if redact is None else None
         self._label_rules = Rules(extra, by_name=False)
         self._bounds = Bounds(max_string, min(max_depth, _DEEPEST), max_items)
+        self._kept: dict[int, tuple[Mapping[str, object], str]] = {}
         self._labels: dict[str | tuple[str, ...] | None, str] = {}
         self._quick = None if self._rules is None else Quick(self._bounds, self._rules)
         self._quick_label = None if self._rules is None else Quick(self._bounds, self._label_rules)
@@ -113,6 +116,18 @@ class Encoder:
     def dumps(self, value: object) -> str:
         """Return the JSON text of `jsonable(value)`; never raises."""
         return self._dumped(self._quick, self.jsonable, value)
+
+    def dumps_kept(self, value: Mapping[str, object]) -> str:
+        """Return the JSON text of `jsonable(value)`, of a mapping that is never changed, and given again and again."""
+        kept = self._kept.get(id(value))
+        if kept is not None and kept[0] is value:
+            return kept[1]
+        text = self.dumps(value)
+        if self._redact is None and len(text) <= _LONGEST_LABELS and _PLAIN.issuperset(map(type, value.values())):
+            if len(self._kept) >= _MOST_LABELS:
+                self._kept.clear()
+            self._kept[id(value)] = value, text
+        return text
 
     def dumps_shaped(self, value: object) -> str:
         """Return the JSON text of `shaped(value)`; never raises."""

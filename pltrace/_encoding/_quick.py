@@ -8,7 +8,7 @@ from json import encoder
 from typing import Any
 
 from pltrace._encoding._leaves import SHORT, Bounds
-from pltrace._encoding._walk import plain_fields
+from pltrace._encoding._walk import plain_fields, plain_prompt
 from pltrace._redaction import Rules, clean
 
 __all__ = ["CarefulError", "Quick", "json_of", "quoted"]
@@ -72,7 +72,10 @@ class Quick:
             CarefulError: It takes a walk to tell.
         """
         try:
-            return json_of(self._copy([value], 0, [self._most_text])[0])
+            kind = type(value)
+            if kind is str or kind is int or kind in _PLAIN:
+                return json_of(self._copy([value], 0, [self._most_text])[0])
+            return json_of(self._copy(value, 1, [self._most_text]))
         except CarefulError:
             raise
         except BaseException as error:  # NaN, no stack left, or a container that another thread changes.
@@ -104,7 +107,10 @@ class Quick:
         else:
             made = plain_fields(value)
             if made is None:
-                raise CarefulError
+                made = plain_prompt(value)
+                if type(made) is not list:
+                    raise CarefulError
+                made, depth = made.copy(), depth + 1
         if len(made) > self._most_items or depth > self._most_depth:
             raise CarefulError
         places: Any

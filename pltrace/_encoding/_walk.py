@@ -30,7 +30,7 @@ from pltrace._encoding._leaves import (
 )
 from pltrace._redaction import REDACTED, Rules, clean
 
-__all__ = ["Walk", "plain_fields"]
+__all__ = ["Walk", "plain_fields", "plain_prompt"]
 
 _CYCLE = "[cycle]"
 _MORE = "…"
@@ -225,19 +225,17 @@ class Walk(Leaves):
 
     def prompt(self, value: Any, key: str, depth: int) -> Json:
         """Convert a prompt value of LangChain: its messages or its text."""
-        data = object.__getattribute__(value, "__dict__")
-        for name in ("messages", "text"):
-            if name in data:
-                return self.value(data[name], key, depth)
-        return self.model(value, key, depth)
+        said = plain_prompt(value)
+        return self.model(value, key, depth) if said is None else self.value(said, key, depth)
 
 
 def _message_fields(value: Any) -> dict[str, Any]:
     data = object.__getattribute__(value, "__dict__")
     fields = {"type": data.get("type"), "content": data.get("content")}
     for name in _MESSAGE_FIELDS:
-        if not _empty(data.get(name)):
-            fields[name] = data[name]
+        item = data.get(name)
+        if item is not None and not _empty(item):
+            fields[name] = item
     return fields
 
 
@@ -249,6 +247,14 @@ def _document_fields(value: Any) -> dict[str, Any]:
     return fields
 
 
+def plain_prompt(value: Any) -> Any:
+    """Return the messages or the text of a prompt value of LangChain; None for anything else."""
+    if _kind_of(type(value)) is not Walk.prompt:
+        return None
+    data = object.__getattribute__(value, "__dict__")
+    return data["messages"] if "messages" in data else data.get("text")
+
+
 def plain_fields(value: Any) -> dict[str, Any] | None:
     """Return the fields that are shown of a message or document of LangChain; None for anything else."""
     kind = _kind_of(type(value))
@@ -258,6 +264,7 @@ def plain_fields(value: Any) -> dict[str, Any] | None:
 
 
 _Kind: TypeAlias = Callable[[Walk, Any, str, int], Json]
+_FIELDS_OF = {Walk.message: _message_fields, Walk.document: _document_fields}
 _MESSAGE_FIELDS = (
     "name", "role", "id", "tool_calls", "invalid_tool_calls", "tool_call_id", "status", "artifact",
     "usage_metadata", "response_metadata", "additional_kwargs",
