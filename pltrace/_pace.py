@@ -43,9 +43,9 @@ class Pace:
     def work(self) -> None:
         """Take note of new work."""
         with self._changed:
-            if self._since is None:
+            if self._since is None:  # Else who waits for it knows when it is due.
                 self._since = monotonic()
-            self._changed.notify_all()
+                self._changed.notify_all()
 
     def hurry(self) -> None:
         """Let the worker try at once, once: after a failure the back-off holds again."""

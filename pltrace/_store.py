@@ -15,8 +15,14 @@ from pltrace._rows import ASKED, COLUMNS, LOCAL, Row, head_of, record_from
 
 __all__ = ["Asked", "Store", "Written"]
 
-#: SQLite may allow no more than 999 values in a statement, and one of more rows takes no less time for each.
-_MOST_IN_INSERT = 16
+#: SQLite may allow no more than 999 values in a statement.
+_MOST_IN_INSERT = 64
+#: The last number; which of some spans are there already; whether something is asked of whole subtrees of some traces.
+_LOOKING = """
+SELECT (SELECT coalesce(max(seq), 0) FROM spans),
+    (SELECT group_concat(span_id) FROM spans WHERE span_id IN (SELECT value FROM json_each(?))),
+    EXISTS (SELECT 1 FROM operations WHERE subtree = 1 AND trace_id IN (SELECT value FROM json_each(?)))
+"""
 
 
 class Asked(NamedTuple):
@@ -61,6 +67,8 @@ class Store:
         self._local_ids = local_ids
         #: How large the spans are that were written of late.
         self.span_bytes = 1_000.0
+        #: Whether this process may have operations to send; until then nobody has to look for them.
+        self.asks = False
 
     def forked(self) -> None:
         """Start afresh, as in the child of a fork: a new owner."""
@@ -94,8 +102,11 @@ class Store:
             self.span_bytes += (sum([len(row.body) for row in rows]) / len(rows) - self.span_bytes) / 2
         with self.database.writing(patience_s) as connection:
             self.lease.renew_in(connection)
-            (last,) = connection.execute("SELECT coalesce(max(seq), 0) FROM spans").fetchone()
-            known = self._known(connection, [row.span_id for row in rows])
+            last, found, asks = connection.execute(_LOOKING, [
+                json.dumps([row.span_id for row in rows]),
+                json.dumps(list({row.trace_id for row in rows if row.kind == "llm"})),
+            ]).fetchone()  # fmt: skip
+            known = set((found or "").split(","))
             new: list[tuple[Any, ...]] = []
             written: list[Written] = []
             for row in rows:
@@ -112,14 +123,15 @@ class Store:
                     written.append(Written(row.span_id, request_id))
                 new.append((last, *row[:-1], request_id, row.body))
             self._insert(connection, new)
-            self._spread_known(connection, rows)
+            if asks:
+                self._spread_known(connection, [row for row in rows if row.kind == "llm"])
             for asked in operations:
                 self._ask(connection, asked)
-            for reason, count in (counts or {}).items():
+            if counts:
                 connection.execute(
-                    "INSERT INTO counters VALUES (?, ?)"
+                    "INSERT INTO counters SELECT key, value FROM json_each(?) WHERE true"
                     " ON CONFLICT (reason) DO UPDATE SET count = count + excluded.count",
-                    (reason, count),
+                    (json.dumps(counts),),
                 )
         return written
 
@@ -132,21 +144,17 @@ class Store:
         """
         if not rows:
             return
-        for start in range(0, len(rows), _MOST_IN_INSERT):
-            part = rows[start : start + _MOST_IN_INSERT]
+        start = 0
+        while start < len(rows):
+            # Powers of two, so that there are few statements to keep prepared.
+            part = rows[start : start + min(_MOST_IN_INSERT, 1 << (len(rows) - start).bit_length() - 1)]
             connection.execute(_inserting(len(part)), [value for row in part for value in row])
+            start += len(part)
         for exporter in self.exporters:
             connection.execute(
                 "INSERT INTO deliveries (exporter, seq, state, owner) SELECT ?, seq, 0, ? FROM spans WHERE seq >= ?",
                 (exporter, self.lease.owner, rows[0][0]),
             )
-
-    def _known(self, connection: Any, span_ids: list[str]) -> set[str]:
-        rows = connection.execute(
-            "SELECT span_id FROM spans WHERE span_id IN (SELECT value FROM json_each(?))",
-            (json.dumps(span_ids),),
-        )
-        return {row[0] for row in rows}
 
     def _rewrite(self, connection: Any, row: Row) -> None:
         """Replace a span that was updated after it had ended, and deliver it again: backends upsert by span id."""
@@ -164,6 +172,7 @@ class Store:
 
     def _ask(self, connection: Any, asked: Asked) -> None:
         """Store an operation; one on a subtree also as one operation on each request that is there already."""
+        self.asks = True
         state = LOCAL if self._local_ids else ASKED
         if asked.request_id is not None:
             asked = self._of_request(connection, asked)
@@ -189,24 +198,20 @@ class Store:
         span_id, trace_id = ("", "") if row is None else row
         return asked._replace(span_id=span_id, trace_id=trace_id)
 
-    def _spread_known(self, connection: Any, rows: Sequence[Row]) -> None:
+    def _spread_known(self, connection: Any, calls: Sequence[Row]) -> None:
         """Make what was asked of whole subtrees hold for the LLM calls that this commit adds to them."""
-        calls = [row for row in rows if row.kind == "llm"]
-        if not calls:
-            return
-        asked = connection.execute(
+        lineages = [(row.span_id, head_of(row.body)["lineage"]) for row in calls]
+        for source, above in connection.execute(
             "SELECT id, span_id FROM operations WHERE subtree = 1 AND trace_id IN (SELECT value FROM json_each(?))"
             " ORDER BY id",
             (json.dumps(list({row.trace_id for row in calls})),),
-        ).fetchall()
-        if asked:
-            lineages = [(row.span_id, head_of(row.body)["lineage"]) for row in calls]
-            for source, above in asked:
-                for span_id, lineage in lineages:
-                    if above in lineage:
-                        self._spread(connection, source, span_id)
+        ).fetchall():
+            for span_id, lineage in lineages:
+                if above in lineage:
+                    self._spread(connection, source, span_id)
 
     def _spread(self, connection: Any, source: int, span_id: str) -> None:
+        self.asks = True
         connection.execute(
             "INSERT OR IGNORE INTO operations (span_id, trace_id, subtree, source, kind, arguments, state, owner)"
             " SELECT ?, trace_id, 0, id, kind, arguments, ?, ? FROM operations WHERE id = ?",

@@ -90,7 +90,7 @@ class Tracing:
             self.recorder.succeed(before.recorder)
         self._prune_at = monotonic()
         for worker in self._deliveries:
-            worker.adopted = self._work_on_operations
+            worker.adopted = self._adopted
             worker.work()  # An earlier process may have left something.
 
     @property
@@ -127,8 +127,9 @@ class Tracing:
         if self._is_shut:
             self._let_go()  # What ended late is for who comes next.
             return
-        for worker in (*self._deliveries, *self._operations):
+        for worker in self._deliveries:
             worker.work()
+        self._work_on_operations()
         if monotonic() >= self._prune_at:
             self._prune()
         self._cut_log()
@@ -168,8 +169,13 @@ class Tracing:
         self._work_on_operations()
 
     def _work_on_operations(self) -> None:
-        for worker in self._operations:
-            worker.work()
+        if self.store.asks:
+            for worker in self._operations:
+                worker.work()
+
+    def _adopted(self) -> None:
+        self.store.asks = True  # It may be operations alone.
+        self._work_on_operations()
 
     def _gave_up(self, span_id: str) -> None:
         self.recorder.registry.give_up(int(span_id, 16))
