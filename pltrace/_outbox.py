@@ -120,9 +120,9 @@ class Outbox:
                 return
             if got:
                 connection.execute(
-                    "UPDATE spans SET request_id = json_extract(?1, '$.\"' || seq || '\"')"
-                    " WHERE seq IN (SELECT CAST(key AS INTEGER) FROM json_each(?1))",
-                    (json.dumps(got),),
+                    "UPDATE spans SET request_id = json_extract(:ids, '$.\"' || seq || '\"')"
+                    " WHERE seq IN (SELECT CAST(key AS INTEGER) FROM json_each(:ids))",
+                    {"ids": json.dumps(got)},
                 )
             connection.execute(
                 "UPDATE deliveries SET state = 1, uncertain = 0 WHERE exporter = ? AND owner = ?"
