@@ -175,6 +175,24 @@ class Performer:
                 with contextlib.suppress(*_ERRORS):
                     steps.close()  # type: ignore[attr-defined]
 
+    def _do_handed_over(self, around: Span | None, programs: list[Program]) -> None:
+        """Takes a generator's steps here, in another context and in a thread, by turns."""
+        steps = traced(self._generator)(around, programs * 3)
+
+        def step() -> None:
+            with contextlib.suppress(*_ERRORS):
+                next(steps, None)
+
+        for _ in range(2):
+            step()
+            self.check(around)
+            contextvars.Context().run(step)
+            thread = threading.Thread(target=step)
+            thread.start()
+            thread.join()
+            self.check(around)
+        steps.close()  # type: ignore[attr-defined]
+
     def _do_thread(self, around: Span | None, program: Program, bound: bool) -> None:
         failures: list[BaseException] = []
 
@@ -310,6 +328,7 @@ def operations(programs: st.SearchStrategy[Program]) -> st.SearchStrategy[tuple[
             for name in ("generator", "returned_generator")
         ),
         st.tuples(st.just("interleave"), several, small),
+        st.tuples(st.just("handed_over"), several),
         st.tuples(st.just("thread"), programs, st.booleans()),
         st.tuples(st.just("task"), programs, st.none() | small),
         st.tuples(st.just("gather"), several),
