@@ -65,7 +65,7 @@ def row_of(span: Span, encoder: Encoder, service: str) -> Row:
         The row, in which nothing of the user's objects is referred to.
     """
     scope = span.scope
-    tags, metadata = span.tags, _metadata_of(span, encoder)
+    tags, metadata = span.tags, encoder.dumps_again(span.metadata)
     lineage = ",".join([f'"{around.span_bits:016x}"' for around in scope.lineage])
     fields = [
         '{"error":' + ("null" if span.error is None else quoted(encoder.text(span.error))),
@@ -87,14 +87,6 @@ def row_of(span: Span, encoder: Encoder, service: str) -> Row:
         span.started_at_ns, span.ended_at_ns or None, usage.input_tokens, usage.output_tokens,
         "\n".join((",".join(fields) + "}", *lines)),
     )  # fmt: skip
-
-
-def _metadata_of(span: Span, encoder: Encoder) -> str:
-    """Return the JSON of a span's metadata; that of a scope's spans, outside of LangChain, is mostly all the same."""
-    scope = span.scope
-    if span.run_fields is not None or span.added_metadata:
-        return encoder.dumps(span.metadata)
-    return encoder.dumps_kept(scope.metadata)
 
 
 def _needed_capture(span: Span) -> tuple[int, int]:
@@ -208,7 +200,7 @@ def _joined(text: str, members: Mapping[str, str]) -> str:
 def _parameters(parameters: Mapping[str, Any], captured: int, encoder: Encoder) -> str:
     """Return what a model was called with, beside what the prompt says already."""
     if parameters.keys().isdisjoint(_ELSEWHERE):
-        return encoder.dumps(dict(parameters))
+        return encoder.dumps_again(parameters)
     rest = {key: value for key, value in parameters.items() if key not in _NOT_PARAMETERS}
     schemas = {key: encoder.dumps_schema(_schema_of(rest.pop(key))) for key in _SCHEMAS if key in rest}
     if captured & INPUTS:

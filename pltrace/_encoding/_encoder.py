@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from pltrace._encoding._leaves import TOO_DEEP, Bounds, Json, Redact, broken
 from pltrace._encoding._quick import CarefulError, Quick, json_of
@@ -14,10 +15,10 @@ __all__ = ["Encoder"]
 
 # Walking and `json.dumps` recurse once or twice per level: more would meet Python's own limit.
 _DEEPEST = 200
-#: Tags, users and the like come again and again: so many JSON texts of theirs are kept, up to such a length.
-_MOST_LABELS, _LONGEST_LABELS = 1_000, 1_000
-#: What can't change.
-_PLAIN = frozenset({str, int, float, bool, type(None)})
+#: Tags, users and the like come again and again: so many JSON texts of such are kept, up to a length.
+_MOST_REPEATED, _LONGEST_REPEATED = 1_000, 2_000
+_TEXT = frozenset({str})
+_PLAIN = frozenset({int, float, bool, type(None)})
 
 
 class Encoder:
@@ -50,7 +51,7 @@ class Encoder:
         self._rules = Rules(extra) if redact is None else None
         self._label_rules = Rules(extra, by_name=False)
         self._bounds = Bounds(max_string, min(max_depth, _DEEPEST), max_items)
-        self._kept: dict[int, tuple[Mapping[str, object], str]] = {}
+        self._repeated: dict[tuple[Any, ...], str] = {}
         self._labels: dict[str | tuple[str, ...] | None, str] = {}
         self._quick = None if self._rules is None else Quick(self._bounds, self._rules)
         self._quick_label = None if self._rules is None else Quick(self._bounds, self._label_rules)
@@ -117,16 +118,18 @@ class Encoder:
         """Return the JSON text of `jsonable(value)`; never raises."""
         return self._dumped(self._quick, self.jsonable, value)
 
-    def dumps_kept(self, value: Mapping[str, object]) -> str:
-        """Return the JSON text of `jsonable(value)`, of a mapping that is never changed, and given again and again."""
-        kept = self._kept.get(id(value))
-        if kept is not None and kept[0] is value:
-            return kept[1]
-        text = self.dumps(value)
-        if self._redact is None and len(text) <= _LONGEST_LABELS and _PLAIN.issuperset(map(type, value.values())):
-            if len(self._kept) >= _MOST_LABELS:
-                self._kept.clear()
-            self._kept[id(value)] = value, text
+    def dumps_again(self, value: Mapping[str, Any]) -> str:
+        """Return the JSON text of `jsonable(value)`, of a small mapping whose like comes again and again."""
+        key = _told_by(value) if self._redact is None else None
+        if key is None:
+            return self.dumps(value)
+        text = self._repeated.get(key)
+        if text is None:
+            text = self.dumps(value)
+            if len(text) <= _LONGEST_REPEATED:
+                if len(self._repeated) >= _MOST_REPEATED:
+                    self._repeated.clear()
+                self._repeated[key] = text
         return text
 
     def dumps_shaped(self, value: object) -> str:
@@ -144,8 +147,8 @@ class Encoder:
         found = self._labels.get(value)
         if found is None:
             found = json_of(self.label(value, key))
-            if len(found) <= _LONGEST_LABELS:
-                if len(self._labels) >= _MOST_LABELS:
+            if len(found) <= _LONGEST_REPEATED:
+                if len(self._labels) >= _MOST_REPEATED:
                     self._labels.clear()
                 self._labels[value] = found
         return found
@@ -167,3 +170,22 @@ class Encoder:
             return json_of(walk(value))
         except RecursionError:  # The caller itself stands at the end of the stack.
             return f'"{TOO_DEEP}"'
+
+
+def _told_by(value: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """Return what tells a dict from all others that hold nothing but texts, numbers, and dicts of such."""
+    if type(value) is not dict or not _TEXT.issuperset(map(type, value)):
+        return None
+    parts: list[Any] = [*value]
+    for item in value.values():
+        kind = type(item)
+        if kind is str:
+            parts.append(item)
+        elif kind in _PLAIN:
+            parts.append((kind, item))  # 1, 1.0 and True are alike.
+        else:
+            inner = _told_by(item)
+            if inner is None:
+                return None
+            parts.append(inner)
+    return tuple(parts)
