@@ -41,6 +41,7 @@ def bind(fn: T) -> T:
 
 
 def _bound(fn: Any, scope: Scope) -> Any:
+    scope = scope.carried()
     drive = consumed(fn)
     if drive is not None:
         return drive(ScopeSteps(scope), fn)

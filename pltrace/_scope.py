@@ -107,6 +107,10 @@ class Scope:
         """Return the same scope as it holds for a generator's step that is taken inside `run`."""
         return self if run is self.entered_in else self._copy(self.tags, self.callbacks, run)
 
+    def carried(self) -> Scope:
+        """Return the same scope for what takes it along, where it holds wherever its block is left."""
+        return self._copy(self.tags, self.callbacks, self.entered_in)
+
     def with_added(self, tags: tuple[str, ...], callbacks: tuple[Callback, ...]) -> Scope:
         """Return the same scope with other tags and callbacks, for one run."""
         return self._copy(tags, callbacks, self.entered_in)

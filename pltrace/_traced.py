@@ -123,9 +123,10 @@ class Traced:
         try:
             scope = entry_of(self)
             if scope is None:
-                scope = next(reversed(self._open.values()), None)
-                if scope is None:
+                opened = list(self._open.values())  # In one step: other threads enter and leave.
+                if not opened:
                     return
+                scope = opened[-1]
             entered = self._open.pop(id(scope.span), None)
             detach(scope)
             if entered is not None and entered is not scope:  # The one that was left is a copy of it, for a run.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextvars
 import copy
 import functools
 import inspect
@@ -106,6 +107,15 @@ async def test_functions(function: Callable[..., Any], expected: Any, seen: Capt
         assert here() == "elsewhere"
     assert await consume(bound()) == expected
     assert not current_span()
+
+
+def test_a_block_that_is_left_elsewhere(seen: CapturedSpans) -> None:
+    """What was bound runs in its scope, also when the block was left in another context than it was entered in."""
+    block = traced("s")
+    block.__enter__()
+    bound = bind(here)
+    contextvars.copy_context().run(block.__exit__, None, None, None)
+    assert (bound(), here()) == ("s", "")
 
 
 @pytest.mark.parametrize("make", [here_later, here_often, here_often_later, lambda: map(here, [1, 2])])
