@@ -26,11 +26,11 @@ from pltrace._store import Asked, Store, Written
 __all__ = ["SpanRecorder"]
 
 #: Past so many ended spans in memory, or so many bytes, whoever records waits for the writer: a moment for each span,
-#: so that no call is held up by much and a stall of the disk costs none; where so many times as many wait, up to a
-#: second, and then the span is given up.
-MOST_QUEUED = 10_000
-MOST_QUEUED_BYTES = 2**26
-_FULL = 2
+#: so that no call is held up by much and a stall of the disk costs none; past `_FULL` times as many, up to a second,
+#: and then the span is given up. Not more: Python's garbage collector goes over all of them, in whoever's call it runs.
+MOST_QUEUED = 4_000
+MOST_QUEUED_BYTES = 2**25
+_FULL = 5
 _MOMENT_S, LONGEST_WAIT_S = 0.02, 1.0
 #: When the writer can't write for so long, or is at one commit for so long, it isn't merely slow: nobody waits for it.
 _FAILS_AFTER_S, _HANGS_AFTER_S = 1.0, 10.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from time import monotonic
+from time import monotonic, sleep
 
 from pltrace._callbacks import CallbackRunner
 from pltrace._config import Config
@@ -22,8 +22,8 @@ __all__ = ["Tracing"]
 
 #: How long the exit of a process waits for delivery; what is left is sent by the next process.
 EXIT_S = 2.0
-#: How long a flush waits for the disk at least.
-_WRITING_S = 0.5
+#: How long a flush waits for the disk at least, and how often a patient one tries again.
+_WRITING_S, _TRY_AGAIN_S = 0.5, 0.05
 #: What is delivered, or was only ever local, is kept so long, and up to a size; in memory it is looked at more often.
 _KEEP_S = 30 * 86_400.0
 _FILE_BYTES, _MEMORY_BYTES, _OFF_BYTES = 2**30, 2**28, 2**24
@@ -191,14 +191,24 @@ class Tracing:
         Returns:
             Whether all that was recorded before is stored and delivered, and its callbacks are done.
         """
-        if self.exporters:
+        deadline = monotonic() + timeout
+        while True:
             try:
-                self.store.lease.adopt()
-            except STORE_TROUBLE:
-                return False
-            except Exception:
-                failed("taking over what earlier processes left")
-        return self._flush(monotonic() + timeout, patient)
+                if self.recorder.drain(max(deadline - monotonic(), _WRITING_S)) and self.exporters:
+                    self._adopt()
+                return self._flush_store(deadline, patient)
+            except STORE_TROUBLE:  # The disk may be full now and have room in a moment.
+                if not patient or monotonic() >= deadline:
+                    return False
+            sleep(_TRY_AGAIN_S)
+
+    def _adopt(self) -> None:
+        try:
+            self.store.lease.adopt()
+        except STORE_TROUBLE:
+            raise
+        except Exception:
+            failed("taking over what earlier processes left")
 
     def _flush(self, deadline: float, patient: bool) -> bool:
         try:

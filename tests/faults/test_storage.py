@@ -6,6 +6,7 @@ import contextlib
 import os
 import sqlite3
 import subprocess
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+import pltrace
+from pltrace import traced
 from tests.faults.support import PRELUDE, Measured, all_delivered, balance, deliver_rest, told
 from tests.faults.test_processes import go, ready
 from tests.support.programs import ended, rows, run, start, stored
@@ -136,6 +139,30 @@ def test_disk_is_full_and_backend_works(
     assert len(promptlayer.spans) == 1200
     filler.unlink()
     assert rows(store, "PRAGMA integrity_check") == [{"integrity_check": "ok"}]
+
+
+def test_a_patient_flush_waits_for_the_store(
+    deliver: Callable[..., None], promptlayer: PromptLayerServer, store: Path
+) -> None:
+    """A store that can't be used for a moment fails no flush that has time."""
+
+    def rename(name: str, new: str) -> None:
+        with closing(sqlite3.connect(store, timeout=20.0)) as connection:
+            connection.execute(f"ALTER TABLE {name} RENAME TO {new}")
+
+    deliver()
+    with traced("first"):
+        pass
+    assert pltrace.flush(20.0)
+    rename("deliveries", "elsewhere")
+    with traced("second"):
+        pass
+    assert not pltrace.flush(0.0)
+    back = threading.Timer(0.5, rename, ("elsewhere", "deliveries"))
+    back.start()
+    assert pltrace.flush(20.0)
+    back.join()
+    all_delivered(promptlayer, store, 2)
 
 
 def test_disk_is_read_only(
