@@ -47,6 +47,8 @@ class StandIn(Protocol):
 
 
 _active: Tracing | None = None
+#: What the application decided about packages, while tracing is on.
+_libraries: Mapping[str, Library] = {}
 _configured: Config | None = None
 _stand_in: StandIn | None = None
 #: What was switched off; a block that was opened before may still end.
@@ -61,7 +63,7 @@ def is_on(module: str | None = None) -> bool:
     """Return whether what runs now is traced, as what `module` says is; the first call reads the environment."""
     if _active is None:
         return bool(gate) and _decide()
-    if not _active.config.libraries:
+    if not _libraries:
         return True
     found = library(module)
     return found is None or found.enabled
@@ -85,9 +87,7 @@ def base() -> Scope:
 
 def library(module: str | None) -> Library | None:
     """Return what the application decided about the package that a module is in, if anything."""
-    if _active is None or not _active.config.libraries:
-        return None
-    return _active.config.libraries.get(str(module).partition(".")[0])
+    return _libraries.get(str(module).partition(".")[0]) if _libraries else None
 
 
 def active() -> Tracing | None:
@@ -223,8 +223,9 @@ def _switch_off(timeout: float, *, patient: bool) -> bool:
 
 def _use(tracing: Tracing | None) -> Tracing | None:
     """Record with `tracing` from now on, or with nothing; return what was recorded with before."""
-    global _active
+    global _active, _libraries
     before, _active = _active, tracing
+    _libraries = {} if tracing is None else tracing.config.libraries
     _scope.set_outermost(None if tracing is None else tracing.outermost)
     _langchain.switch(tracing is not None)
     _twice.switch(tracing is not None and tracing.logs_requests)

@@ -266,12 +266,19 @@ _PYDANTIC = ("__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_privat
 def arguments_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     """Return snapshots of the arguments of a call; the tuple and the dict are the call's own."""
     given: Sequence[Any] = args
-    if not _PLAIN.issuperset(map(type, args)):
-        given = [item if type(item) in _PLAIN else snapshot(item) for item in args]
-    if kwargs and not _PLAIN.issuperset(map(type, kwargs.values())):
-        kwargs = {key: item if type(item) in _PLAIN else snapshot(item) for key, item in kwargs.items()}
+    for item in args:
+        if type(item) not in _PLAIN:
+            given = [snapshot(one) for one in args]
+            break
+    for item in kwargs.values():
+        if type(item) not in _PLAIN:
+            kwargs = {key: snapshot(one) for key, one in kwargs.items()}
+            break
     # Not by `Arguments(...)`, which goes through a function in Python.
-    return tuple.__new__(Arguments, (function, given, kwargs))
+    return _new(Arguments, (function, given, kwargs))
+
+
+_new = tuple.__new__
 
 
 class Arguments(NamedTuple):
