@@ -120,7 +120,10 @@ class Encoder:
 
     def dumps_again(self, value: Mapping[str, Any]) -> str:
         """Return the JSON text of `jsonable(value)`, of a small mapping whose like comes again and again."""
-        key = _told_by(value) if self._redact is None else None
+        try:
+            key = _told_by(value) if self._redact is None else None
+        except RuntimeError:  # It is deep or has itself in it, or another thread changes it.
+            key = None
         if key is None:
             return self.dumps(value)
         text = self._repeated.get(key)
