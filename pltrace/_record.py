@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from pltrace import _blueprint, _links
@@ -116,7 +117,7 @@ def _value(raw: Any, captured: bool, encoder: Encoder) -> str:
 
 
 def _add_llm(
-    span: Span, tags: Sequence[str], metadata: str, fields: list[str], lines: list[str], encoder: Encoder
+    span: Span, tags: tuple[str, ...], metadata: str, fields: list[str], lines: list[str], encoder: Encoder
 ) -> _blueprint.Usage:
     """Add what the body of an LLM call has beyond others'; return its token counts."""
     run = span.run
@@ -130,24 +131,36 @@ def _add_llm(
     fields += [
         '"provider":' + quoted(run.provider),
         '"model":' + quoted(run.model),
-        '"cached_input_tokens":' + json_of(usage.cached_input_tokens),
-        '"cache_creation_input_tokens":' + json_of(usage.cache_creation_input_tokens),
-        '"reasoning_tokens":' + json_of(usage.reasoning_tokens),
-        '"first_token_at_ns":' + str(span.first_token_at_ns or "null"),
-        '"error_type":' + json_of(error_type_of(span.status, span.error_types, span.error or "")),
+        '"cached_input_tokens":' + _number(usage.cached_input_tokens),
+        '"cache_creation_input_tokens":' + _number(usage.cache_creation_input_tokens),
+        '"reasoning_tokens":' + _number(usage.reasoning_tokens),
+        '"first_token_at_ns":' + _number(span.first_token_at_ns or None),
+        '"error_type":' + ("null" if span.status == "ok" else _error_type(span)),
         '"attempt":' + str(_attempt(span)),
         '"cached":' + ("true" if cached else "false"),
     ]
     fields += _prompt_link(span, encoder)
-    own_tags = tuple([tag for tag in tags if not tag.startswith(INTERNAL_TAGS)])
     lines += [
         _prompt(span, run.chat, parameters, encoder),
         _answer(run.chat, generations if captured & OUTPUTS else (), encoder),
         _parameters(parameters, captured, encoder),
-        encoder.dumps_label(own_tags, "tags"),
+        encoder.dumps_label(_without_internal(tags), "tags"),
         _request_metadata(span, run, metadata, encoder),
     ]
     return usage
+
+
+def _number(value: int | None) -> str:
+    return "null" if value is None else str(value)
+
+
+def _error_type(span: Span) -> str:
+    return json_of(error_type_of(span.status, span.error_types, span.error or ""))
+
+
+@lru_cache(1_000)
+def _without_internal(tags: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(tag for tag in tags if not tag.startswith(INTERNAL_TAGS))
 
 
 def _answered(span: Span) -> Answer | None:

@@ -22,6 +22,7 @@ from pltrace._silence import be_silent, silence
 from pltrace._slices import Slices
 from pltrace._span import Span
 from pltrace._store import Asked, Store, Written
+from pltrace._usage import Totals
 
 __all__ = ["SpanRecorder"]
 
@@ -353,6 +354,7 @@ class SpanRecorder:
     def _encode(self, items: list[Span | _Ask]) -> tuple[list[Row], list[Asked]]:
         rows: list[Row] = []
         operations: list[Asked] = []
+        totals: set[Totals] = set()
         slices = Slices()
         for item in items:
             slices.between()
@@ -360,8 +362,7 @@ class SpanRecorder:
                 if type(item) is Span:
                     rows.append(row_of(item, self._encoder, self._service))
                     if item.kind == "llm":
-                        for around in item.scope.lineage:
-                            around.totals.fold()
+                        totals.update([around.totals for around in item.scope.lineage])
                 elif type(item) is _Ask:
                     operations.append(
                         Asked(
@@ -372,6 +373,9 @@ class SpanRecorder:
             except Exception:
                 self._drop("not_encodable", 1)
                 failed("encoding a span")
+        for one in totals:
+            slices.between()
+            one.fold()
         return rows, operations
 
     def _cannot_write(self, error: Exception) -> None:
