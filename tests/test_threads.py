@@ -268,7 +268,7 @@ def test_other_executors_are_found_by_their_class(everywhere: CapturedSpans) -> 
     assert everywhere.tree() == [["block", WORK]]
 
 
-def test_patches_of_others_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patches_of_others_are_left() -> None:
     """Undone, it leaves what others have put over it since, and does nothing under it."""
     original = threading.Thread.start
     pltrace.instrument_threads()
@@ -277,13 +277,15 @@ def test_patches_of_others_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
     def others(thread: threading.Thread) -> None:
         ours(thread)
 
-    monkeypatch.setattr(threading.Thread, "start", others)
-    pltrace.uninstrument_threads()
-    assert threading.Thread.start is others
-    seen: list[bool] = []
-    with capture_spans(), traced("block"):
-        thread = threading.Thread(target=lambda: seen.append(bool(pltrace.current_span())))
-        thread.start()
-        thread.join()
-    assert seen == [False]
-    threading.Thread.start = original  # type: ignore[method-assign]
+    threading.Thread.start = others  # type: ignore[method-assign]
+    try:
+        pltrace.uninstrument_threads()
+        assert threading.Thread.start is others
+        seen: list[bool] = []
+        with capture_spans(), traced("block"):
+            thread = threading.Thread(target=lambda: seen.append(bool(pltrace.current_span())))
+            thread.start()
+            thread.join()
+        assert seen == [False]
+    finally:
+        threading.Thread.start = original  # type: ignore[method-assign]
