@@ -26,7 +26,7 @@ from pltrace._store_file import (
     set_aside,
 )  # fmt: skip
 
-__all__ = ["SCHEMA_VERSION", "STORE_TROUBLE", "TOO_LARGE", "UNSTORABLE", "Database"]
+__all__ = ["SCHEMA_VERSION", "STORE_TROUBLE", "TOO_LARGE", "UNSTORABLE", "Database", "InterruptedUseError"]
 
 _MOST_BUSY_S = 30.0
 _MOST_BUSY_AT_OPENING_S = 5.0
@@ -58,6 +58,10 @@ TOO_LARGE = sqlite3.DataError
 UNSTORABLE = (
     ValueError, OverflowError, TypeError, sqlite3.DataError, sqlite3.IntegrityError, sqlite3.ProgrammingError,
 )  # fmt: skip
+
+
+class InterruptedUseError(sqlite3.OperationalError):
+    """A signal handler or finalizer that came in the middle of using SQLite wants to use it."""
 
 
 class Database:
@@ -261,15 +265,15 @@ def _wait_for_lock(give_up_at: float) -> None:
     """Take the lock.
 
     Raises:
-        sqlite3.OperationalError: Others held it until then, or this very thread is in the middle of using SQLite.
+        sqlite3.OperationalError: Others held it until then.
+        InterruptedUseError: This very thread is in the middle of using SQLite.
     """
     global _in_use
-    taken = _lock.acquire(timeout=max(give_up_at - time.monotonic(), 0.0))
-    if taken and _in_use:
-        _lock.release()
-        taken = False
-    if not taken:
+    if not _lock.acquire(timeout=max(give_up_at - time.monotonic(), 0.0)):
         raise sqlite3.OperationalError("the store is locked by a thread of this process")
+    if _in_use:
+        _lock.release()
+        raise InterruptedUseError("the store is locked: what uses it was interrupted")
     _in_use = True
 
 

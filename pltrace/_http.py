@@ -169,7 +169,7 @@ class JsonClient:
     def _is_usable(self, connection: http.client.HTTPConnection) -> bool:
         """Return whether a connection that was used before can be used again."""
         now = time.monotonic()
-        if now - self._used_at >= _REUSE_WITHIN_S or now < self._distrusted_until:
+        if now - self._used_at >= _REUSE_WITHIN_S or now < self._distrusted_until or connection.sock is None:
             return False
         with selectors.DefaultSelector() as selector:
             selector.register(connection.sock, selectors.EVENT_READ)

@@ -8,7 +8,7 @@ from time import monotonic, sleep
 
 from pltrace._callbacks import CallbackRunner
 from pltrace._config import Config
-from pltrace._database import STORE_TROUBLE
+from pltrace._database import STORE_TROUBLE, InterruptedUseError
 from pltrace._delivery import DeliveryWorker, OperationWorker
 from pltrace._encoding import Encoder
 from pltrace._errors import StoreError
@@ -194,9 +194,11 @@ class Tracing:
         deadline = monotonic() + timeout
         while True:
             try:
-                if self.recorder.drain(max(deadline - monotonic(), _WRITING_S)) and self.exporters:
+                if self.exporters:
                     self._adopt()
                 return self._flush_store(deadline, patient)
+            except InterruptedUseError:
+                return False  # Whoever waits for it here waits in vain.
             except STORE_TROUBLE:  # The disk may be full now and have room in a moment.
                 if not patient or monotonic() >= deadline:
                     return False
