@@ -9,7 +9,7 @@ from typing import Any
 from pltrace._snapshot import thawed
 from pltrace._usage import INTERNAL_TAGS
 
-__all__ = ["Attempt", "and_another"]
+__all__ = ["Attempt", "and_another", "is_retry"]
 
 #: So many attempts under one span are remembered, the latest.
 _MOST = 32
@@ -90,6 +90,11 @@ class Attempt:
             return self.raw_input is not None and bool(_said(self.raw_input) == _said(other.raw_input))
         except Exception:  # Arrays can't be compared so, nor can all that users make.
             return False
+
+
+def is_retry(tag: str) -> bool:
+    """Say whether LangChain numbers a retry by this tag."""
+    return tag.startswith(_RETRY)
 
 
 def and_another(attempts: tuple[Attempt, ...], attempt: Attempt) -> tuple[Attempt, ...]:

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from pltrace import _blueprint, _links
+from pltrace._attempts import is_retry
 from pltrace._checks import INPUTS, OUTPUTS
 from pltrace._encoding import Encoder, json_of, quoted
 from pltrace._provider_errors import error_type_of
@@ -158,7 +159,7 @@ def _error_type(span: Span) -> str:
     return json_of(error_type_of(span.status, span.error_types, span.error or ""))
 
 
-@lru_cache(1_000)
+@lru_cache(256)
 def _without_internal(tags: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(tag for tag in tags if not tag.startswith(INTERNAL_TAGS))
 
@@ -262,8 +263,14 @@ def _request_metadata(span: Span, run: Run, metadata: str, encoder: Encoder) -> 
             _known_metadata[key] = known
     parent = run.parent_run_id and _uuid(run.parent_run_id)
     about_run = f'"_langchain_run_id":"{_uuid(run.run_id)}","_langchain_parent_run_id":"{parent}"'
-    tags = quoted(str(encoder.label(run.tags, "tags"))) if run.tags else '"[]"'
+    text = encoder.dumps_label(tuple(run.tags or ()), "tags")
+    tags = _shown_list(text) if len(text) <= _LONGEST_KNOWN else _shown_list.__wrapped__(text)
     return f'{known[:-1]}{"" if known == "{}" else ","}{about_run},"_langchain_tags":{tags}}}'
+
+
+@lru_cache(256)
+def _shown_list(text: str) -> str:
+    return quoted(str(json.loads(text)))
 
 
 def _own_metadata(metadata: Mapping[str, Any], user: Any, session: Any) -> str:
@@ -288,7 +295,7 @@ def _attempt(span: Span) -> int:
     attempt = 1
     around: Any = span
     while isinstance(around, Span):
-        if around.tried_before or around.run_tags or around.noted_attempt is not None:
+        if around.tried_before or around.noted_attempt is not None or any(map(is_retry, around.run_tags)):
             attempt += around.attempt.number - 1
         around = around.parent
     return attempt

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from itertools import count
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pltrace._attempts import Attempt
 from pltrace._checks import (
@@ -28,6 +29,7 @@ SpanStatus = Literal["ok", "error", "cancelled", "partial"]
 
 
 _NOTHING: Mapping[str, Any] = {}
+_change = count(1)
 
 
 class RemoteSpan(NamedTuple):
@@ -93,6 +95,8 @@ class Span:
     rendered_in_steps: tuple[tuple[int, Any], ...] = ()
     added_tags: tuple[str, ...] = ()
     added_metadata: Mapping[str, Any] = _NOTHING
+    #: Tells whether tags or metadata of any span were added to since.
+    _changes: ClassVar[int] = 0
 
     def __init__(
         self,
@@ -145,7 +149,9 @@ class Span:
         own = self.run_tags
         around = self.around
         # LangChain hands tags down to a run without saying from where; the run around it knows the order.
-        handed_down = [tag for tag in around.tags if tag in own or tag in self.scope.tags] if around is not None else []
+        handed_down: Sequence[str] = ()
+        if around is not None:
+            handed_down = [tag for tag in around._said()[0] if tag in own or tag in self.scope.tags]
         return tuple(dict.fromkeys((*handed_down, *self.scope.tags, *own, *self.added_tags)))
 
     @property
@@ -158,8 +164,16 @@ class Span:
         # LangChain hands metadata down to a run; what comes from outside the scope must not win over the scope's.
         handed = around._run_metadata
         new = {key: value for key, value in own.items() if key not in handed or handed[key] is not value}
-        outside = {key: value for key, value in around.metadata.items() if key in own or key in self.scope.metadata}
+        outside = {key: value for key, value in around._said()[1].items() if key in own or key in self.scope.metadata}
         return {**outside, **self.scope.added_inside(around.scope), **new, **self.added_metadata}
+
+    def _said(self) -> tuple[tuple[str, ...], Mapping[str, Any]]:
+        """Return tags and metadata for the runs inside, each of which asks; kept until any span is updated."""
+        kept: tuple[int, tuple[tuple[str, ...], Mapping[str, Any]]] | None = self.__dict__.get("_kept")
+        changes = Span._changes
+        if kept is None or kept[0] != changes:
+            kept = self.__dict__["_kept"] = changes, (self.tags, self.metadata)
+        return kept[1]
 
     @property
     def run_tags(self) -> Sequence[str]:
@@ -236,6 +250,8 @@ class Span:
             self.added_tags = (*self.added_tags, *checked_tags("tags", tags))
         if metadata is not None:
             self.added_metadata = {**self.added_metadata, **checked_metadata("metadata", metadata)}
+        if tags != () or metadata is not None:
+            Span._changes = next(_change)
         if input is not None:
             self.raw_input = snapshot(input)
             self.input_is_set = True

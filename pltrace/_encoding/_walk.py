@@ -15,7 +15,6 @@ from itertools import islice
 from pathlib import PurePath
 from typing import Any, TypeAlias
 from uuid import UUID
-from weakref import WeakKeyDictionary
 
 from pltrace._encoding._leaves import (
     LONGEST_REPR,
@@ -300,15 +299,19 @@ _NESTING = frozenset(
     {Walk.mapping, Walk.sequence, Walk.named_tuple, Walk.dataclass, Walk.attrs, Walk.model}
     | {Walk.message, Walk.document, Walk.prompt, Walk.member, Walk.scalar}
 )
-# The commonest, without the dearer look at a weak dictionary.
+# The commonest.
 _EXACT: dict[type, _Kind] = {dict: Walk.mapping, list: Walk.sequence, tuple: Walk.sequence}
-_kinds: WeakKeyDictionary[type, _Kind] = WeakKeyDictionary()
+_kinds: dict[type, _Kind] = {}
+#: So many types are remembered; who makes types as the program runs must not fill the memory with them.
+_MOST_KINDS = 2_000
 
 
 def _kind_of(cls: type) -> _Kind:
     """Return how instances of a class are converted."""
     kind = _kinds.get(cls)
     if kind is None:
+        if len(_kinds) >= _MOST_KINDS:
+            _kinds.clear()
         kind = _kinds[cls] = _kind(cls)
     return kind
 
