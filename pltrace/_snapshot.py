@@ -9,7 +9,7 @@ from itertools import islice
 from types import FunctionType
 from typing import Any, NamedTuple
 
-__all__ = ["Arguments", "arguments_of", "snapshot", "thawed", "whole"]
+__all__ = ["Arguments", "arguments_of", "attribute_of", "snapshot", "thawed", "whole"]
 
 #: What is copied of one container; more isn't kept anyway. Of a list of objects, so many are copied too.
 _MOST_ITEMS = 10_000
@@ -204,6 +204,11 @@ def _way_of(kind: type) -> Callable[[Any], Any]:
     bases = {base.__name__ for base in kind.__mro__}
     # Nobody changes what a prompt was rendered to, and the model's own call notes its messages.
     return _message if "BaseMessage" in bases else _as_it_is if "PromptValue" in bases else _object
+
+
+def attribute_of(value: Any, name: str) -> Any:
+    """Return an attribute that an object had when the snapshot was made that is all there is of it; None for others."""
+    return value[1].get(name) if type(value) is Frozen and type(value[1]) is dict else None
 
 
 def thawed(value: Any) -> Any:
