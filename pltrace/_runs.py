@@ -126,12 +126,13 @@ def settle(scope: Scope) -> None:
 
 
 def _close_with_its_task(span: Span, key: int) -> None:
-    """Close a run when the task that started it is done; mostly it has ended by then."""
+    """Close a run when the task that started it is done; mostly it has ended by then, or turned out to be a stream."""
 
     def close(_: Any) -> None:
         try:
-            finish(span, key)
-            close_cancelled(span, key)
+            if not span.is_stream:
+                finish(span, key)
+                close_cancelled(span, key)
         except Exception:
             failed("closing a run whose task is done")
 

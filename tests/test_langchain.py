@@ -542,6 +542,31 @@ async def test_a_cancelled_call_is_closed_soon(when: str, tokens: int, kept: boo
     assert counts["closed_as_cancelled"] == 1
 
 
+async def test_a_stream_that_is_handed_on(local: Path) -> None:
+    """A stream goes on with who reads it, though its block, and the task that read its first token, are over."""
+    go_on = threading.Event()
+
+    def answer(_: Any) -> Reply:
+        go_on.wait(10)
+        return Reply("One two three")
+
+    async def first() -> Any:
+        pieces = chat(server).astream("Hi")
+        await anext(pieces)
+        return pieces
+
+    with ScriptedOpenAI(answer) as server:
+        with traced("root"):
+            task = asyncio.create_task(first())
+            await asyncio.to_thread(server.wait_for, lambda: server.bodies)
+        go_on.set()
+        pieces = await task
+        await asyncio.sleep(0)  # What waits for the task's end runs now.
+        assert "".join([str(piece.content) async for piece in pieces]) == "One two three"
+    (call,) = calls(local)
+    assert (call["status"], call["output"]["messages"][0]["content"][0]["text"]) == ("ok", "One two three")
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Lets the event loop run until a condition holds."""
     async with asyncio.timeout(10) if sys.version_info >= (3, 11) else contextlib.nullcontext():
