@@ -269,9 +269,11 @@ def rewrap(function: Any, decorate: Callable[[Any], Any]) -> Any:
     if isinstance(function, (classmethod, staticmethod)):
         return type(function)(decorate(function.__func__))
     if isinstance(function, functools.cached_property):
-        return type(function)(decorate(function.func))
+        made: Any = copy.copy(function)  # It keeps the name that a class gave it, which is given only once.
+        made.func = decorate(function.func)
+        return made
     if isinstance(function, (property, DynamicClassAttribute)):  # The latter is the `property` of an Enum.
-        made: Any = function
+        made = function
         for name, part in (("getter", made.fget), ("setter", made.fset), ("deleter", made.fdel)):
             # A setter is added to a copy of what the getter made, which may be decorated already.
             if part is not None and not issubclass(type(part), Wrapped):

@@ -22,6 +22,8 @@ from pltrace.testing import CapturedSpans
 from tests.support.programs import run, stored
 
 SOURCE = """
+import functools
+
 CONSTANT = 5
 NOTHING = None
 
@@ -56,6 +58,10 @@ class Class(Base):
 
     @property
     def of_property(self):
+        return 1
+
+    @functools.cached_property
+    def cached(self):
         return 1
 
     class Nested:
@@ -356,14 +362,15 @@ def test_no_function(theirs: str) -> None:
     assert core.CONSTANT == 5
 
 
-def test_a_property(theirs: str, pltrace_spans: CapturedSpans) -> None:
+@pytest.mark.parametrize("name", ["of_property", "cached"])
+def test_a_property(theirs: str, pltrace_spans: CapturedSpans, name: str) -> None:
     """A property's functions are traced, and it stays one."""
     core = importlib.import_module(f"{theirs}.core")
-    instrument(f"{theirs}.core:Class.of_property")
-    assert core.Class().of_property == 1
-    uninstrument(f"{theirs}.core:Class.of_property")
-    assert core.Class().of_property == 1
-    assert [span.name for span in pltrace_spans] == ["Class.of_property"]
+    instrument(f"{theirs}.core:Class.{name}")
+    assert getattr(core.Class(), name) == 1
+    uninstrument(f"{theirs}.core:Class.{name}")
+    assert getattr(core.Class(), name) == 1
+    assert [span.name for span in pltrace_spans] == [f"Class.{name}"]
 
 
 def test_what_python_keeps_from_being_replaced() -> None:
