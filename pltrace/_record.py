@@ -84,9 +84,11 @@ def row_of(span: Span, encoder: Encoder, service: str) -> Row:
         needed_in, needed_out = _needed_capture(span)
         lines.append(_value(span.raw_input, span.input_is_set or _holds(scope.capture, needed_in), encoder))
         lines.append(_value(span.raw_output, span.output_is_set or _holds(scope.capture, needed_out), encoder))
+    # The clock may have been set back meanwhile; a call that ends before it begins would be refused.
+    ended_at_ns = max(span.ended_at_ns, span.started_at_ns) if span.ended_at_ns else None
     return Row(
         span.id, span.trace_id, span.parent_id, str(encoder.label(span.name)), span.kind, span.status,
-        span.started_at_ns, span.ended_at_ns or None, usage.input_tokens, usage.output_tokens,
+        span.started_at_ns, ended_at_ns, usage.input_tokens, usage.output_tokens,
         "\n".join((",".join(fields) + "}", *lines)),
     )  # fmt: skip
 

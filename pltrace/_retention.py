@@ -11,7 +11,8 @@ __all__ = ["Retention"]
 
 #: The most spans that one transaction deletes: others wait meanwhile.
 _MOST_PRUNED = 200
-_LONGEST_PRUNING_S, _PRUNING_PATIENCE_S = 0.1, 0.5
+#: What is recorded meanwhile waits for it.
+_LONGEST_PRUNING_S, _PRUNING_PATIENCE_S = 0.02, 0.1
 _MOST_PAGES_GIVEN_BACK = 1_000
 
 
@@ -21,6 +22,11 @@ class Retention:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._pruned_to = 0  # Where the last pruning stopped.
+
+    @property
+    def is_through(self) -> bool:
+        """Whether the last pruning came to the end of what may go."""
+        return not self._pruned_to
 
     def prune(self, oldest_ns: int, most_bytes: int) -> int:
         """Delete, oldest first, what is delivered or was only ever local: what ended before a time, or has no room.
@@ -52,7 +58,7 @@ class Retention:
             self._pruned_to = rows[-1]["seq"]
             with self._database.writing(_PRUNING_PATIENCE_S) as connection:
                 deleted += delete(connection, going, "state <> 1")
-        self._give_back(give_up_at + _LONGEST_PRUNING_S)
+        self._give_back(time.monotonic() + _LONGEST_PRUNING_S)
         return deleted
 
     def _give_back(self, give_up_at: float) -> None:

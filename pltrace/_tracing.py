@@ -27,7 +27,7 @@ _WRITING_S, _TRY_AGAIN_S = 0.5, 0.05
 #: What is delivered, or was only ever local, is kept so long, and up to a size; in memory it is looked at more often.
 _KEEP_S = 30 * 86_400.0
 _FILE_BYTES, _MEMORY_BYTES, _OFF_BYTES = 2**30, 2**28, 2**24
-_PRUNE_FILE_EVERY_S, _PRUNE_MEMORY_EVERY_S, _PRUNE_MORE_AFTER_S = 30.0, 5.0, 0.2
+_PRUNE_FILE_EVERY_S, _PRUNE_MEMORY_EVERY_S, _PRUNE_MORE_AFTER_S = 30.0, 5.0, 0.04
 
 
 class Tracing:
@@ -148,7 +148,7 @@ class Tracing:
         most_bytes = _OFF_BYTES if self.config.store == "off" else _MEMORY_BYTES if in_memory else _FILE_BYTES
         oldest_ns = self.recorder.now_ns() - int(_KEEP_S * 1e9)
         try:
-            if self.store.retention.prune(oldest_ns, most_bytes):
+            if self.store.retention.prune(oldest_ns, most_bytes) or not (in_memory or self.store.retention.is_through):
                 self._prune_at = min(self._prune_at, monotonic() + _PRUNE_MORE_AFTER_S)
             elif in_memory and (dropped := self.store.retention.drop(_MEMORY_BYTES)):
                 self._prune_at = monotonic() + _PRUNE_MORE_AFTER_S

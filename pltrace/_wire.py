@@ -60,7 +60,7 @@ def span_text(span: StoredSpan) -> str:
         f'"kind":"SpanKind.{"CLIENT" if kind == "llm" else "INTERNAL"}",'
         f'"parent_id":{_or_null(record["parent_id"])},'
         f'"start_time":{record["started_at_ns"]},'
-        f'"end_time":{max(record["ended_at_ns"] or 0, record["started_at_ns"])},'
+        f'"end_time":{record["ended_at_ns"] or record["started_at_ns"]},'
         f'"status":{{"status_code":"StatusCode.{"ERROR" if failed else "OK"}",'
         f'"description":{_or_null(record["error"] if failed else None)}}},'
         f'"attributes":{{{_attributes(parts)}}},'

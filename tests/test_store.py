@@ -530,7 +530,8 @@ def test_size_is_bounded(tmp_path: Path) -> None:
     left = stored(tmp_path / "traces.db")
     assert len(left) < 400
     assert left[-100:] == [f"span-{number:03}" for number in range(300, 400)]
-    assert store.retention.prune(0, 1) > 0
+    while store.retention.prune(0, 1):
+        pass
     assert stored(tmp_path / "traces.db") == [f"span-{number:03}" for number in range(300, 400)]
     store.close()
 

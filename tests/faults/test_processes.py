@@ -325,3 +325,27 @@ assert os.waitpid(child, 0)[1] == 0
     balance(store, 300)
     all_delivered(promptlayer, store, 300)
     assert set(taken(promptlayer).values()) == {1}
+
+
+def test_clock_is_set_back_during_a_call(
+    tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], store: Path
+) -> None:
+    """A call that ends before it began, by a clock that was set back, isn't refused for it."""
+    source = (
+        CLOCK
+        + PRELUDE
+        + """
+from langchain_core.language_models.fake_chat_models import FakeListChatModel
+
+class SetsClock(FakeListChatModel):
+    def _call(self, *arguments, **more):
+        jump(-3600)
+        return super()._call(*arguments, **more)
+
+with traced("around"):
+    SetsClock(responses=["Hello."]).invoke("Hi!")
+assert pltrace.flush(30)
+"""
+    )
+    assert run(source, tmp_path, **settings).code == 0
+    all_delivered(promptlayer, store, 2)
