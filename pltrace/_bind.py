@@ -14,7 +14,15 @@ from pltrace._health import warn_once
 from pltrace._propagation import checked_carrier, inject
 from pltrace._scope import Scope, attach, current, still_open
 from pltrace._traced import Traced
-from pltrace._wrapping import FunctionWrapper, ObjectProxy, RunnableProxy, Wrapped, annotations_of_wrapped, is_runnable
+from pltrace._wrapping import (
+    FunctionWrapper,
+    ObjectProxy,
+    RunnableProxy,
+    Wrapped,
+    annotations_of_wrapped,
+    is_runnable,
+    repr_of_wrapped,
+)
 
 __all__ = ["bind"]
 
@@ -79,6 +87,7 @@ class BoundFunction(FunctionWrapper):
     """A function that runs inside a scope; pickled, it takes the scope along as a carrier."""
 
     __annotations__ = annotations_of_wrapped
+    __repr__ = repr_of_wrapped
 
     def __init__(self, fn: Callable[..., Any], scope: Scope | None, carrier: Mapping[str, str]) -> None:
         super().__init__(fn, self._self_call)
@@ -175,6 +184,8 @@ class BoundExecutor(ObjectProxy):
     def map(self, fn: Any, *iterables: Any, **options: Any) -> Any:
         """Submit a call for each item."""
         return self.__wrapped__.map(self._self_bound(fn), *iterables, **options)
+
+    __repr__ = repr_of_wrapped
 
     def __enter__(self) -> BoundExecutor:
         self.__wrapped__.__enter__()

@@ -11,9 +11,9 @@ import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from typing import Any, Protocol
 
-from pltrace._wrapping import ObjectProxy
+from pltrace._wrapping import ObjectProxy, repr_of_wrapped
 
-__all__ = ["Steps", "async_generator", "awaitable_generator", "consumed", "coroutine", "generator"]
+__all__ = ["Steps", "async_generator", "consumed", "coroutine", "generator"]
 
 
 class Steps(Protocol):
@@ -66,17 +66,13 @@ def _generator(steps: Steps, source: Generator[Any, Any, Any]) -> Generator[Any,
             thrown = error
 
 
-def generator(steps: Steps, source: Generator[Any, Any, Any]) -> Any:
-    """Drive a generator."""
-    return _named(_generator(steps, source), source)
+_awaitable_generator: Any = types.coroutine(types.FunctionType(_generator.__code__, globals()))
 
 
-_coroutine_generator: Any = types.coroutine(types.FunctionType(_generator.__code__, globals()))
-
-
-def awaitable_generator(steps: Steps, source: Generator[Any, Any, Any]) -> Any:
-    """Drive a generator that can be awaited: one made with `types.coroutine`."""
-    return _named(_coroutine_generator(steps, source), source)
+def generator(steps: Steps, source: Any) -> Any:
+    """Drive a generator; also one that can be awaited, which `types.coroutine` makes of it, before or after us."""
+    drive = _awaitable_generator if source.gi_code.co_flags & inspect.CO_ITERABLE_COROUTINE else _generator
+    return _named(drive(steps, source), source)
 
 
 @types.coroutine
@@ -254,6 +250,12 @@ class Driven(ObjectProxy):
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.__wrapped__.__reduce_ex__(protocol)
 
+    __repr__ = repr_of_wrapped
+
+
+def _passing(name: str) -> Any:
+    return lambda self, *args, **kwargs: getattr(self.__wrapped__, name)(*args, **kwargs)
+
 
 def _stepping(name: str) -> Any:
     return lambda self, *arguments: self._self_step(name, *arguments)
@@ -304,7 +306,10 @@ def _driven(steps: Steps, source: Any) -> Driven:
     kind = type(source)
     driven = _classes.get(kind)
     if driven is None:
-        methods = {name: method for name, method in _METHODS.items() if hasattr(kind, name)}
+        # Python looks for special methods in classes alone, so a proxy has to have those of what it stands for.
+        special = [name for name in {*dir(kind)} - {*dir(Driven)} if name.startswith("__")]
+        methods = {name: _passing(name) for name in special if callable(getattr(kind, name, None))}
+        methods.update({name: method for name, method in _METHODS.items() if hasattr(kind, name)})
         driven = _classes[kind] = type(Driven.__name__, (Driven,), methods)
     return driven(source, steps)
 
@@ -320,20 +325,29 @@ _MARKERS = ("__next__", "__anext__", "__await__")
 def consumed(result: Any) -> Callable[[Steps, Any], Any] | None:
     """Return what drives the result of a plain function while it is consumed; None if it is a finished value."""
     kind = type(result)
-    # Files are read later by design, and futures and tasks run by themselves. The mark is how asyncio knows its own.
-    if kind in _PLAIN or issubclass(kind, _FILE) or hasattr(kind, "_asyncio_future_blocking"):
+    if kind in _PLAIN:
         return None
     if kind is types.GeneratorType:
-        return awaitable_generator if result.gi_code.co_flags & inspect.CO_ITERABLE_COROUTINE else generator
+        return generator
     if kind is types.CoroutineType:
         return coroutine
     if kind is types.AsyncGeneratorType:
         return async_generator
+    try:
+        return _driven if _is_consumed(result, kind) else None
+    except Exception:  # Its class answers in its own way, even when asked what it has.
+        return None
+
+
+def _is_consumed(result: Any, kind: type) -> bool:
+    # Files are read later by design, and futures and tasks run by themselves. The mark is how asyncio knows its own.
+    if issubclass(kind, _FILE) or hasattr(kind, "_asyncio_future_blocking"):
+        return False
     for marker in _MARKERS:
         if hasattr(kind, marker):
-            # A mock has them all, and is compared by identity.
-            return None if kind.__module__ == "unittest.mock" else _driven
-    return None
+            # A proxy or a mock has them all; what it stands for, which is all that counts, is what it says it is.
+            return kind.__module__ != "unittest.mock" and hasattr(result.__class__, marker)
+    return False
 
 
 def _named(driver: Any, source: Any) -> Any:

@@ -18,7 +18,7 @@ from pltrace._checks import (
     checked_sample,
     checked_tags,
 )
-from pltrace._driving import async_generator, awaitable_generator, consumed, coroutine, generator
+from pltrace._driving import async_generator, consumed, coroutine, generator
 from pltrace._errors import ConfigError
 from pltrace._health import failed
 from pltrace._propagation import checked_carrier
@@ -293,7 +293,6 @@ class Traced:
 
 _DRIVERS: tuple[tuple[int, Callable[[Any, Any], Any]], ...] = (
     (inspect.CO_COROUTINE, coroutine),
-    (inspect.CO_ITERABLE_COROUTINE, awaitable_generator),
     (inspect.CO_GENERATOR, generator),
     (inspect.CO_ASYNC_GENERATOR, async_generator),
 )

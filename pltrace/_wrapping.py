@@ -22,6 +22,7 @@ __all__ = [
     "is_decorable",
     "is_runnable",
     "patched",
+    "repr_of_wrapped",
     "rewrap",
     "when_imported",
     "wrapped_call",
@@ -58,6 +59,11 @@ def _set_annotations(proxy: Any, value: Any) -> None:
 annotations_of_wrapped: Any = property(_annotations, _set_annotations)
 
 
+def repr_of_wrapped(proxy: Any) -> str:
+    """Return what a proxied object shows itself as; for the body of each proxy class too."""
+    return repr(proxy.__wrapped__)
+
+
 class _BehindWrapt(type(FunctionWrapper)):  # type: ignore[misc]
     """Puts wrapt's class before those derived from it, which it shadows nothing of but `__init__`.
 
@@ -77,6 +83,7 @@ class Wrapped(FunctionWrapper, metaclass=_BehindWrapt):
     """A function that calls a wrapper when the gate is open, and else the function itself; see `wrapped_call`."""
 
     __annotations__ = annotations_of_wrapped
+    __repr__ = repr_of_wrapped
     if TYPE_CHECKING:
         _self_wrapper_of: tuple[Wrapper, list[Any]]
         _self_declaration: Any
@@ -192,6 +199,8 @@ class RunnableProxy(ObjectProxy):
         if name in _RUNNABLE_METHODS:
             return self._self_wrap(value)
         return _deriving(self, value) if name in _DERIVING_METHODS else value
+
+    __repr__ = repr_of_wrapped
 
     def __or__(self, other: Any) -> Any:
         """Put itself, not what it stands for, into a chain."""

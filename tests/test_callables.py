@@ -13,6 +13,7 @@ import functools
 import inspect
 import io
 import pickle
+import re
 import subprocess
 import sys
 import textwrap
@@ -23,6 +24,7 @@ import unittest.mock
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
+from operator import length_hint
 from pathlib import Path
 from typing import Any
 
@@ -479,6 +481,7 @@ _QUESTIONS: dict[str, Callable[[Any], Any]] = {
     "hashable": lambda it: isinstance(hash(it), int),
     "weak reference": lambda it: weakref.ref(it) is not None,
     "parameters bound": lambda it: inspect.signature(it).bind(1, b=2).arguments,
+    "shown": lambda it: re.sub("0x[0-9a-f]+", "", repr(it)),
 }
 
 
@@ -1062,6 +1065,13 @@ class Cursor(Countdown):
     def __len__(self) -> int:
         return 2
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Gives what it got."""
+        return args, kwargs
+
+    def __repr__(self) -> str:
+        return "cursor"
+
 
 def test_an_iterator_hides_nothing(seen: CapturedSpans, doing: Callable[[Any], None]) -> None:
     """An iterator keeps its attributes and methods, `with` included, and has none that it hadn't."""
@@ -1072,6 +1082,7 @@ def test_an_iterator_hides_nothing(seen: CapturedSpans, doing: Callable[[Any], N
     with query() as rows:
         assert isinstance(rows, Cursor)
         assert (rows.rows, len(rows), rows.closed) == (2, 2, False)
+        assert (rows(1, a=2), repr(rows)) == (((1,), {"a": 2}), "cursor")
         assert next(rows) is None
         assert next(iter(rows)) is None
         assert not current_span()
@@ -1079,7 +1090,60 @@ def test_an_iterator_hides_nothing(seen: CapturedSpans, doing: Callable[[Any], N
     assert cursor.closed
     assert inside == ["query"] * 2
     assert not hasattr(traced(lambda: iter([]))(), "close")
-    assert [span.status for span in seen] == ["ok", "ok"]
+    assert length_hint(traced(lambda: iter([1, 2]))()) == 2
+    assert [span.status for span in seen] == ["ok", "ok", "ok"]
+
+
+class Local:
+    """A proxy that has all special methods, as a web framework's objects of the current request are."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        return type(self.value)
+
+    def __next__(self) -> Any:
+        return next(self.value)
+
+    def __await__(self) -> Any:
+        return self.value.__await__()
+
+
+class Overeager(type):
+    """A metaclass that fails in its own way when it is asked for what isn't there."""
+
+    def __getattr__(cls, name: str) -> Any:
+        raise RuntimeError(name)
+
+
+class Finished(metaclass=Overeager): ...
+
+
+@pytest.mark.parametrize("result", [Local({}), Finished()])
+def test_what_is_no_iterator_is_returned_as_it_is(result: Any, seen: CapturedSpans) -> None:
+    """A proxy of what can't be iterated, and an object of a strange class, are finished results."""
+    assert traced(lambda: result)() is result
+    assert [span.status for span in seen] == ["ok"]
+
+
+def test_made_awaitable_afterwards(seen: CapturedSpans) -> None:
+    """`types.coroutine` makes a decorated generator function one whose result can be awaited, as of any other."""
+
+    @types.coroutine
+    @traced
+    def steps() -> Any:
+        return (yield 1)
+
+    async def waits() -> Any:
+        return await steps()
+
+    waiting = waits()
+    assert waiting.send(None) == 1
+    with pytest.raises(StopIteration) as stopped:
+        waiting.send(2)
+    assert stopped.value.value == 2
 
 
 def test_copying_and_pickling_iterators(seen: CapturedSpans) -> None:
