@@ -68,6 +68,47 @@ def test_callbacks_that_do_not_keep_up(caplog: pytest.LogCaptureFixture) -> None
 
 
 @pytest.mark.slow
+def test_many_at_the_same_time(tmp_path: Path, store: Path) -> None:
+    """Of 8 threads with 1,000 nested calls each and 1,000 tasks, every span is kept, below the right one."""
+    source = """
+import asyncio
+pltrace.configure(store=sys.argv[1])
+
+def nested(name):
+    with traced(f"outer {name}"), traced(f"inner {name}"):
+        pass
+
+async def task(number):
+    async with traced(f"outer task {number}"):
+        await asyncio.sleep(0.001 * (number % 7))
+        async with traced(f"inner task {number}"):
+            await asyncio.sleep(0)
+
+async def tasks():
+    await asyncio.gather(*(task(number) for number in range(1000)))
+
+def work(thread):
+    for number in range(1000):
+        nested(f"thread {thread}.{number}")
+
+threads = [threading.Thread(target=work, args=(thread,)) for thread in range(8)]
+for thread in threads:
+    thread.start()
+asyncio.run(tasks())
+for thread in threads:
+    thread.join()
+"""
+    assert run(PRELUDE + source, tmp_path, store).code == 0
+    pairs = """
+        SELECT count(*) AS count FROM spans AS inner_ JOIN spans AS outer_ ON inner_.parent_id = outer_.span_id
+        WHERE inner_.name LIKE 'inner %' AND substr(inner_.name, 7) = substr(outer_.name, 7)
+            AND inner_.trace_id = outer_.trace_id AND outer_.parent_id IS NULL
+    """
+    assert rows(store, pairs) == [{"count": 9000}]
+    assert rows(store, "SELECT count(*) AS count FROM spans") == [{"count": 18_000}]
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_burst_at_a_slow_promptlayer(
     tmp_path: Path, counting: tuple[CountingProcess, dict[str, object]], store: Path, measured: Measured

@@ -259,6 +259,7 @@ def test_file_is_lost_while_in_use(
     promptlayer: PromptLayerServer,
     settings: dict[str, object],
     store: Path,
+    measured: Measured,
     what: Callable[[Path], None],
     is_damage: bool,
 ) -> None:
@@ -294,9 +295,9 @@ timed.report()
         go(*processes)
         ready(*processes)
     go(*processes)
-    for process in processes:
-        report = told(ended(process))
-        assert report["worst_ms"] < MOST_MS
+    worst_ms = max(told(ended(process))["worst_ms"] for process in processes)
+    assert worst_ms < MOST_MS
+    measured("worst call", worst_ms, "ms")
     assert rows(store, "PRAGMA integrity_check") == [{"integrity_check": "ok"}]
     for names in (stored(store), [span["name"] for span in promptlayer.spans.values()]):
         count = Counter(name.partition(".")[0] for name in names)
