@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import threading
@@ -17,6 +18,7 @@ from langchain_core.messages import AIMessage
 
 import pltrace
 from pltrace import ExportResult, StoredSpan, traced
+from pltrace._promptlayer import PromptLayerExporter
 from tests.support.http_double import (
     CLOSE,
     HANG,
@@ -554,6 +556,32 @@ def test_own_exporter_refuses(tmp_path: Path) -> None:
     assert deliveries(tmp_path / "traces.db", "picky") == {
         "a": "delivered", "poison": "quarantined", "b": "delivered", "late": "quarantined", "c": "delivered",
     }  # fmt: skip
+
+
+def test_a_record_is_what_is_sent(tmp_path: Path) -> None:
+    """What is sent, put together out of stored texts, is to the byte what is made of the records that exporters get."""
+
+    @traced("tool", tags=["a", "ä\n"], metadata={"n": 1, "nested": {"x": [None, "y"]}}, user="ada", session="s\x1e1")
+    def call(value: Any) -> Any:
+        with pytest.raises(ZeroDivisionError):
+            fail()
+        return FakeListChatModel(responses=['It\'s "so".']).invoke([("system", "Be\nbrief."), ("human", str(value))])
+
+    @traced
+    def fail() -> None:
+        raise ZeroDivisionError("no")
+
+    batches: list[Sequence[StoredSpan]] = []
+    own = Own("own")
+    own.export = lambda batch: batches.append(batch) or ExportResult("delivered")  # type: ignore[method-assign, func-returns-value]
+    pltrace.configure(store=tmp_path / "traces.db", exporters=[own])
+    call({"deep": [1, 2.5, True]})
+    assert pltrace.flush(10.0)
+    (batch,) = batches
+    exporter = PromptLayerExporter("pl_key", "http://127.0.0.1:9")
+    sent = exporter.body(batch)
+    assert [span["name"] for span in json.loads(sent)["spans"]] == [span.record["name"] for span in batch]
+    assert sent == exporter.body([StoredSpan(span.seq, dict(span.record)) for span in batch])
 
 
 def test_two_exporters(deliver: Deliver, promptlayer: PromptLayerServer, store: Path) -> None:

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -493,6 +494,17 @@ def test_a_backlog_makes_nothing_slower() -> None:
         return counted
 
     assert steps(4_000) <= 1.5 * steps(500)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="SQLite's limits can't be set")
+def test_a_batch_larger_than_sqlite_takes() -> None:
+    """Spans that together are more than SQLite takes for one value, a billion bytes, are delivered one by one."""
+    store = Store(None, ["promptlayer"])
+    store.write([_a_row(number) for number in range(30)], [])
+    with store.database.reading() as connection:
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 50_000)
+    assert [span.record["name"] for span in store.outbox.claim("promptlayer", 100, 10**9)] == ["span-000"]
+    store.close()
 
 
 # Retention.
