@@ -214,10 +214,10 @@ def _found(span: Span, texts: Sequence[str], system: int) -> Link | None:
 
 
 def _conversation_of(span: Span) -> str | None:
-    """Return what names the conversation that a call is part of: LangGraph's thread, or the scope's session."""
+    """Return LangGraph's name for the conversation that a call is part of: what a checkpoint is kept under."""
     run = span.run
     thread = (run.metadata or {}).get("thread_id") if run is not None else None
-    return str(thread) if thread is not None else span.scope.session
+    return None if thread is None else str(thread)
 
 
 def _said(span: Span) -> tuple[list[str], int]:
@@ -258,7 +258,7 @@ def _handed_on(texts: Sequence[str], system: int, found: Rendering | None = None
 def _read_back(conversation: str | None, texts: Sequence[str], system: int) -> Rendering | None:
     """Return the rendering of earlier in the same conversation whose words the texts begin with, or a later turn's."""
     known = [rendering for it in _conversations.get(conversation or "", ()) if (rendering := it()) is not None]
-    begun = [one for one in known if any(_is_at(one, texts, start, by_words=True) for start in range(system + 1))]
+    begun = [one for one in known if any(_says(one, texts[start:]) for start in range(system + 1))]
     if not begun or len({one.link[:2] for one in begun}) > 1:
         return None
     return _handed_on(texts, system, begun[-1])
@@ -272,11 +272,21 @@ def _keep(renderings: Iterable[Rendering]) -> None:
                 _renderings.move_to_end(key)
 
 
-def _is_at(rendering: Rendering, texts: Sequence[str], start: int, *, by_words: bool = False) -> bool:
+def _says(rendering: Rendering, texts: Sequence[str]) -> bool:
+    """Return whether texts go on from the words of a whole rendering, and these aren't what anybody may say."""
+    own = rendering.texts
+    return (
+        len(own) < len(texts)
+        and (len(own) > 1 or bool(rendering.link.variables) or "\n" in rendering.text)
+        and all(mine is None or mine == given for mine, given in zip(own, texts, strict=False))
+    )
+
+
+def _is_at(rendering: Rendering, texts: Sequence[str], start: int) -> bool:
     """Return whether the texts from `start` on are those of a rendering; more may have been put behind them."""
     here = texts[start : start + rendering.leading] if start >= 0 else ()
     return len(here) == rendering.leading and all(
-        mine is None or mine is given or (by_words and mine == given) or _goes_on(given, mine)
+        mine is None or mine is given or _goes_on(given, mine)
         for mine, given in zip(rendering.texts, here, strict=False)
     )
 

@@ -790,6 +790,20 @@ def test_a_conversation_is_read_back_from_a_checkpoint(
     ]  # fmt: skip
 
 
+def test_a_conversation_may_say_the_same_by_hand(registry: PromptLayerServer, llm: ScriptedOpenAI) -> None:
+    """In one LangGraph thread too, a first request in the same words, or a common sentence, is no prompt's."""
+    registry.add_prompt("helpful", [text("system", "You are a helpful assistant.")])
+    model = chat(llm).with_config(metadata={"thread_id": "one"})
+    with traced("conversation"):
+        model.invoke(prompts.get("joke").invoke(VARIABLES))
+        model.invoke(HANDWRITTEN)
+        model.invoke([*prompts.get("helpful").format_messages(), HumanMessage("Hi")])
+        model.invoke([SystemMessage("You are a helpful assistant."), HumanMessage("Judge this.")])
+        model.invoke([SystemMessage("You are a helpful assistant. Judge."), HumanMessage("This.")])
+
+    assert links(registry) == [joke(), UNLINKED, ("helpful", 1, {}), UNLINKED, UNLINKED]
+
+
 def test_a_program_s_setup_is_known_to_all_its_threads(registry: PromptLayerServer, llm: ScriptedOpenAI) -> None:
     """An agent that was made before anything was traced, with more behind its prompt, may first be used anywhere."""
     agents = pytest.importorskip("langchain.agents")
