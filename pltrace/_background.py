@@ -123,7 +123,7 @@ def _may_run() -> bool:
     uwsgi: Any = sys.modules.get("uwsgi")
     if uwsgi is None:
         return True
-    if not uwsgi.has_threads:
+    if not getattr(uwsgi, "has_threads", True):
         warn_once(
             "uwsgi",
             "uWSGI runs no threads: pltrace writes spans to the store while the program waits, and leaves delivering "
@@ -131,7 +131,7 @@ def _may_run() -> bool:
         )
         return False
     # It forks past Python: its children could never use what a thread of the master is in the middle of.
-    return bool(os.getpid() != uwsgi.masterpid())
+    return bool(os.getpid() != getattr(uwsgi, "masterpid", int)())
 
 
 def _before_gevent(module: str, name: str) -> Any:
