@@ -136,6 +136,17 @@ class WrappedFunction(Wrapped):
         return self if instance is None else MethodType(self, instance)
 
 
+class WrappedClass(Wrapped):
+    """The same for a class, which `inspect` looks into instead of asking it what is wrapped."""
+
+    __annotations__ = annotations_of_wrapped
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """The signature of the class."""
+        return inspect.signature(self.__wrapped__)
+
+
 def wrapped_call(wrapped: Any, wrapper: Wrapper, gate: list[Any], declaration: Any) -> Wrapped:
     """Return a callable with a wrapper around its calls.
 
@@ -145,7 +156,7 @@ def wrapped_call(wrapped: Any, wrapper: Wrapper, gate: list[Any], declaration: A
         gate: wrapt tests it in C.
         declaration: What it was decorated with, for who asks.
     """
-    kind = WrappedFunction if type(wrapped) is FunctionType else Wrapped
+    kind = WrappedFunction if type(wrapped) is FunctionType else WrappedClass if isinstance(wrapped, type) else Wrapped
     made = kind(wrapped, wrapper, enabled=gate)
     made._self_wrapper_of = (wrapper, gate)
     made._self_declaration = declaration
@@ -256,8 +267,12 @@ def _as_one(runnable: Any) -> Any:
 
 #: What lies in a class and isn't called, but gives something to call when it is bound.
 _BINDING = (functools.partialmethod, functools.singledispatchmethod)
-#: Functions that a class makes class methods of by itself, where it finds them under these names.
-_CLASS_METHODS = frozenset({"__init_subclass__", "__class_getitem__"})
+#: What a class makes by itself of functions that it finds under these names.
+_MADE_BY_CLASSES: dict[str, Any] = {
+    "__init_subclass__": classmethod,
+    "__class_getitem__": classmethod,
+    "__new__": staticmethod,
+}
 
 
 def is_decorable(function: Any) -> bool:
@@ -293,8 +308,8 @@ def rewrap(function: Any, decorate: Callable[[Any], Any]) -> Any:
 
 def in_class(wrapper: Any, function: Any) -> Any:
     """Return the wrapper of a function as what a class makes of the function itself, because of its name."""
-    is_hook = type(function) is FunctionType and function.__name__ in _CLASS_METHODS
-    return classmethod(wrapper) if is_hook else wrapper
+    kind = _MADE_BY_CLASSES.get(function.__name__) if type(function) is FunctionType else None
+    return wrapper if kind is None else kind(wrapper)
 
 
 def is_coroutine(function: Any) -> bool:

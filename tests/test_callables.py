@@ -881,7 +881,7 @@ def test_over_a_setter(seen: CapturedSpans) -> None:
 
 
 def test_what_a_class_treats_by_its_name(seen: CapturedSpans) -> None:
-    """Functions that Python makes class methods of by their names alone stay so."""
+    """Functions that Python makes class or static methods of by their names alone stay so."""
 
     class Plugin:
         names: typing.ClassVar[list[str]] = []
@@ -901,8 +901,12 @@ def test_what_a_class_treats_by_its_name(seen: CapturedSpans) -> None:
     class Special(Plugin, name="special"):
         pass
 
-    assert (Plugin.names, Plugin["key"], type(Special())) == (["special"], "key", Special)
-    assert [span.name.rpartition(".")[2] for span in seen] == ["__init_subclass__", "__class_getitem__", "__new__"]
+    special = Special()
+    assert (Plugin.names, Plugin["key"], type(special)) == (["special"], "key", Special)
+    assert type(special.__new__(Special)) is Special
+    assert [span.name.rpartition(".")[2] for span in seen] == [
+        "__init_subclass__", "__new__", "__class_getitem__", "__new__",
+    ]  # fmt: skip
 
 
 def test_abstract_methods() -> None:
@@ -960,6 +964,7 @@ def test_a_decorated_class_stays_a_class(seen: CapturedSpans) -> None:
     assert isinstance(Special(1), Thing)  # type: ignore[arg-type]
     assert issubclass(Special, Thing)  # type: ignore[arg-type]
     assert inspect.isclass(Thing)
+    assert str(inspect.signature(Thing)) == "(a: 'int') -> 'None'"
     assert Thing.limit == 1
     assert [span.name.rpartition(".")[2] for span in seen] == ["Thing"]
 
