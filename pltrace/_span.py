@@ -300,13 +300,17 @@ class Span:
         if "GeneratorExit" in names or "GraphBubbleUp" in names:
             self.status = "partial" if self.kind == "llm" else "ok"
             return
-        self.status = "cancelled" if "CancelledError" in names else "error"
+        self.status = "error" if _CANCELLATIONS.isdisjoint(names) else "cancelled"
         self.error_types = names
         self.error = f"{type(error).__name__}: {_message(error)}"
 
     def __repr__(self) -> str:
         """Return name, kind, status and id."""
         return f"<Span {self.name!r} {self.kind} {self.status or 'open'} {self.id}>"
+
+
+#: What ends a task of asyncio, of trio and of gevent that is cancelled.
+_CANCELLATIONS = frozenset({"CancelledError", "Cancelled", "GreenletExit"})
 
 
 def _message(error: BaseException) -> str:

@@ -647,6 +647,16 @@ async def test_cancelled_tasks(seen: CapturedSpans) -> None:
     assert {span.parent for span in seen if span.name == "waiting"} == {seen.named("outer")}
 
 
+def test_greenlets_that_are_killed(seen: CapturedSpans) -> None:
+    """A greenlet that is killed in a traced call was cancelled, as a task is, and leaves nothing in others."""
+    greenlet = pytest.importorskip("greenlet")
+    waiting = greenlet.greenlet(traced("waits")(greenlet.getcurrent().switch))
+    waiting.switch()
+    assert not current_span()
+    waiting.throw()
+    assert [span.status for span in seen] == ["cancelled"]
+
+
 async def test_a_task_that_is_cancelled_before_it_starts(seen: CapturedSpans) -> None:
     """A task that never took a step has no span, and no complaint is made."""
     task = asyncio.create_task(waiting())
