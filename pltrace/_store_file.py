@@ -163,7 +163,7 @@ def _folder_alone(folder: Path) -> Iterator[None]:
                 # One that was stopped in the middle, or a file system without such locks, is no reason to fail.
                 if time.monotonic() > give_up_at:
                     break
-            time.sleep(random.uniform(0.001, 0.02))
+            time.sleep(random.uniform(0.0005, 0.003))
         yield
     finally:
         os.close(descriptor)
