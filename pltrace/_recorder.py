@@ -297,12 +297,13 @@ class SpanRecorder:
             most = min(_MOST_IN_COMMIT, self._most_queued)
             while self._queue and len(self._inflight) < most:
                 self._inflight.append(self._queue.popleft())
-            with silence():  # This alone runs code of the user's: redactors, the `repr` of objects.
+            with silence():  # This runs code of the user's: redactors, the `repr` of objects.
                 self._encoded = self._encode(self._inflight)
         rows, operations = self._encoded
         new_counts = self._new_counts()
         try:
-            written = self.store.write(rows, operations, new_counts, _PATIENCE_S)
+            with silence():  # What we use may be instrumented, as `json` is in our own documentation.
+                written = self.store.write(rows, operations, new_counts, _PATIENCE_S)
         except UNSTORABLE:
             # One of them can't be stored, and would keep all others from it.
             written = self._write_each(rows, operations)

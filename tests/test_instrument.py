@@ -234,6 +234,17 @@ def test_one_of_the_standard_library(pltrace_spans: CapturedSpans) -> None:
     assert (span.name, span.tags, span.input) == ("JSONEncoder.encode", ("json",), {"o": {"a": [1]}})
 
 
+def test_what_pltrace_uses_itself(pltrace_spans: CapturedSpans) -> None:
+    """What we call ourselves can be traced too: our own calls make no spans, which would make more of them for ever."""
+    instrument("json.encoder:JSONEncoder.encode")
+    try:
+        json.dumps([1])
+        assert pltrace.flush(5.0)
+    finally:
+        uninstrument("json.encoder:JSONEncoder.encode")
+    assert names(pltrace_spans) == ["JSONEncoder.encode"]
+
+
 def test_inert_while_tracing_is_off(theirs: str) -> None:
     """Instrumented functions do nothing else until the application switches tracing on."""
     core = importlib.import_module(f"{theirs}.core")
