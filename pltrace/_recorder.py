@@ -332,7 +332,8 @@ class SpanRecorder:
         parts += [([], [asked]) for asked in operations]
         for part in parts:
             try:
-                written += self.store.write(*part)
+                with silence():
+                    written += self.store.write(*part)
             except UNSTORABLE:
                 self._drop("not_encodable", 1)
                 failed("storing a span")
