@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import sqlite3
@@ -87,6 +88,8 @@ class Database:
         try:
             self._take("", _MOST_BUSY_AT_OPENING_S)
         except (sqlite3.Error, OSError) as error:
+            if _is_full(error):
+                return  # The writer tries again, and there may be room then.
             raise StoreError(f"Can't use the store {str(path)!r}: {error}") from error
         _give_back()
 
@@ -193,6 +196,8 @@ class Database:
         try:
             connection = opened_file(self.path)
         except (sqlite3.Error, OSError, StoreError) as error:
+            if _is_full(error):
+                raise sqlite3.OperationalError(str(error)) from error
             if not self.openings or _is_busy(error):
                 raise
             warn_once(
@@ -259,6 +264,11 @@ def _log_bytes(path: Path) -> int:
 
 def _is_busy(error: BaseException) -> bool:
     return isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
+
+
+def _is_full(error: BaseException) -> bool:
+    full = isinstance(error, sqlite3.OperationalError) and "full" in str(error)
+    return full or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
 
 
 def _wait_for_lock(give_up_at: float) -> None:

@@ -119,6 +119,32 @@ def test_disk_stays_full(
     measured("dropped and counted", found.dropped, "of 12,010 spans")
 
 
+def test_disk_is_full_at_first(small_disk: Path, tmp_path: Path) -> None:
+    """A program that begins while the disk is full records into the store when there is room."""
+    store, filler = small_disk / "traces.db", small_disk / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    program = start(
+        PRELUDE
+        + """
+pltrace.configure(store=sys.argv[1])
+timed(span, 20)
+full = pltrace.flush(0)
+print("ready", flush=True)
+sys.stdin.readline()
+timed.report(flushed=[full, pltrace.flush(30)])
+""",
+        tmp_path,
+        store,
+    )
+    ready(program)
+    filler.unlink()
+    go(program)
+    assert told(ended(program))["flushed"] == [False, True]
+    assert len(stored(store)) == 20
+
+
 def test_disk_is_full_and_backend_works(
     small_disk: Path, tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object]
 ) -> None:
