@@ -73,7 +73,7 @@ def row_of(span: Span, encoder: Encoder, service: str) -> Row:
         '{"error":' + ("null" if span.error is None else quoted(encoder.text(span.error))),
         '"user":' + encoder.dumps_label(scope.user, "user"),
         '"session":' + encoder.dumps_label(scope.session, "session"),
-        '"service":' + quoted(service),
+        '"service":' + encoder.dumps_label(service),
         f'"lineage":[{lineage}]',
     ]
     lines = [encoder.dumps_label(tags, "tags"), metadata]
@@ -132,8 +132,8 @@ def _add_llm(
     usage = _blueprint.tokens(generations, answer.llm_output) if answer is not None and not cached else _NO_USAGE
     parameters = run.parameters
     fields += [
-        '"provider":' + quoted(run.provider),
-        '"model":' + quoted(run.model),
+        '"provider":' + encoder.dumps_label(run.provider),
+        '"model":' + encoder.dumps_label(run.model),
         '"cached_input_tokens":' + _number(usage.cached_input_tokens),
         '"cache_creation_input_tokens":' + _number(usage.cache_creation_input_tokens),
         '"reasoning_tokens":' + _number(usage.reasoning_tokens),
@@ -253,8 +253,8 @@ def _request_metadata(span: Span, run: Run, metadata: str, encoder: Encoder) -> 
     user, session = span.scope.user, span.scope.session
     key = (
         metadata,
-        "null" if user is None else encoder.dumps(user),
-        "null" if session is None else encoder.dumps(session),
+        encoder.dumps_label(user, "user"),
+        encoder.dumps_label(session, "session"),
     )
     known = _known_metadata.get(key)
     if known is None:

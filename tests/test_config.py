@@ -447,6 +447,26 @@ def test_redaction_fails_closed(local: Path) -> None:
     assert b"secret-in" not in raw
 
 
+def test_redaction_of_who_asks(deliver: Callable[..., None], promptlayer: PromptLayerServer) -> None:
+    """What a function makes of user and session by their keys is all that is kept of them, in the request too."""
+    deliver(redact=lambda key, value: f"<{key}>" if key in ("user", "session") else value)
+    with ScriptedOpenAI() as llm, traced("block", user="secret-u", session="secret-s"):
+        chat(llm).invoke("Hello?")
+    assert pltrace.flush(10.0)
+    (log,) = promptlayer.request_logs
+    assert (log["metadata"]["user_id"], log["metadata"]["conversation_id"]) == ("<user>", "<session>")
+    assert "secret" not in str(promptlayer.spans)
+
+
+def test_names_that_are_no_text(local: Path, llm: ScriptedOpenAI) -> None:
+    """Names that UTF-8 can't hold, as of a script or a model, cost no span, and what looks like a key in them goes."""
+    pltrace.configure(store=local, service="caf\udce9")
+    with traced("block"), pytest.raises(UnicodeEncodeError):
+        chat(llm, model="m\ud800 sk-" + "a1B2" * 10).invoke("Hello?")
+    _, call = spans(local)
+    assert (call["service"], call["model"]) == ("caf\ufffd", "m\ufffd [redacted]")
+
+
 def _refuse(key: str, value: Any) -> Any:
     raise RuntimeError("redaction is broken")
 
