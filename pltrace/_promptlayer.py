@@ -14,6 +14,7 @@ from pltrace._client import client_for
 from pltrace._exporter import ExportResult, Operation, StoredSpan
 from pltrace._health import warn_sometimes
 from pltrace._http import Answer, JsonClient, NoAnswerError, NotSentError
+from pltrace._redaction import REDACTED
 from pltrace._rows import short_of
 from pltrace._slices import Slices
 from pltrace._wire import span_text, text_of
@@ -53,6 +54,13 @@ class PromptLayerExporter:
 
     def export(self, batch: Sequence[StoredSpan]) -> ExportResult:
         """Send a batch; what an earlier try may have delivered is asked for first, and not sent again."""
+        return self._without_key(self._exported(batch))
+
+    def _without_key(self, result: ExportResult) -> ExportResult:
+        """Return a result whose reason, which is logged and stored, doesn't say the key: some answers repeat it."""
+        return replace(result, reason=result.reason.replace(self._api_key, REDACTED))
+
+    def _exported(self, batch: Sequence[StoredSpan]) -> ExportResult:
         known: dict[str, int | None] = {}
         if any(span.uncertain for span in batch):
             found = self._arrived(batch)
@@ -159,7 +167,7 @@ class PromptLayerExporter:
             client = client_for(self._api_key, self._base_url, self._client)
             _OPERATIONS[operation.kind](client.track, operation.request_id, operation.arguments)
         except Exception as error:
-            return _judged_error(error)
+            return self._without_key(_judged_error(error))
         return ExportResult("delivered")
 
     def shutdown(self) -> None:

@@ -6,7 +6,7 @@ import atexit
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
 
@@ -308,8 +308,10 @@ def _hook_exit() -> None:
     # atexit's doesn't before Python 3.13. It is private, so it may be missing; atexit then has to do.
     register: Callable[[Callable[[], None]], None] | None = getattr(threading, "_register_atexit", None)
     if register is not None:
-        with suppress(RuntimeError):  # The main thread has ended, and others go on.
+        try:
             register(_at_exit)
+        except RuntimeError:  # The main thread has ended, and others go on; or atexit's functions run, and ours won't.
+            _at_exit()
     atexit.register(_at_exit)
     when_imported("celery.signals", _hook_celery)
 

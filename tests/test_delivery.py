@@ -260,6 +260,22 @@ def test_key_is_checked_by_promptlayer(
     assert "pl_a_wrong_key" not in caplog.text
 
 
+def test_key_is_repeated_by_promptlayer(
+    deliver: Deliver, promptlayer: PromptLayerServer, store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An answer that repeats the key puts it neither into the log nor, as a span's reason, onto the disk."""
+    for status, times in ((401, 1), (422, 10)):
+        promptlayer.fail_next(times, status, path="/spans-bulk", body={"message": f"{promptlayer.api_key} is wrong"})
+        deliver(service=f"answered {status}")
+        record(f"for {status}")
+        pltrace.flush()
+    assert "quarantined" in deliveries(store).values()
+    assert "is wrong" in caplog.text
+    raw = b"".join(file.read_bytes() for file in store.parent.iterdir())
+    assert promptlayer.api_key not in caplog.text
+    assert promptlayer.api_key.encode() not in raw
+
+
 # When a span can never be taken.
 
 

@@ -116,6 +116,13 @@ def test_ends(
     assert taken == once("call") or taken == once("call", "late")
 
 
+def test_begins_at_the_end(tmp_path: Path, settings: dict[str, object], store: Path) -> None:
+    """What a function of `atexit` records is on disk, also where nothing was recorded before and it is the last one."""
+    program = run("import atexit\natexit.register(lambda: record(name='late'))\n" + RECORDS, tmp_path, **settings)
+    assert (program.code, program.err) == (0, "")
+    assert Counter(stored(store)) == once("late")
+
+
 @pytest.mark.parametrize(
     ("end", "code"),
     [
