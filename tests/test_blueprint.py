@@ -871,6 +871,13 @@ def test_tool_calls(message: BaseMessage, expected: list[dict[str, Any]]) -> Non
     assert only(message) == {"role": "assistant", "content": [], "tool_calls": expected}
 
 
+@pytest.mark.parametrize("arguments", ["{cut", '{"a": 1, "b', '{"a": "b'])
+def test_streamed_arguments_that_are_not_json(arguments: str) -> None:
+    """A streamed call's arguments stay as the model wrote them, though LangChain mends or cuts what isn't JSON."""
+    chunk = AIMessageChunk("", tool_call_chunks=[{"name": "f", "args": arguments, "id": "c1", "index": 0}])
+    assert only(chunk)["tool_calls"] == [call("c1", "f", arguments)]
+
+
 @pytest.mark.parametrize(
     "message",
     [

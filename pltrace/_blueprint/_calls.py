@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from pltrace._blueprint._base import Block, JsonEncoder, MisfitError, first_of, maybe_str, text_of
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pltrace._blueprint._base import (
+    Block,
+    JsonEncoder,
+    MisfitError,
+    first_of,
+    items_of,
+    maybe_str,
+    member_of,
+    text_of,
+)
 
 CALL_KINDS = {
     "tool_use",
@@ -36,3 +49,23 @@ def call_of(raw: object, index: int, encoder: JsonEncoder) -> Block:
             "arguments": "" if arguments is None else text_of(arguments, encoder),
         },
     }
+
+
+def calls_of(message: object) -> list[Any]:
+    """The tool calls of a LangChain message, valid or not, each with its arguments as the model wrote them."""
+    calls = [*items_of(member_of(message, "tool_calls")), *items_of(member_of(message, "invalid_tool_calls"))]
+    chunks = items_of(member_of(message, "tool_call_chunks"))
+    written = {member_of(chunk, "id"): member_of(chunk, "args") for chunk in chunks} if calls else {}
+    return [_as_written(call, written) for call in calls] if written else calls
+
+
+def _as_written(call: Any, written: Mapping[Any, Any]) -> Any:
+    """The call; LangChain cuts what a stream brought down to what is JSON, so what is none is put back."""
+    text = written.get(member_of(call, "id"))
+    if not text or not isinstance(text, str):
+        return call
+    try:
+        json.loads(text, strict=False)
+    except (ValueError, RecursionError):
+        return {**call, "args": text}
+    return call

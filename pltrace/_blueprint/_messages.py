@@ -18,7 +18,7 @@ from pltrace._blueprint._base import (
     str_of,
     text_blocks,
 )
-from pltrace._blueprint._calls import call_of
+from pltrace._blueprint._calls import call_of, calls_of
 from pltrace._blueprint._content import Draft, error_note
 from pltrace._blueprint._extras import OF_RESPONSES, annotate, extras_of, others_of, reasoning_of
 
@@ -147,12 +147,10 @@ def _add_names(made: Block, message: object, label: str | None) -> None:
 def _answer(message: object, content: object, encoder: JsonEncoder) -> Block:
     """An assistant message, with what providers put beside the content."""
     extras = extras_of(message)
-    calls = getattr(message, "tool_calls", None)
-    invalid = getattr(message, "invalid_tool_calls", None)
-    if type(content) is str and not (calls or invalid or extras):
+    parsed = calls_of(message)
+    if type(content) is str and not (parsed or extras):
         return {"role": "assistant", "content": text_blocks(content)}
     draft = Draft("assistant", encoder)
-    parsed = [*items_of(calls), *items_of(invalid)]
     for call in parsed:
         draft.add_call(call)
     known = [call["id"] for call in draft.calls]
