@@ -45,7 +45,7 @@ _lock = threading.RLock()
 _in_use = False  # Re-entered by a signal handler, which runs in the middle of whatever it interrupted.
 _forking = threading.local()
 _databases: WeakSet[Database] = WeakSet()
-#: Connections inherited through a fork: closing one in the child would drop the parent's file locks.
+#: Connections inherited through a fork that came while they were in use: closing one would end what the parent is at.
 _inherited: list[sqlite3.Connection] = []
 #: Connections of databases that nobody uses any more, for the next user to close.
 _unused: list[sqlite3.Connection] = []
@@ -82,6 +82,7 @@ class Database:
         #: Counts the files that took the place of one that was lost: the numbers of spans start over.
         self.files = 0
         self._connection: sqlite3.Connection | None = None
+        self._parted = False  # For a fork; it is opened again when it is needed.
         self._file: tuple[int, int] | None = None
         self._cut_at = 0.0
         _databases.add(self)
@@ -96,7 +97,7 @@ class Database:
     @property
     def is_open(self) -> bool:
         """Whether this process has a connection; the child of a fork has none before it needs one."""
-        return self._connection is not None
+        return self._connection is not None or self._parted
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -176,7 +177,7 @@ class Database:
             raise sqlite3.OperationalError("the process was forked in the middle of using SQLite")
         while _unused:
             _unused.pop().close()
-        if self._connection is not None and self.path is not None and identity(self.path) != self._file:
+        if self.is_open and self.path is not None and identity(self.path) != self._file:
             warn_once(
                 f"moved:{self.path}",
                 "The store %r was deleted or replaced while it was in use; pltrace goes on with the one that is there "
@@ -187,6 +188,7 @@ class Database:
             self.files += 1
         if self._connection is None:
             self._connection = self._opened()
+            self._parted = False
             self.openings += 1
         return self._connection
 
@@ -223,8 +225,21 @@ class Database:
         finally:
             _give_back()
 
+    def part(self) -> None:
+        """Close the file, with the lock held, before a fork.
+
+        Else SQLite takes the child's own connection for one that shares the locks of the inherited one, and a child has
+        no locks: another process would delete the file's log under it.
+        """
+        if self.path is not None and self._connection is not None:
+            if sys.version_info >= (3, 12):  # Else the log is merged into the file, some milliseconds of the fork.
+                self._connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE)
+            self._disconnect()
+            self._parted = True
+
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
+        self._parted = False
         if connection is not None:
             connection.close()
 
@@ -297,6 +312,12 @@ def _give_back() -> None:
 def _before_fork() -> None:
     # A signal handler that forks may have interrupted this thread while it holds the lock, but not inside SQLite.
     _forking.holds = _lock.acquire(timeout=_LONGEST_FORK_S)
+    if _forking.holds and not _in_use:
+        with suppress(sqlite3.Error):
+            while _unused:
+                _unused.pop().close()
+            for database in _databases:
+                database.part()
 
 
 def _after_fork_in_parent() -> None:
@@ -305,7 +326,7 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    """Start afresh, leaving the parent's connections alone; a new one is opened when it is needed."""
+    """Start afresh: a new connection is opened when it is needed."""
     global _lock, _in_use, _usable
     # Held by this thread since before the fork, or by none; else by one that isn't here any more.
     _usable = _usable and _lock.acquire(blocking=False)
@@ -313,6 +334,7 @@ def _after_fork_in_child() -> None:
     _inherited.extend(_unused)
     _unused.clear()
     for database in _databases:
+        database._parted = False
         if database._connection is not None:
             _inherited.append(database._connection)
             database._connection = None

@@ -354,6 +354,35 @@ def test_fork_while_recording(
     assert set(deliveries(store).values()) == {"delivered"}
 
 
+@pytest.mark.parametrize("closes", [False, True], ids=["keeps its files", "closes its files"])
+def test_daemon(tmp_path: Path, store: Path, settings: dict[str, object], closes: bool) -> None:
+    """A child that outlives its parent keeps all it records, whoever else uses the store and leaves it meanwhile."""
+    daemon = f"""
+import subprocess
+record(name="parent")
+pltrace.flush()
+if os.fork():
+    os._exit(0)
+os.setsid()
+if {closes}:
+    os.closerange(3, 256)
+    for _ in range(20):
+        os.open(os.devnull, os.O_RDWR)
+time.sleep(0.2)
+record(name="first")
+pltrace.flush()
+other = "import pltrace; pltrace.traced(lambda: 0)(); pltrace.shutdown()"
+subprocess.run([sys.executable, "-c", other], check=True)
+record(name="last")
+assert pltrace.flush()
+"""
+    # Its output is read to the end: that of the child.
+    program = run(RECORDS + daemon, tmp_path, PLTRACE_STORE=store, PLTRACE_ENABLED=1)
+    assert (program.code, program.err) == (0, "")
+    names = Counter(name for name in stored(store) if "lambda" not in name)
+    assert names == once("parent", "first", "last")
+
+
 def test_subprocess_module(tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object]) -> None:
     """Programs started from a traced one, with code run between fork and exec, start as ever."""
     program = run(
