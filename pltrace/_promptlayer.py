@@ -257,4 +257,4 @@ def _judged_error(error: BaseException) -> ExportResult:
         if outcome == "rejected":
             return ExportResult("rejected", str(error))
         cause = cause.__cause__ or cause.__context__
-    return ExportResult("retry", str(error))
+    return ExportResult("retry", f"failed: {error}")

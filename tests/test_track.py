@@ -95,6 +95,22 @@ def test_an_unknown_request_is_refused_and_told(
     promptlayer.violations.clear()
 
 
+def test_an_outage_is_told_in_a_sentence(
+    deliver: Deliver, promptlayer: PromptLayerServer, llm: ScriptedOpenAI, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The warning about scores that can't be sent says what failed and that nothing is lost."""
+    deliver()
+    number = request_id(llm)
+    promptlayer.faults.append(lambda request: CLOSE)
+
+    track.score(number, 1)
+    assert not pltrace.flush()
+
+    assert "(scores, metadata, links) can't be delivered to: it failed: While tracking your score" in caplog.text
+    promptlayer.faults.clear()
+    assert pltrace.flush(30.0)
+
+
 @pytest.mark.parametrize(
     "call",
     [
