@@ -63,10 +63,11 @@ def _bound(fn: Any, scope: Scope) -> Any:
 class ScopeSteps:
     """Puts a scope around the steps of something that is consumed; it has no span to end."""
 
-    __slots__ = ("_inside",)
+    __slots__ = ("_inside", "is_awaited")
 
     def __init__(self, scope: Scope) -> None:
         self._inside: Scope | None = scope
+        self.is_awaited = False
 
     def resume(self) -> Scope | None:
         """Make current what the last step left."""

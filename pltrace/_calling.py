@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 __all__ = ["Call", "end", "leave"]
 
 
+class CancelledError(BaseException):
+    """Stands for asyncio's, which isn't imported here: a coroutine was closed, or collected, before its end."""
+
+
 class Call:
     """A traced call that is consumed step by step: the scope is around each step, the span around all of them.
 
@@ -27,7 +31,7 @@ class Call:
         scope: The scope, if it is open already.
     """
 
-    __slots__ = ("_arguments", "_declaration", "_ended", "_inside", "_module", "_name", "_scope")
+    __slots__ = ("_arguments", "_declaration", "_ended", "_inside", "_module", "_name", "_scope", "is_awaited")
 
     def __init__(
         self,
@@ -44,6 +48,7 @@ class Call:
         self._scope = scope
         self._inside = scope  # What is current inside, blocks that were opened there included.
         self._ended = False
+        self.is_awaited = False
 
     def resume(self) -> Scope | None:
         """Make current what the last step left; for the first one, open the scope."""
@@ -79,6 +84,8 @@ class Call:
         self._ended = True
         self._inside = None
         scope.closed = True
+        if self.is_awaited and isinstance(error, GeneratorExit):
+            error = CancelledError("closed before it ended")
         end(scope, error, value)
 
     def __del__(self) -> None:

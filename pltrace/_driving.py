@@ -19,6 +19,9 @@ __all__ = ["Steps", "async_generator", "consumed", "coroutine", "generator"]
 class Steps(Protocol):
     """What is around the steps of something that is consumed; several may be taken at once, by several threads."""
 
+    #: Whether it is awaited as a whole: it isn't left early then, but cancelled.
+    is_awaited: bool
+
     def resume(self) -> Any:
         """Make the scope current; called before each step, for the first of which the span starts.
 
@@ -31,10 +34,6 @@ class Steps(Protocol):
 
     def end(self, error: BaseException | None = None, value: Any = None) -> None:
         """End the span; called once."""
-
-
-class CancelledError(BaseException):
-    """Stands for asyncio's, which isn't imported here: a coroutine was closed, or collected, before its end."""
 
 
 def _generator(steps: Steps, source: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
@@ -87,9 +86,9 @@ def _inside(steps: Steps, source: Any) -> Generator[Any, Any, Any]:
         try:
             if thrown is None:
                 item = iterator.send(sent) if has_send else next(iterator)
-            elif hasattr(iterator, "throw"):
+            elif hasattr(iterator, "throw") and getattr(iterator, "cr_frame", iterator) is not None:
                 item = iterator.throw(thrown)
-            else:
+            else:  # Or it is a coroutine that the garbage collector found together with this one, and closed first.
                 raise thrown
         except StopIteration as stop:
             return stop.value
@@ -108,10 +107,11 @@ def _inside(steps: Steps, source: Any) -> Generator[Any, Any, Any]:
 
 def _awaited(steps: Steps, source: Awaitable[Any]) -> Generator[Any, Any, Any]:
     """Await something inside the scope, and end the span with it."""
+    steps.is_awaited = True
     try:
         value = yield from _inside(steps, source)
     except BaseException as error:
-        steps.end(_ending(error))
+        steps.end(error)
         raise
     steps.end(value=value)
     return value
@@ -132,10 +132,11 @@ class _Unawaited:
 
 async def _coroutine(steps: Steps, unawaited: _Unawaited) -> Any:
     source, unawaited.source = unawaited.source, None
+    steps.is_awaited = True
     try:
         value = await _inside(steps, source)
     except BaseException as error:
-        steps.end(_ending(error))
+        steps.end(error)
         raise
     steps.end(value=value)
     return value
@@ -144,11 +145,6 @@ async def _coroutine(steps: Steps, unawaited: _Unawaited) -> Any:
 def coroutine(steps: Steps, source: Any) -> Any:
     """Drive a coroutine."""
     return _named(_coroutine(steps, _Unawaited(source)), source)
-
-
-def _ending(error: BaseException) -> BaseException:
-    """Return how a coroutine ended; leaving a generator early is its proper end, but not a coroutine's."""
-    return CancelledError("closed before it ended") if isinstance(error, GeneratorExit) else error
 
 
 async def _async_generator(steps: Steps, source: AsyncGenerator[Any, Any]) -> AsyncGenerator[Any, Any]:

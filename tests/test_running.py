@@ -525,6 +525,27 @@ def test_an_abandoned_coroutine(seen: CapturedSpans) -> None:
     assert [span.status for span in seen] == ["cancelled", "cancelled"]
 
 
+def test_an_abandoned_coroutine_in_a_cycle(seen: CapturedSpans, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that the collector finds while it waits, as a closed loop's task, is `cancelled` and complains of nothing."""
+    complaints: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+
+    @traced("waits")
+    async def waits() -> None:
+        await asyncio.Future(loop=loop)
+
+    loop = asyncio.new_event_loop()
+    coroutine = waits()
+    coroutine.send(None)
+    cycle: list[Any] = [coroutine]
+    cycle.append(cycle)
+    del coroutine, cycle
+    gc.collect()
+    loop.close()
+    assert seen.named("waits").status == "cancelled"
+    assert not complaints
+
+
 def test_an_abandoned_async_generator(seen: CapturedSpans) -> None:
     """The loop closes an abandoned async generator, inside of its scope, and its span ends."""
     names: list[str] = []
