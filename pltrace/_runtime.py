@@ -192,9 +192,10 @@ def configure(
                 before.shutdown(2.0, patient=False)  # It goes on recording for other threads until it is replaced.
                 _switched_off.add(before)
             _switch_on(config, before)
-        elif before is not None:
+        else:
             _switch_off(2.0, patient=False)
-            before.recorder.registry.shut()
+            if before is not None:
+                before.recorder.registry.shut()
 
 
 def _switch_on(config: Config, before: Tracing | None = None) -> None:
