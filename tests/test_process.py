@@ -358,7 +358,8 @@ def test_fork_while_recording(
 def test_daemon(tmp_path: Path, store: Path, settings: dict[str, object], closes: bool) -> None:
     """A child that outlives its parent keeps all it records, whoever else uses the store and leaves it meanwhile."""
     daemon = f"""
-import subprocess
+import subprocess, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # Python's own, about forks of a process with threads.
 record(name="parent")
 pltrace.flush()
 if os.fork():
