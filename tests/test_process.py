@@ -358,8 +358,7 @@ def test_fork_while_recording(
 def test_daemon(tmp_path: Path, store: Path, settings: dict[str, object], closes: bool) -> None:
     """A child that outlives its parent keeps all it records, whoever else uses the store and leaves it meanwhile."""
     daemon = f"""
-import subprocess, warnings
-warnings.simplefilter("ignore", DeprecationWarning)  # Python's own, about forks of a process with threads.
+import subprocess
 record(name="parent")
 pltrace.flush()
 if os.fork():
@@ -378,7 +377,10 @@ record(name="last")
 assert pltrace.flush()
 """
     # Its output is read to the end: that of the child.
-    program = run(RECORDS + daemon, tmp_path, PLTRACE_STORE=store, PLTRACE_ENABLED=1)
+    program = run(
+        RECORDS + daemon, tmp_path, PLTRACE_STORE=store, PLTRACE_ENABLED=1,
+        PYTHONWARNINGS="ignore::DeprecationWarning",  # Python's own, about forks of a process with threads.
+    )  # fmt: skip
     assert (program.code, program.err) == (0, "")
     names = Counter(name for name in stored(store) if "lambda" not in name)
     assert names == once("parent", "first", "last")
