@@ -186,16 +186,12 @@ def configure(
         if _active is not None and _active.config == config:
             return
         before = _active
+        _switch_off(2.0, patient=False)
         forget_warnings()
         if config.enabled:
-            if before is not None:
-                before.shutdown(2.0, patient=False)  # It goes on recording for other threads until it is replaced.
-                _switched_off.add(before)
             _switch_on(config, before)
-        else:
-            _switch_off(2.0, patient=False)
-            if before is not None:
-                before.recorder.registry.shut()
+        elif before is not None:
+            before.recorder.registry.shut()
 
 
 def _switch_on(config: Config, before: Tracing | None = None) -> None:

@@ -6,7 +6,6 @@ import os
 import pickle
 import re
 import threading
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -197,38 +196,6 @@ def test_settings_replaced_inside_a_block(
     ids = sorted(log["id"] for log in promptlayer.request_logs)
     assert sorted(told) == sorted(request.wait(10.0) or 0 for request in outer.requests) == ids
     assert sorted(score["request_id"] for score in promptlayer.operations) == ids
-
-
-def test_settings_replaced_while_threads_record(deliver: Callable[..., None], promptlayer: PromptLayerServer) -> None:
-    """No call of another thread goes unrecorded while `configure` replaces the settings, a hanging server or not."""
-    ended = threading.Event()
-    made: list[int] = []
-
-    @traced("call")
-    def call() -> None:
-        FakeListChatModel(responses=["answer"]).invoke("hello")
-
-    def calls() -> None:
-        while not ended.is_set():
-            call()
-            made.append(1)
-            ended.wait(0.01)
-
-    deliver()
-    threads = [threading.Thread(target=calls) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    deliver(tags=["first"])
-    promptlayer.fault = HANG
-    deliver(tags=["second"])
-    ended.set()
-    promptlayer.fault = None
-    promptlayer.release()
-    for thread in threads:
-        thread.join(10.0)
-    assert pltrace.flush(30.0)
-    names = Counter(span["name"] for span in promptlayer.spans.values())
-    assert names == {"call": len(made), "FakeListChatModel": len(made)}
 
 
 def test_who_waits_for_an_id_waits_on(deliver: Callable[..., None], promptlayer: PromptLayerServer) -> None:
