@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections import deque
+from collections import UserDict, UserList, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from types import FunctionType
@@ -14,6 +14,8 @@ __all__ = ["Arguments", "arguments_of", "attribute_of", "snapshot", "thawed", "w
 #: What is copied of one container; more isn't kept anyway. Of a list of objects, so many are copied too.
 _MOST_ITEMS = 10_000
 _MOST_OBJECTS = 1_000
+#: A longer buffer is left as it is: copying it would take longer than the rest of the call.
+_MOST_BYTES = 100_000
 #: Of a list of messages, so many are noted with all their attributes, the latest; of those before, what they say.
 _MOST_MESSAGES = 8
 #: So many types are remembered; who makes types as the program runs must not fill the memory with them.
@@ -165,10 +167,20 @@ def _slotted(value: Any) -> Frozen:
     return Frozen((value, {name: getattr(value, name) for name in names if hasattr(value, name)}))
 
 
+def _boxed(value: Any) -> Frozen:
+    return Frozen((value, {**value.__dict__, "data": snapshot(value.data)}))
+
+
+def _buffered(copy: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: copy(value) if (getattr(value, "nbytes", 0) or len(value)) <= _MOST_BYTES else value
+
+
 def _as_it_is(value: Any) -> Any:
     return value
 
 
+#: The names of the types of mutable buffers, be they imported or not, and of their methods that copy one.
+_BUFFERS = {"bytearray": "copy", "array": "__copy__", "ndarray": "copy"}
 _OBJECTS = frozenset({_object, _message, _slotted})
 _HELD = _OBJECTS | {_dict}
 #: What copies a value of a type.
@@ -195,13 +207,19 @@ def _way_of(kind: type) -> Callable[[Any], Any]:
         return _list
     if issubclass(kind, set):
         return _set
+    bases = {base.__name__: base for base in kind.__mro__}
+    for name, copy in _BUFFERS.items():
+        if hasattr(bases.get(name), copy):
+            return _buffered(getattr(bases[name], copy))
     # A second object of a class that cleans up after its objects would do so twice.
+    boxed = issubclass(kind, (UserDict, UserList))
     data = any(hasattr(kind, mark) for mark in ("__dataclass_fields__", "__attrs_attrs__", "__pydantic_validator__"))
-    if not data or hasattr(kind, "__del__"):
+    if not (boxed or data) or hasattr(kind, "__del__"):
         return _as_it_is
+    if boxed:
+        return _boxed
     if not kind.__dictoffset__:
         return _slotted if not hasattr(kind, "__pydantic_validator__") else _as_it_is
-    bases = {base.__name__ for base in kind.__mro__}
     # Nobody changes what a prompt was rendered to, and the model's own call notes its messages.
     return _message if "BaseMessage" in bases else _as_it_is if "PromptValue" in bases else _object
 

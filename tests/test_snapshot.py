@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import collections
 import gc
 from collections.abc import Callable
@@ -87,6 +88,12 @@ _CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "deque": (lambda: collections.deque([1], maxlen=3), extended),
     "deque in a dict": (lambda: {"a": collections.deque([1])}, lambda value: value["a"].append(2)),
     "set": (lambda: {1}, cleared),
+    "bytearray": (lambda: bytearray(b"a"), lambda value: value.extend(b"b")),
+    "bytearray in a dict": (lambda: {"a": bytearray(b"a")}, lambda value: value["a"].clear()),
+    "array": (lambda: array.array("i", [1]), extended),
+    "user dict": (lambda: collections.UserDict(a=1), cleared),
+    "list in a user dict": (lambda: collections.UserDict(a=[1]), lambda value: value["a"].append(2)),
+    "user list in a dict": (lambda: {"a": collections.UserList([1])}, lambda value: value["a"].append(2)),
     "dataclass": (Notes, stepped),
     "list in a dataclass": (lambda: Notes(["a"]), lambda value: value.lines.append("b")),
     "dataclasses in a list": (lambda: [Notes(), Notes()], lambda value: stepped(value[1])),
