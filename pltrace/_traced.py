@@ -33,6 +33,7 @@ from pltrace._wrapping import (
     in_class,
     is_coroutine,
     is_decorable,
+    is_own_class,
     is_runnable,
     rewrap,
     wrapped_call,
@@ -48,6 +49,7 @@ __all__ = ["Traced", "traced"]
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+AnyClass = TypeVar("AnyClass", bound=type)
 AnyRunnable = TypeVar("AnyRunnable", bound="Runnable[Any, Any]")
 # In one piece: pyright doesn't read a type that is joined from two, and takes anything for it.
 AnyDescriptor = TypeVar(
@@ -153,15 +155,18 @@ class Traced:
     @overload
     def __call__(self, function: AnyDescriptor, /) -> AnyDescriptor: ...
     @overload
+    def __call__(self, function: AnyClass, /) -> AnyClass: ...
+    @overload
     def __call__(self, function: Callable[P, R], /) -> Callable[P, R]: ...
     def __call__(self, function: Any, /) -> Any:
         """Return `function`, traced: each call is a span.
 
         Args:
-            function: Any callable, or a descriptor with functions in it.
+            function: Any callable, or a descriptor with functions in it. A class stays what it is; its `__init__` is
+                traced, under the name of the class.
 
         Raises:
-            ConfigError: It is something else.
+            ConfigError: It is something else, or a class without an `__init__` of its own.
         """
         inner = rewrap(function, self)
         if inner is not None:
@@ -170,15 +175,30 @@ class Traced:
             return self._traced_runnable(function)
         if not is_decorable(function):
             raise ConfigError(f"traced: expected a callable, got {function!r}")
-        wrapper = self._wrapper_for(function, _name_of(function), _module_of(function))
-        return in_class(wrapped_call(function, wrapper, _runtime.gate, self), function)
+        if is_own_class(function):
+            return self._traced_class(function)
+        return in_class(self._wrapped(function, _name_of(function), _module_of(function)), function)
+
+    def _wrapped(self, function: Any, name: str, module: str | None) -> Wrapped:
+        return wrapped_call(function, self._wrapper_for(function, name, module), _runtime.gate, self)
+
+    def _traced_class(self, kind: Any) -> Any:
+        made = vars(kind).get("__init__")
+        # An inherited one can't be put here: what makes one later, as `@dataclass`, would take it for the user's own.
+        if made is None:
+            raise ConfigError(
+                f"traced: {kind!r} defines no __init__ that could be traced; put @traced on its methods, or above what "
+                "makes its __init__, as @dataclass"
+            )
+        kind.__init__ = self._wrapped(made, _name_of(kind), _module_of(kind))
+        return kind
 
     def _traced_runnable(self, runnable: Any) -> RunnableProxy:
         # Its own class is LangChain's; it belongs to who traces it.
         name, module = str(runnable.get_name()), self._module
 
         def wrap(method: Any) -> Wrapped:
-            return wrapped_call(method, self._wrapper_for(method, name, module), _runtime.gate, self)
+            return self._wrapped(method, name, module)
 
         return RunnableProxy(runnable, wrap, (_traced_again, self))
 
@@ -337,6 +357,8 @@ def traced(function: classmethod[T, P, R], /) -> classmethod[T, P, R]: ...
 def traced(function: staticmethod[P, R], /) -> staticmethod[P, R]: ...
 @overload
 def traced(function: AnyDescriptor, /) -> AnyDescriptor: ...
+@overload
+def traced(function: AnyClass, /) -> AnyClass: ...
 @overload
 def traced(function: Callable[P, R], /) -> Callable[P, R]: ...
 @overload

@@ -20,6 +20,7 @@ __all__ = [
     "in_class",
     "is_coroutine",
     "is_decorable",
+    "is_own_class",
     "is_runnable",
     "patched",
     "repr_of_wrapped",
@@ -136,17 +137,6 @@ class WrappedFunction(Wrapped):
         return self if instance is None else MethodType(self, instance)
 
 
-class WrappedClass(Wrapped):
-    """The same for a class, which `inspect` looks into instead of asking it what is wrapped."""
-
-    __annotations__ = annotations_of_wrapped
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        """The signature of the class."""
-        return inspect.signature(self.__wrapped__)
-
-
 def wrapped_call(wrapped: Any, wrapper: Wrapper, gate: list[Any], declaration: Any) -> Wrapped:
     """Return a callable with a wrapper around its calls.
 
@@ -156,7 +146,7 @@ def wrapped_call(wrapped: Any, wrapper: Wrapper, gate: list[Any], declaration: A
         gate: wrapt tests it in C.
         declaration: What it was decorated with, for who asks.
     """
-    kind = WrappedFunction if type(wrapped) is FunctionType else WrappedClass if isinstance(wrapped, type) else Wrapped
+    kind = WrappedFunction if type(wrapped) is FunctionType else Wrapped
     made = kind(wrapped, wrapper, enabled=gate)
     made._self_wrapper_of = (wrapper, gate)
     made._self_declaration = declaration
@@ -273,6 +263,14 @@ _MADE_BY_CLASSES: dict[str, Any] = {
     "__class_getitem__": classmethod,
     "__new__": staticmethod,
 }
+
+#: Python's flag for classes whose attributes can't be set.
+_IMMUTABLE = 1 << 8
+
+
+def is_own_class(value: Any) -> bool:
+    """Return whether it is a class that was written in Python: it can be changed, others are callables like any."""
+    return issubclass(type(value), type) and not value.__flags__ & _IMMUTABLE
 
 
 def is_decorable(function: Any) -> bool:

@@ -30,9 +30,10 @@ from typing import Any
 
 import cloudpickle
 import pytest
+from pydantic import BaseModel
 
 import pltrace
-from pltrace import current_span, traced
+from pltrace import ConfigError, current_span, traced
 from pltrace.testing import CapturedSpans, capture_spans
 from tests.support.scripted_llm import Reply, ScriptedOpenAI
 from tests.support.traces import chat
@@ -947,26 +948,45 @@ def test_dataclasses(seen: CapturedSpans) -> None:
     assert copy.deepcopy(Point(2)) == Point(2)
 
 
-def test_a_decorated_class_stays_a_class(seen: CapturedSpans) -> None:
-    """A decorated class can be called, asked about and inherited from; its calls are spans."""
+@traced
+@dataclass
+class Decorated:
+    """A decorated class."""
 
-    @traced
-    class Thing:
-        limit = 1
+    a: int = 0
 
-        def __init__(self, a: int) -> None:
-            self.a = a
 
-    class Special(Thing):  # type: ignore[misc,valid-type]
+def test_a_decorated_class_stays_the_class(seen: CapturedSpans) -> None:
+    """A decorated class is what it was, also where nothing may stand for it; making an object of it is a span."""
+
+    class Special(Decorated):
         pass
 
-    assert isinstance(Thing(1), Thing)  # type: ignore[arg-type]
-    assert isinstance(Special(1), Thing)  # type: ignore[arg-type]
-    assert issubclass(Special, Thing)  # type: ignore[arg-type]
-    assert inspect.isclass(Thing)
-    assert str(inspect.signature(Thing)) == "(a: 'int') -> 'None'"
-    assert Thing.limit == 1
-    assert [span.name.rpartition(".")[2] for span in seen] == ["Thing"]
+    def matched(value: object) -> int | None:
+        match value:
+            case Decorated(a=a):
+                return a
+        return None
+
+    class Model(BaseModel):
+        field: Decorated
+
+    assert Special(1).a == 1
+    assert type(Decorated(1)) is Decorated
+    assert pickle.loads(pickle.dumps(Decorated(1))) == copy.deepcopy(Decorated(1)) == Decorated(1)
+    assert str(inspect.signature(Decorated)) == "(a: 'int' = 0) -> None"
+    assert inspect.getattr_static(Decorated, "a") == matched(Decorated()) == 0
+    assert isinstance(unittest.mock.create_autospec(Decorated)(1), Decorated)
+    assert Model.model_validate({"field": {"a": 3}}).field.a == 3
+    assert {span.name for span in seen} == {"Decorated"}
+    assert (seen[0].input, seen[0].output) == ({"a": 1}, None)
+
+
+def test_a_class_without_anything_to_trace() -> None:
+    """A class that makes its objects by inherited code is refused, with a remedy; what isn't Python's is wrapped."""
+    with pytest.raises(ConfigError, match=r"Finished'> defines no __init__ .* above what makes its __init__"):
+        traced(Finished)
+    assert traced(dict)(a=1) == {"a": 1}
 
 
 def test_wraps_leaves_what_is_called_alone(seen: CapturedSpans) -> None:
@@ -1192,7 +1212,7 @@ class Connecting:
 
 async def test_what_can_be_awaited_and_entered(seen: CapturedSpans) -> None:
     """What is both awaitable and an async context manager stays so, and opens and closes inside the scope."""
-    connect = traced("connect")(Connecting)
+    connect = traced("connect")(lambda: Connecting())
     async with connect() as connection:
         assert isinstance(connection, Connecting)
         assert not current_span()
