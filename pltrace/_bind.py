@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable, Mapping
-from types import FrameType
 from typing import Any, TypeVar
 
 from pltrace import _runs, _runtime
@@ -13,13 +11,12 @@ from pltrace._driving import consumed
 from pltrace._health import warn_once
 from pltrace._propagation import checked_carrier, inject
 from pltrace._scope import Scope, attach, current, still_open
-from pltrace._traced import Traced
 from pltrace._wrapping import (
     FunctionWrapper,
     ObjectProxy,
     RunnableProxy,
-    Wrapped,
     annotations_of_wrapped,
+    class_of_wrapped,
     is_runnable,
     repr_of_wrapped,
 )
@@ -88,17 +85,13 @@ class BoundFunction(FunctionWrapper):
     """A function that runs inside a scope; pickled, it takes the scope along as a carrier."""
 
     __annotations__ = annotations_of_wrapped
+    __class__ = class_of_wrapped
     __repr__ = repr_of_wrapped
 
     def __init__(self, fn: Callable[..., Any], scope: Scope | None, carrier: Mapping[str, str]) -> None:
         super().__init__(fn, self._self_call)
         self._self_scope = scope
         self._self_carrier = carrier
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> Any:
-        """The function's class; but cloudpickle would take it for a plain function, and send it without its scope."""
-        return BoundFunction if _is_cloudpickle(sys._getframe(1)) else self.__wrapped__.__class__
 
     def _self_call(self, wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
         scope = self._self_scope
@@ -143,29 +136,11 @@ class BoundFunction(FunctionWrapper):
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Pickle the function and the carrier."""
-        fn = self.__wrapped__
-        if issubclass(type(fn), Wrapped) and _by_value():
-            # cloudpickle takes a decorated function for a plain one, and would send it without its decoration.
-            return _restored, (fn.__wrapped__, fn._self_declaration, dict(self._self_carrier))
-        return _restored, (fn, None, dict(self._self_carrier))
+        return _restored, (self.__wrapped__, dict(self._self_carrier))
 
 
-def _restored(fn: Any, declaration: Traced | None, carrier: Mapping[str, str]) -> BoundFunction:
-    return BoundFunction(fn if declaration is None else declaration(fn), None, carrier)
-
-
-def _by_value() -> bool:
-    """Return whether it is cloudpickle, in one of its many copies, that is pickling."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if _is_cloudpickle(frame):
-            return True
-        frame = frame.f_back
-    return False
-
-
-def _is_cloudpickle(frame: FrameType) -> bool:
-    return "cloudpickle" in frame.f_globals.get("__name__", "")
+def _restored(fn: Any, carrier: Mapping[str, str]) -> BoundFunction:
+    return BoundFunction(fn, None, carrier)
 
 
 class BoundExecutor(ObjectProxy):

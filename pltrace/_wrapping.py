@@ -7,7 +7,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable
-from types import CodeType, DynamicClassAttribute, FunctionType, MethodType, ModuleType
+from types import CodeType, DynamicClassAttribute, FrameType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import wrapt
@@ -16,6 +16,7 @@ __all__ = [
     "ObjectProxy",
     "RunnableProxy",
     "Wrapped",
+    "class_of_wrapped",
     "code_flags",
     "in_class",
     "is_coroutine",
@@ -65,6 +66,30 @@ def repr_of_wrapped(proxy: Any) -> str:
     return repr(proxy.__wrapped__)
 
 
+def _sending(frame: FrameType) -> bool:
+    """Return whether it is cloudpickle's code, in one of its many copies, that runs in a frame."""
+    return "cloudpickle" in str(frame.f_globals.get("__name__")).split(".")
+
+
+def _class(proxy: Any) -> Any:
+    return type(proxy) if _sending(sys._getframe(1)) else proxy.__wrapped__.__class__
+
+
+#: The class of what is wrapped; but cloudpickle would take it for a plain function, and send what is wrapped, bare.
+class_of_wrapped: Any = property(_class)
+
+
+def _by_value(module: str) -> bool:
+    """Return whether it is cloudpickle that is pickling, and what is in a module can't be found by name elsewhere."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if _sending(frame):
+            registered = frame.f_globals.get("_is_registered_pickle_by_value", lambda _: False)
+            return module == "__main__" or bool(registered(sys.modules[module]))
+        frame = frame.f_back
+    return False
+
+
 class _BehindWrapt(type(FunctionWrapper)):  # type: ignore[misc]
     """Puts wrapt's class before those derived from it, which it shadows nothing of but `__init__`.
 
@@ -84,6 +109,7 @@ class Wrapped(FunctionWrapper, metaclass=_BehindWrapt):
     """A function that calls a wrapper when the gate is open, and else the function itself; see `wrapped_call`."""
 
     __annotations__ = annotations_of_wrapped
+    __class__ = class_of_wrapped
     __repr__ = repr_of_wrapped
     if TYPE_CHECKING:
         _self_wrapper_of: tuple[Wrapper, list[Any]]
@@ -110,10 +136,11 @@ class Wrapped(FunctionWrapper, metaclass=_BehindWrapt):
     def __reduce_ex__(self, protocol: Any) -> str | tuple[Any, ...]:
         """Pickle by name, as functions are; without one, what is wrapped and what it was decorated with."""
         name = str(getattr(self.__wrapped__, "__qualname__", ""))
-        found: Any = sys.modules.get(getattr(self.__wrapped__, "__module__", None) or "")
+        module = getattr(self.__wrapped__, "__module__", None) or ""
+        found: Any = sys.modules.get(module)
         for part in name.split("."):
             found = getattr(found, part, None)
-        return name if found is self else (self._self_declaration, (self.__wrapped__,))
+        return name if found is self and not _by_value(module) else (self._self_declaration, (self.__wrapped__,))
 
     def __copy__(self) -> Any:
         """Return itself, as copying a function does; or with a copy of the object that it wraps."""

@@ -273,9 +273,14 @@ _MAIN = """
     import pltrace
     from pltrace import bind, current_span, traced
 
+    class Worker:
+        @traced("part")
+        def part(self, number):
+            return number and self.part(number - 1)
+
     @traced("work", tags=["w"])
     def work(number):
-        return number, current_span().trace_id
+        return Worker().part(number), current_span().trace_id
 
     def run(pickled):
         return cloudpickle.loads(pickled)(5)
@@ -307,6 +312,8 @@ def test_process_pools(method: str, tmp_path: Path) -> None:
     works = [one for one in found if one["name"] == "work"]
     assert len(works) == 6
     assert {(one["parent_id"], tuple(one["tags"])) for one in works} == {(outer["span_id"], ("o", "w"))}
+    # Also of what cloudpickle ships by value, all that it calls is traced.
+    assert sum(one["name"] == "part" for one in found) == sum(number + 1 for number in (0, 1, 2, 3, 4, 5))
 
 
 _OFF = """
