@@ -67,7 +67,7 @@ class Call:
             return  # No longer.
         scope = self._scope = self._declaration._enter(self._name, "function", None, self._module)
         attach(scope)
-        if scope.capture & INPUTS:
+        if scope.inherited.capture & INPUTS:
             scope.span.raw_input = self._arguments
         self._arguments = None
 
@@ -130,10 +130,11 @@ def end(scope: Scope, error: BaseException | None, value: Any = None) -> None:
             span.set_error(error)
         else:
             span.status = "ok"
-            if value is not None and scope.capture & OUTPUTS and not span.output_is_set:
+            if value is not None and scope.inherited.capture & OUTPUTS and not span.output_is_set:
                 span.raw_output = snapshot(value)
-        span.ended_at_ns = scope.recorder.now_ns()
-        scope.recorder.record(span)
+        recorder = scope.inherited.recorder
+        span.ended_at_ns = recorder.now_ns()
+        recorder.record(span)
     except RecursionError:
         pass  # There is no room for us this deep.
     except Exception:

@@ -152,7 +152,8 @@ class SpanHandler(BaseCallbackHandler):
                 if parent_key is None:
                     _note_unscoped()
                 return None
-            recorder = scope.recorder
+            inherited = scope.inherited
+            recorder = inherited.recorder
             if parent_run is None:
                 parent: Any = scope.span
             elif parent_run.scope is scope:
@@ -161,13 +162,14 @@ class SpanHandler(BaseCallbackHandler):
                 parent = _parent_of_run(scope, parent_run)
             trace_bits = parent.trace_bits or recorder.new_bits(128)
             name = options.get("name") or _class_name(serialized)
-            span = Span(name, kind, scope, parent or None, trace_bits, recorder.new_bits(64), recorder.now_ns())
+            span = Span(name, kind, inherited, parent or None, trace_bits, recorder.new_bits(64), recorder.now_ns())
+            span.scope = scope
             span.run_fields = run
             if parent is not parent_run:
                 span.run_around = parent_run
             if parent.tried:
                 span.tried_before = parent.tried
-            if scope.capture or kind == "llm":  # A call is linked to its prompt by what it says.
+            if inherited.capture or kind == "llm":  # A call is linked to its prompt by what it says.
                 span.raw_input = whole(raw_input) if run[6] else snapshot(raw_input)
             span.run_id = run_ref = RunId(run_id, vanished)
             run_ref.key = key
@@ -196,10 +198,10 @@ class SpanHandler(BaseCallbackHandler):
         if span is None:
             return
         if not span.first_token_at_ns:
-            span.first_token_at_ns = span.scope.recorder.now_ns()
+            span.first_token_at_ns = span.inherited.recorder.now_ns()
             if not _runs.is_in_ainvoke():
                 span.is_stream = True
-            elif span.scope.capture & OUTPUTS:
+            elif span.inherited.capture & OUTPUTS:
                 span.pieces = []
         if span.pieces is not None and chunk is not None:
             span.pieces.append(chunk)
@@ -231,11 +233,11 @@ class SpanHandler(BaseCallbackHandler):
             answer = _answer(response)
             span.raw_output = answer
             span.status = "ok"
-            span.ended_at_ns = span.scope.recorder.now_ns()
+            span.ended_at_ns = span.inherited.recorder.now_ns()
             _tally(span, answer, 0)
             if span.tried_before:
                 _runs.note_attempt(span)
-            span.scope.recorder.record(span)
+            span.inherited.recorder.record(span)
         except Exception:
             failed("ending a span of a model's call")
 
@@ -247,13 +249,13 @@ class SpanHandler(BaseCallbackHandler):
 
     def _end(self, span: Span, output: Any) -> None:
         try:
-            if span.scope.capture:  # Which side of it is kept, `_record` says.
+            if span.inherited.capture:  # Which side of it is kept, `_record` says.
                 span.raw_output = snapshot(output)
             span.status = "ok"
-            span.ended_at_ns = span.scope.recorder.now_ns()
+            span.ended_at_ns = span.inherited.recorder.now_ns()
             if span.tried_before:
                 _runs.note_attempt(span)
-            span.scope.recorder.record(span)
+            span.inherited.recorder.record(span)
         except Exception:
             failed("ending a span of a LangChain run")
 
@@ -284,10 +286,10 @@ class SpanHandler(BaseCallbackHandler):
             answer = None if response is None else _answer(response)
             if answer is not None and (answer.generations or span.pieces is None):
                 span.raw_output = answer
-            span.ended_at_ns = span.scope.recorder.now_ns()
+            span.ended_at_ns = span.inherited.recorder.now_ns()
             if span.kind == "llm":
                 _tally(span, answer, int(span.status != "partial"))
-            span.scope.recorder.record(span)
+            span.inherited.recorder.record(span)
         except Exception:
             failed("ending a span of a failed LangChain run")
 
@@ -323,7 +325,8 @@ class PromptLayerCallbackHandler(SpanHandler):
     def _open(self, kind: SpanKind, raw_input: Any, run_id: UUID, run: tuple[Any, ...]) -> Span | None:
         span = super()._open(kind, raw_input, run_id, run)
         if span is not None:
-            span.scope = self._added_to(span.scope)
+            span.scope = scope = self._added_to(span.scope)
+            span.inherited = scope.inherited
         return span
 
     def _scope(self, parent_run: Span | None) -> Scope | None:
@@ -331,19 +334,18 @@ class PromptLayerCallbackHandler(SpanHandler):
         scope = super()._scope(parent_run)
         if scope is None:
             scope = outermost()
-            if scope is not None and not scope.recorder.sampled():
-                scope = scope.unsampled()
+            if scope is not None and not scope.inherited.recorder.sampled():
+                scope = scope.with_(sampled=False)
         return scope
 
     def _added_to(self, scope: Scope) -> Scope:
         """Return `scope` with this handler's tags and callback, once."""
-        if set(self.pl_tags) <= set(scope.tags) and (self._callback is None or self._callback in scope.callbacks):
+        tags, callbacks = scope.inherited.tags, scope.inherited.callbacks
+        if set(self.pl_tags) <= set(tags) and (self._callback is None or self._callback in callbacks):
             return scope
-        callbacks = scope.callbacks
         if self._callback is not None and self._callback not in callbacks:
             callbacks = (self._callback, *callbacks)
-        tags = tuple(dict.fromkeys((*scope.tags, *self.pl_tags)))
-        return scope.with_added(tags, callbacks)
+        return scope.with_(tags=tuple(dict.fromkeys((*tags, *self.pl_tags))), callbacks=callbacks)
 
 
 def _answer(response: Any) -> Answer:

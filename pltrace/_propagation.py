@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pltrace._errors import ConfigError
-from pltrace._scope import Scope, current, still_open
+from pltrace._scope import Inherited, Scope, current, still_open
 from pltrace._span import RemoteSpan, Span
 
 __all__ = ["Remote", "checked_carrier", "inject"]
@@ -29,24 +29,18 @@ class Remote(NamedTuple):
 
     def scope(self, base: Scope) -> Scope:
         """Return the scope that the carrier was made in, as far as it travels; its span stands for the far one."""
-        scope = self.applied_to(base)
-        span = Span("", "block", scope, None, self.span.trace_bits, self.span.span_bits, 0)
-        scope.span, scope.lineage, scope.sampled = span, (span,), self.sampled
-        return scope
+        inherited = self.applied_to(base.inherited).with_(sampled=self.sampled)
+        span = Span("", "block", inherited, None, self.span.trace_bits, self.span.span_bits, 0)
+        return type(base)(inherited, span, (), base.outer, base.entry, base.entered_in)
 
-    def applied_to(self, base: Scope) -> Scope:
-        """Return `base` with what the carrier brings inside of it."""
-        scope = type(base)(
-            base.recorder,
-            tuple(dict.fromkeys((*base.tags, *self.tags))),
-            {**base.metadata, **self.metadata},
-            base.callbacks,
-            self.user if self.user is not None else base.user,
-            self.session if self.session is not None else base.session,
-            base.capture, base.sampled, base.outer, base.entry, base.entered_in,
-        )  # fmt: skip
-        scope.span, scope.lineage = base.span, base.lineage
-        return scope
+    def applied_to(self, inherited: Inherited) -> Inherited:
+        """Return what holds inside of what the carrier brings."""
+        return inherited.with_(
+            tags=tuple(dict.fromkeys((*inherited.tags, *self.tags))),
+            metadata={**inherited.metadata, **self.metadata},
+            user=self.user if self.user is not None else inherited.user,
+            session=self.session if self.session is not None else inherited.session,
+        )
 
 
 def inject(carrier: dict[str, str] | None = None) -> dict[str, str]:
@@ -70,12 +64,13 @@ def inject(carrier: dict[str, str] | None = None) -> dict[str, str]:
     import json  # Here and below: who only imports pltrace needs none of it.
     from urllib.parse import quote
 
-    carrier["traceparent"] = f"00-{scope.span.trace_id}-{scope.span.id}-{'01' if scope.sampled else '00'}"
+    said = scope.inherited
+    carrier["traceparent"] = f"00-{scope.span.trace_id}-{scope.span.id}-{'01' if said.sampled else '00'}"
     entries = {
-        _TAGS: json.dumps(scope.tags) if scope.tags else "",
-        _METADATA: json.dumps(scope.metadata, default=str) if scope.metadata else "",
-        _USER: scope.user or "",
-        _SESSION: scope.session or "",
+        _TAGS: json.dumps(said.tags) if said.tags else "",
+        _METADATA: json.dumps(said.metadata, default=str) if said.metadata else "",
+        _USER: said.user or "",
+        _SESSION: said.session or "",
     }
     baggage = [f"{key}={quote(value, safe='')}" for key, value in entries.items() if value]
     others = [entry for entry in carrier.get("baggage", "").split(",") if entry and _key(entry) not in entries]

@@ -66,13 +66,13 @@ def row_of(span: Span, encoder: Encoder, service: str) -> Row:
     Returns:
         The row, in which nothing of the user's objects is referred to.
     """
-    scope = span.scope
+    inherited = span.inherited
     tags, metadata = span.tags, encoder.dumps_again(span.metadata)
-    lineage = ",".join([f'"{around.span_bits:016x}"' for around in scope.lineage])
+    lineage = ",".join([f'"{around.span_bits:016x}"' for around in span.lineage])
     fields = [
         '{"error":' + ("null" if span.error is None else quoted(encoder.text(span.error))),
-        '"user":' + encoder.dumps_label(scope.user, "user"),
-        '"session":' + encoder.dumps_label(scope.session, "session"),
+        '"user":' + encoder.dumps_label(inherited.user, "user"),
+        '"session":' + encoder.dumps_label(inherited.session, "session"),
         '"service":' + encoder.dumps_label(service),
         f'"lineage":[{lineage}]',
     ]
@@ -82,8 +82,8 @@ def row_of(span: Span, encoder: Encoder, service: str) -> Row:
         usage = _add_llm(span, tags, metadata, fields, lines, encoder)
     else:
         needed_in, needed_out = _needed_capture(span)
-        lines.append(_value(span.raw_input, span.input_is_set or _holds(scope.capture, needed_in), encoder))
-        lines.append(_value(span.raw_output, span.output_is_set or _holds(scope.capture, needed_out), encoder))
+        lines.append(_value(span.raw_input, span.input_is_set or _holds(inherited.capture, needed_in), encoder))
+        lines.append(_value(span.raw_output, span.output_is_set or _holds(inherited.capture, needed_out), encoder))
     # The clock may have been set back meanwhile; a call that ends before it begins would be refused.
     ended_at_ns = max(span.ended_at_ns, span.started_at_ns) if span.ended_at_ns else None
     return Row(
@@ -125,7 +125,7 @@ def _add_llm(
     """Add what the body of an LLM call has beyond others'; return its token counts."""
     run = span.run
     assert run is not None  # An LLM span is made by the handler alone.
-    captured = span.scope.capture
+    captured = span.inherited.capture
     answer = _answered(span)
     generations = answer.named() if answer is not None else []
     cached = is_cached(generations)
@@ -185,7 +185,7 @@ def _prompt_link(span: Span, encoder: Encoder) -> list[str]:
     link = _links.find(span)
     if link is None:
         return []
-    variables = encoder.dumps(link.variables) if span.scope.capture & INPUTS else "{}"
+    variables = encoder.dumps(link.variables) if span.inherited.capture & INPUTS else "{}"
     return [
         '"prompt_name":' + quoted(link.name),
         '"prompt_version":' + json_of(link.version),
@@ -195,7 +195,7 @@ def _prompt_link(span: Span, encoder: Encoder) -> list[str]:
 
 
 def _prompt(span: Span, chat: bool, parameters: Mapping[str, Any], encoder: Encoder) -> str:
-    captured = thawed(span.raw_input) if span.scope.capture & INPUTS else ()
+    captured = thawed(span.raw_input) if span.inherited.capture & INPUTS else ()
     if not chat:
         return encoder.dumps_shaped(_blueprint.completion_prompt(captured, encoder))
     if parameters.keys().isdisjoint(_NOT_PARAMETERS):
@@ -250,7 +250,7 @@ def _request_metadata(span: Span, run: Run, metadata: str, encoder: Encoder) -> 
 
     The keys `_langchain_*` are those of LangChain's own former PromptLayer handler: saved searches use them.
     """
-    user, session = span.scope.user, span.scope.session
+    user, session = span.inherited.user, span.inherited.session
     key = (
         metadata,
         encoder.dumps_label(user, "user"),

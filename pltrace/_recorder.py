@@ -126,7 +126,7 @@ class SpanRecorder:
 
         A span that was opened before a fork is its parent process's to record.
         """
-        if not span.scope.sampled:
+        if not span.inherited.sampled:
             counts["sampled_out"] += 1
             counts["runs_seen"] += span.run_fields is not None
         elif span.started_at_ns > self._forked_at_ns or self._clock_went_back():
@@ -364,7 +364,7 @@ class SpanRecorder:
                 if type(item) is Span:
                     rows.append(row_of(item, self._encoder, self._service))
                     if item.kind == "llm":
-                        totals.update([around.totals for around in item.scope.lineage])
+                        totals.update([around.totals for around in item.lineage])
                 elif type(item) is _Ask:
                     operations.append(
                         Asked(
@@ -399,8 +399,8 @@ class SpanRecorder:
         """Register who waits for the ids of these requests, and give out those that are known already."""
         counts["runs_seen"] += sum(span.run_fields is not None for span in spans)
         for span in spans:
-            if span.kind == "llm" and span.scope.callbacks:
-                given_up = self.registry.expect(span.trace_bits, span.span_bits, span.scope.callbacks)
+            if span.kind == "llm" and span.inherited.callbacks:
+                given_up = self.registry.expect(span.trace_bits, span.span_bits, span.inherited.callbacks)
                 if given_up:
                     counts["callbacks_given_up"] += given_up
         if written:
@@ -432,7 +432,7 @@ class SpanRecorder:
 
     def requests_of(self, span: Span, request_bits: list[int]) -> list[Request]:
         """Return handles of the requests of those span ids."""
-        closed = not span.scope.sampled
+        closed = not span.inherited.sampled
         return [self.registry.handle(span.trace_bits, bits, closed=closed) for bits in request_bits]
 
     def succeed(self, before: SpanRecorder) -> None:

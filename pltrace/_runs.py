@@ -53,7 +53,7 @@ def around(scope: Scope | None = None) -> Span | None:
 def _retriever_here(scope: Scope) -> Span | None:
     """Return the innermost open retriever that the running thread or task started: it is in there."""
     here: Any = None
-    for span in reversed(scope.open_runs.copy().values()):
+    for span in reversed((scope.open_runs or {}).copy().values()):
         if span.kind == "retriever":
             here = here or _starter_here()
             if span.starter == here:
@@ -69,7 +69,7 @@ def _starter_here() -> Any:
 def remember_starter(span: Span, key: int) -> None:
     """Note which task or thread started a run that LangChain may never end."""
     span.starter = _starter_here()
-    span.scope.open_runs[key] = span
+    span.scope.add_run(key, span)
 
 
 class RunId(weakref.ref[Any]):
@@ -97,7 +97,7 @@ def finish(span: Span, key: int) -> None:
     """Forget an ended run that has a starter."""
     scope: Scope | None = span.scope
     while scope is not None:
-        if scope.open_runs.pop(key, None) is not None:
+        if scope.open_runs and scope.open_runs.pop(key, None) is not None:
             return
         scope = scope.outer
 
@@ -112,8 +112,9 @@ def settle(scope: Scope) -> None:
     """
     here = _current_task()
     # `copy` allocates nothing in between: the collector could end runs while the items are listed.
-    for key, span in scope.open_runs.copy().items():
-        scope.open_runs.pop(key, None)
+    opened = scope.open_runs or {}
+    for key, span in opened.copy().items():
+        opened.pop(key, None)
         if key not in open_runs:
             continue
         if not span.is_stream:
@@ -122,7 +123,7 @@ def settle(scope: Scope) -> None:
                 continue
             _close_with_its_task(span, key)
         if scope.outer is not None:
-            scope.outer.open_runs[key] = span
+            scope.outer.add_run(key, span)
 
 
 def _close_with_its_task(span: Span, key: int) -> None:
@@ -179,12 +180,12 @@ def close_cancelled(span: Span, key: int) -> None:
     span.status = "cancelled"
     span.error = "CancelledError: LangChain reported no end of this run; its task was cancelled or went away"
     span.error_types = ("CancelledError",)
-    span.ended_at_ns = span.scope.recorder.now_ns()
+    span.ended_at_ns = span.inherited.recorder.now_ns()
     counts["closed_as_cancelled"] += 1
     note_attempt(span)
     if span.kind == "llm":
         span.count_call(1, 0, 0)
-    span.scope.recorder.record(span)
+    span.inherited.recorder.record(span)
 
 
 def note_attempt(span: Span) -> None:
@@ -203,7 +204,7 @@ def sweep() -> None:
     oldest_ns = -1
     for key, span in open_runs.copy().items():
         if oldest_ns < 0:
-            oldest_ns = span.scope.recorder.now_ns() - int(_OLDEST_S * 1e9)
+            oldest_ns = span.inherited.recorder.now_ns() - int(_OLDEST_S * 1e9)
         if span.started_at_ns < oldest_ns or len(open_runs) > _MOST:
             finish(span, key)
             close_cancelled(span, key)

@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     from pltrace._request import Request
 
 __all__ = [
-    "Callback", "Recorder", "Scope", "attach",
+    "Callback", "Inherited", "Recorder", "Scope", "attach",
     "current", "current_span", "detach", "entry_of", "outermost", "set_outermost", "still_open",
 ]  # fmt: skip
+
+
+_NOTHING: Mapping[str, Any] = {}
 
 
 class Recorder(Protocol):
@@ -54,34 +57,25 @@ class Callback(NamedTuple):
     loop: AbstractEventLoop | None
 
 
-class Scope:
-    """What holds for all that runs inside some blocks; never changed, an inner block derives a new one.
+class Inherited:
+    """What a block hands on to all that runs inside it: never changed, and one for all blocks that add nothing to it.
 
-    Two things on it do change, and belong to the entry, not to what it says: `closed`, set when its block is left,
-    and `open_runs`, the LangChain runs inside it that haven't ended.
+    A span keeps it, and not the scope: so a scope and its span are no cycle, and are gone when nobody needs them any
+    more, without Python's garbage collector.
     """
 
-    __slots__ = (
-        "added", "callbacks", "capture", "closed", "entered_in", "entry", "left_early", "left_elsewhere", "lineage",
-        "metadata", "open_runs", "outer", "recorder", "sampled", "session", "span", "tags", "token", "user",
-    )  # fmt: skip
-
-    #: The open scopes with nothing around them, in any thread or task.
-    roots: ClassVar[set[Scope]] = set()
+    __slots__ = ("callbacks", "capture", "metadata", "recorder", "sampled", "session", "tags", "user")
 
     def __init__(
         self,
         recorder: Recorder,
-        tags: tuple[str, ...],
-        metadata: Mapping[str, Any],
-        callbacks: tuple[Callback, ...],
-        user: str | None,
-        session: str | None,
-        capture: int,
-        sampled: bool,
-        outer: Scope | None,
-        entry: object,
-        entered_in: Span | None,
+        tags: tuple[str, ...] = (),
+        metadata: Mapping[str, Any] = _NOTHING,
+        callbacks: tuple[Callback, ...] = (),
+        user: str | None = None,
+        session: str | None = None,
+        capture: int = 0,
+        sampled: bool = True,
     ) -> None:
         self.recorder = recorder
         self.tags = tags
@@ -91,42 +85,78 @@ class Scope:
         self.session = session
         self.capture = capture
         self.sampled = sampled
+
+    def with_(self, **changes: Any) -> Inherited:
+        """Return the same with other values of some attributes."""
+        return Inherited(**{name: changes.get(name, getattr(self, name)) for name in Inherited.__slots__})
+
+
+class Scope:
+    """What is entered with a block or call: its span, what it hands on, and what was around it."""
+
+    # Class-level defaults instead of assignments in __init__: a scope is made on the caller's path.
+    #: The metadata that this block itself says, without the blocks around it.
+    added: Mapping[str, Any] = _NOTHING
+    closed: bool = False
+    #: Left while an inner one was open, which skips it when it is left.
+    left_early: bool = False
+    #: Left in another context, so it may still look current in its own.
+    left_elsewhere: bool = False
+    #: Of a block's entry: it can be used in that context alone.
+    token: Token[Scope | None] | None = None
+    #: The LangChain runs inside it that haven't ended, of the kinds that may never be.
+    open_runs: dict[int, Span] | None = None
+    _lineage: tuple[Span, ...] | None = None
+
+    #: The open scopes with nothing around them, in any thread or task.
+    roots: ClassVar[set[Scope]] = set()
+
+    def __init__(
+        self,
+        inherited: Inherited,
+        span: Span,
+        above: tuple[Span, ...],
+        outer: Scope | None,
+        entry: object,
+        entered_in: Span | None,
+    ) -> None:
+        self.inherited = inherited
+        self.span = span
+        self.above = above
         self.outer = outer
         self.entry = entry
         self.entered_in = entered_in
-        self.span: Span = INERT_SPAN
-        self.lineage: tuple[Span, ...] = ()
-        self.added = metadata  # What this block itself says, without the blocks around it.
-        self.closed = False
-        self.left_early = False  # Left while an inner one was open, which skips it when it is left.
-        self.left_elsewhere = False  # Left in another context, so it may still look current in its own.
-        self.token: Token[Scope | None] | None = None  # Of a block's entry: it can be used in that context alone.
-        self.open_runs: dict[int, Span] = {}
+
+    @property
+    def lineage(self) -> tuple[Span, ...]:
+        """The spans of the blocks and calls around what runs inside, outermost first, its own included."""
+        found = self._lineage
+        if found is None:
+            found = self._lineage = (*self.above, self.span) if self.span else ()
+        return found
+
+    def add_run(self, key: int, run: Span) -> None:
+        """Note an open run."""
+        runs = self.open_runs
+        if runs is None:  # `setdefault` is atomic: two threads that come first at once get the same one.
+            runs = self.__dict__.setdefault("open_runs", {})
+        runs[key] = run
 
     def resumed_in(self, run: Span | None) -> Scope:
         """Return the same scope as it holds for a generator's step that is taken inside `run`."""
-        return self if run is self.entered_in else self._copy(self.tags, self.callbacks, run)
+        return self if run is self.entered_in else self._copy(self.inherited, run)
 
     def carried(self) -> Scope:
         """Return the same scope for what takes it along, where it holds wherever its block is left."""
-        return self._copy(self.tags, self.callbacks, self.entered_in)
+        return self._copy(self.inherited, self.entered_in)
 
-    def with_added(self, tags: tuple[str, ...], callbacks: tuple[Callback, ...]) -> Scope:
-        """Return the same scope with other tags and callbacks, for one run."""
-        return self._copy(tags, callbacks, self.entered_in)
+    def with_(self, **changes: Any) -> Scope:
+        """Return the same scope, which hands on other things, for one run."""
+        return self._copy(self.inherited.with_(**changes), self.entered_in)
 
-    def unsampled(self) -> Scope:
-        """Return the same scope for a trace that is not recorded."""
-        copy = self._copy(self.tags, self.callbacks, self.entered_in)
-        copy.sampled = False
-        return copy
-
-    def _copy(self, tags: tuple[str, ...], callbacks: tuple[Callback, ...], entered_in: Span | None) -> Scope:
-        copy = type(self)(
-            self.recorder, tags, self.metadata, callbacks, self.user, self.session, self.capture, self.sampled,
-            self.outer, self.entry, entered_in,
-        )  # fmt: skip
-        copy.span, copy.lineage, copy.open_runs = self.span, self.lineage, self.open_runs
+    def _copy(self, inherited: Inherited, entered_in: Span | None) -> Scope:
+        copy = type(self)(inherited, self.span, self.above, self.outer, self.entry, entered_in)
+        copy.open_runs = self.__dict__.setdefault("open_runs", {})
         copy.added = self.added
         return copy
 
@@ -138,7 +168,7 @@ class Scope:
             added.append(scope.added)
             scope = scope.outer
         if scope is None and around.span:
-            return self.metadata
+            return self.inherited.metadata
         return {key: value for one in reversed(added) for key, value in one.items()}
 
 

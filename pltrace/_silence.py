@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pltrace._health import counts
-from pltrace._scope import Scope, attach, current
-from pltrace._span import Span
+from pltrace._scope import Inherited, Scope, attach, current
+from pltrace._span import INERT_SPAN, Span
 
 if TYPE_CHECKING:
     from pltrace._request import Request
@@ -44,7 +44,7 @@ class _DeafRecorder:
         return []
 
 
-_SILENT = Scope(_DeafRecorder(), (), {}, (), None, None, 0, False, None, None, None)
+_SILENT = Scope(Inherited(_DeafRecorder(), sampled=False), INERT_SPAN, (), None, None, None)
 
 
 def be_silent() -> None:

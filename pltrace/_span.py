@@ -20,7 +20,7 @@ from pltrace._usage import METADATA, TAGS, Run, Totals, Usage
 
 if TYPE_CHECKING:
     from pltrace._request import Request
-    from pltrace._scope import Scope
+    from pltrace._scope import Inherited, Scope
 
 __all__ = ["INERT_SPAN", "InertSpan", "RemoteSpan", "Span", "SpanKind", "SpanStatus"]
 
@@ -71,6 +71,10 @@ class Span:
     #: Given by `update`: then it is kept whatever is captured.
     input_is_set: bool = False
     output_is_set: bool = False
+    #: The spans of the blocks around a block or call, outermost first; a run has its scope for that.
+    above: tuple[Span, ...] = ()
+    #: The scope that a LangChain run is in.
+    scope: Scope
     #: The fields of `run`, as a bare tuple: making a named one costs the caller five times as much.
     run_fields: tuple[Any, ...] | None = None
     #: The run that the LangChain run's parent id names, where the scope's span is the parent instead.
@@ -102,7 +106,7 @@ class Span:
         self,
         name: str,
         kind: SpanKind,
-        scope: Scope,
+        inherited: Inherited,
         parent: Span | RemoteSpan | None,
         trace_bits: int,
         span_bits: int,
@@ -110,7 +114,7 @@ class Span:
     ) -> None:
         self.name = name
         self.kind: SpanKind = kind
-        self.scope = scope
+        self.inherited = inherited
         self.parent = parent
         self.trace_bits = trace_bits
         self.span_bits = span_bits
@@ -151,8 +155,8 @@ class Span:
         # LangChain hands tags down to a run without saying from where; the run around it knows the order.
         handed_down: Sequence[str] = ()
         if around is not None:
-            handed_down = [tag for tag in around._said()[0] if tag in own or tag in self.scope.tags]
-        return tuple(dict.fromkeys((*handed_down, *self.scope.tags, *own, *self.added_tags)))
+            handed_down = [tag for tag in around._said()[0] if tag in own or tag in self.inherited.tags]
+        return tuple(dict.fromkeys((*handed_down, *self.inherited.tags, *own, *self.added_tags)))
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -160,11 +164,12 @@ class Span:
         own = self._run_metadata
         around = self.around
         if around is None or around.run_fields is None:
-            return {**self.scope.metadata, **own, **self.added_metadata}
+            return {**self.inherited.metadata, **own, **self.added_metadata}
         # LangChain hands metadata down to a run; what comes from outside the scope must not win over the scope's.
         handed = around._run_metadata
         new = {key: value for key, value in own.items() if key not in handed or handed[key] is not value}
-        outside = {key: value for key, value in around._said()[1].items() if key in own or key in self.scope.metadata}
+        mine = self.inherited.metadata
+        outside = {key: value for key, value in around._said()[1].items() if key in own or key in mine}
         return {**outside, **self.scope.added_inside(around.scope), **new, **self.added_metadata}
 
     def _said(self) -> tuple[tuple[str, ...], Mapping[str, Any]]:
@@ -194,19 +199,24 @@ class Span:
         return self.run_around
 
     @property
+    def lineage(self) -> tuple[Span, ...]:
+        """The spans of the blocks and calls around it, outermost first; of a block or call its own too."""
+        return (*self.above, self) if self.run_fields is None else self.scope.lineage
+
+    @property
     def input(self) -> Any:
         """What went in, arguments or a prompt, as JSON-like data; None if it isn't captured."""
-        return self.scope.recorder.readable(self)["input"]
+        return self.inherited.recorder.readable(self)["input"]
 
     @property
     def output(self) -> Any:
         """What came out, as JSON-like data; None if it isn't captured or not there yet."""
-        return self.scope.recorder.readable(self)["output"]
+        return self.inherited.recorder.readable(self)["output"]
 
     @property
     def requests(self) -> list[Request]:
         """The LLM requests made under it so far, oldest first; at most the latest 10,000."""
-        return self.scope.recorder.requests_of(self, list(self.totals.request_bits))
+        return self.inherited.recorder.requests_of(self, list(self.totals.request_bits))
 
     @property
     def usage(self) -> Usage:
@@ -259,7 +269,7 @@ class Span:
             self.raw_output = snapshot(output)
             self.output_is_set = True
         if self.ended_at_ns:
-            self.scope.recorder.record(self)
+            self.inherited.recorder.record(self)
 
     def score(self, value: int, name: str | None = None) -> None:
         """Score every LLM request made under this span, those to come included.
@@ -272,12 +282,12 @@ class Span:
             ConfigError: `value` is not a whole number from 0 to 100, or `name` is not a string.
         """
         arguments = {"score": checked_score(value), "score_name": checked_optional_name("name", name)}
-        self.scope.recorder.operate("score", self.trace_bits, self.span_bits, arguments, subtree=True)
+        self.inherited.recorder.operate("score", self.trace_bits, self.span_bits, arguments, subtree=True)
 
     def count_call(self, errors: int, tokens_in: int, tokens_out: int) -> None:
         """Add this LLM call, which has ended, to the totals of the spans around it."""
         assert self.run_fields is not None
-        tally = (errors, tokens_in, tokens_out, self.run_fields, self.scope.tags)
+        tally = (errors, tokens_in, tokens_out, self.run_fields, self.inherited.tags)
         for around in self.scope.lineage:
             around.totals.add(tally)
 
@@ -291,7 +301,7 @@ class Span:
             ConfigError: `group_id` is not a whole number.
         """
         arguments = {"group_id": checked_group(group_id)}
-        self.scope.recorder.operate("group", self.trace_bits, self.span_bits, arguments, subtree=True)
+        self.inherited.recorder.operate("group", self.trace_bits, self.span_bits, arguments, subtree=True)
 
     def set_error(self, error: BaseException) -> None:
         """Set status and error from an exception: a stream that is left is no error, a cancelled task is its own."""

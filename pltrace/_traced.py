@@ -22,7 +22,7 @@ from pltrace._driving import async_generator, consumed, coroutine, generator
 from pltrace._errors import ConfigError
 from pltrace._health import failed
 from pltrace._propagation import checked_carrier
-from pltrace._scope import Callback, Scope, attach, current, detach, entry_of, still_open
+from pltrace._scope import Callback, Inherited, Scope, attach, current, detach, entry_of, still_open
 from pltrace._snapshot import arguments_of
 from pltrace._span import INERT_SPAN, Span, SpanKind
 from pltrace._typing import Capture
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
     from langchain_core.runnables import Runnable
 
+    from pltrace._config import Library
+
 __all__ = ["Traced", "traced"]
 
 P = ParamSpec("P")
@@ -63,8 +65,8 @@ class Traced:
     """A declaration made by `traced(...)`; it never changes, so it can be used anywhere, by many at once, and again."""
 
     __slots__ = (
-        "_callback", "_capture", "_metadata", "_module", "_name", "_on_request", "_open", "_parent", "_sample",
-        "_session", "_tags", "_user",
+        "_added", "_adds", "_callback", "_capture", "_metadata", "_module", "_name", "_on_request", "_open", "_parent",
+        "_sample", "_session", "_tags", "_user",
     )  # fmt: skip
 
     def __init__(
@@ -90,6 +92,9 @@ class Traced:
         self._capture = capture
         self._sample = sample
         self._parent = parent
+        self._adds = bool(tags or metadata or on_request or user or session) or capture != CAPTURE_ALL
+        #: What holds inside, and what and who it was made from: mostly the same again.
+        self._added: tuple[Inherited | None, Library | None, Inherited | None] = (None, None, None)
         self._module = module  # Where it was made: a block belongs to it, as a function does to its own.
         # Blocks that are open, latest last: for one that is left in another context than it was entered in. Told by
         # their spans: a scope is copied where it goes on inside another run.
@@ -235,7 +240,7 @@ class Traced:
             if scope is None:  # Here, or the user's exceptions would get ours as their context.
                 return wrapped(*args, **kwargs)
             try:
-                if scope.capture & INPUTS:
+                if scope.inherited.capture & INPUTS:
                     scope.span.raw_input = arguments_of(wrapped, args, kwargs)
                 result = wrapped(*args, **kwargs)
                 drive = consumed(result)
@@ -260,54 +265,65 @@ class Traced:
         run = _runs.around(outer)
         # Where the context was lost, or a run is all there is around, its scope is the one that holds.
         base = outer if outer is not None else run.scope if run is not None else _runtime.base()
-        recorder = base.recorder
-        callbacks = base.callbacks
-        if self._callback is not None:
-            callback = self._callback()
-            # Each function once: a recursive one is entered many times.
-            callbacks = (callback, *[other for other in callbacks if other.function != callback.function])
-        tags, capture = self._tags, base.capture & self._capture
-        library = _runtime.library(module)
-        if library is not None:
-            tags, capture = (*tags, *library.tags), capture & library.capture
+        inherited = base.inherited
+        recorder = inherited.recorder
         parent: Any = base.span
         if run is not None and (outer is None or (run is not base.entered_in and not _descends(base.span, run))):
             parent = run
         remote = self._parent
         if remote is not None:
-            parent, base = remote.span, remote.applied_to(base)
-        begins = not parent or remote is not None
-        sampled = self._sampled(recorder, remote) if begins else base.sampled
-        scope = type(base)(  # A test's scopes are of a kind of their own.
-            recorder,
-            base.tags if not tags else tuple(dict.fromkeys((*base.tags, *tags))),
-            {**base.metadata, **self._metadata} if self._metadata else base.metadata,
-            callbacks,
-            self._user if self._user is not None else base.user,
-            self._session if self._session is not None else base.session,
-            capture,
-            sampled,
-            outer,
-            entry,
-            run,
-        )
-        span = Span(
-            name, kind, scope, parent or None, parent.trace_bits if parent else recorder.new_bits(128),
-            recorder.new_bits(64), recorder.now_ns(),
-        )  # fmt: skip
-        scope.span = span
-        scope.lineage = (*base.lineage, span)
-        if remote is None:
+            parent, inherited = remote.span, remote.applied_to(inherited)
+        if not parent or remote is not None:
+            inherited = self._begun(inherited, remote)
+        library = _runtime.library(module)
+        if self._adds or library is not None:
+            inherited = self._added_to(inherited, library)
+        if parent:
+            span = Span(name, kind, inherited, parent, parent.trace_bits, recorder.new_bits(64), recorder.now_ns())
+        else:
+            span = Span(name, kind, inherited, None, recorder.new_bits(128), recorder.new_bits(64), recorder.now_ns())
+        above = span.above = base.lineage
+        scope = type(base)(inherited, span, above, outer, entry, run)  # A test's scopes are of a kind of their own.
+        if self._metadata:
             scope.added = self._metadata
         if outer is None:
             Scope.roots.add(scope)
         return scope
 
-    def _sampled(self, recorder: Any, remote: Any) -> bool:
+    def _added_to(self, inherited: Inherited, library: Library | None) -> Inherited:
+        """Return what holds inside; made anew only when something else holds around."""
+        around, found_library, found = self._added
+        if found is not None and around is inherited and found_library is library:
+            return found
+        tags, metadata, callbacks = self._tags, self._metadata, inherited.callbacks
+        capture = inherited.capture & self._capture
+        if library is not None:
+            tags, capture = (*tags, *library.tags), capture & library.capture
+        if self._callback is not None:
+            callback = self._callback()
+            # Each function once: a recursive one is entered many times.
+            callbacks = (callback, *[other for other in callbacks if other.function != callback.function])
+        found = Inherited(
+            inherited.recorder,
+            tuple(dict.fromkeys((*inherited.tags, *tags))) if tags else inherited.tags,
+            {**inherited.metadata, **metadata} if metadata else inherited.metadata,
+            callbacks,
+            self._user if self._user is not None else inherited.user,
+            self._session if self._session is not None else inherited.session,
+            capture,
+            inherited.sampled,
+        )
+        if self._callback is None or callbacks[0].loop is None:  # An async one belongs to the loop it is entered on.
+            self._added = inherited, library, found
+        return found
+
+    def _begun(self, inherited: Inherited, remote: Any) -> Inherited:
         """Decide, at the root of a trace here, whether it is recorded."""
         if remote is not None and remote.sampled is not None:
-            return bool(remote.sampled)
-        return bool(recorder.sampled(self._sample))
+            sampled = bool(remote.sampled)
+        else:
+            sampled = inherited.recorder.sampled(self._sample)
+        return inherited if sampled is inherited.sampled else inherited.with_(sampled=sampled)
 
 
 _DRIVERS: tuple[tuple[int, Callable[[Any, Any], Any]], ...] = (

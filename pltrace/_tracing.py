@@ -15,7 +15,8 @@ from pltrace._errors import StoreError
 from pltrace._exporter import SpanExporter, TracksRequests
 from pltrace._health import counts, failed, warn_once, warn_sometimes
 from pltrace._recorder import SpanRecorder
-from pltrace._scope import Scope
+from pltrace._scope import Inherited, Scope
+from pltrace._span import INERT_SPAN
 from pltrace._store import Store
 
 __all__ = ["Tracing"]
@@ -56,19 +57,8 @@ class Tracing:
         self.recorder = recorder(
             self.store, encoder, self.callbacks, self._wrote, self._began, config.sample, config.service
         )
-        self.outermost = self.scope_type(
-            self.recorder,
-            config.tags,
-            config.metadata,
-            (),
-            None,
-            None,
-            config.capture,
-            True,
-            None,
-            None,
-            None,
-        )
+        inherited = Inherited(self.recorder, config.tags, config.metadata, capture=config.capture)
+        self.outermost = self.scope_type(inherited, INERT_SPAN, (), None, None, None)
         self._deliveries = [
             # The exporter that gives ids alone decides that none will come.
             DeliveryWorker(

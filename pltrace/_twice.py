@@ -124,6 +124,6 @@ def _call_in(variables: Any) -> Span | None:
         for manager in managers if isinstance(managers, list) else (managers,):
             run_id = getattr(manager, "run_id", None)
             span = None if run_id is None else open_runs.get(run_id.int)
-            if span is not None and span.kind == "llm" and span.scope.sampled:
+            if span is not None and span.kind == "llm" and span.inherited.sampled:
                 return span
     return None

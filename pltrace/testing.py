@@ -15,7 +15,7 @@ from pltrace._config import Config, load
 from pltrace._encoding import Encoder
 from pltrace._errors import ConfigError
 from pltrace._recorder import SpanRecorder
-from pltrace._scope import Scope, attach, current
+from pltrace._scope import Inherited, Scope, attach, current
 from pltrace._span import Span
 from pltrace._tracing import Tracing
 from pltrace._typing import CaptureSettings, Unpack
@@ -104,8 +104,8 @@ class CapturedSpans(list[Span]):
         return [
             CapturedRequest(
                 span,
-                log_request(span.scope.recorder.readable(span)),
-                _recorder_of(span.scope).operations_of(span.span_bits),
+                log_request(span.inherited.recorder.readable(span)),
+                _recorder_of(span).operations_of(span.span_bits),
             )
             for span in self
             if span.kind == "llm"
@@ -199,7 +199,7 @@ class CapturedSpans(list[Span]):
         if still_open:
             raise AssertionError(f"these blocks or calls are still open: {still_open}")
         scope = current()
-        if scope is not None and not scope.closed and _is_of(self, scope):
+        if scope is not None and not scope.closed and _is_of(self, scope.inherited):
             raise AssertionError(f"the scope of {scope.span!r} was left behind")
         runs = [run for _, run in _runs_of(self)]
         if runs:
@@ -211,31 +211,32 @@ def _sent(value: Any) -> str:
     return value if isinstance(value, str) else Encoder().dumps(value)
 
 
-def _recorder_of(scope: Scope) -> SpanRecorder:
-    assert isinstance(scope.recorder, SpanRecorder)
-    return scope.recorder
+def _recorder_of(span: Span) -> SpanRecorder:
+    recorder = span.inherited.recorder
+    assert isinstance(recorder, SpanRecorder)
+    return recorder
 
 
-def _is_of(spans: CapturedSpans, scope: Scope) -> bool:
-    """Return whether what a scope records is gathered in `spans`."""
-    return isinstance(scope.recorder, _CapturingRecorder) and scope.recorder.captured is spans
+def _is_of(spans: CapturedSpans, inherited: Inherited) -> bool:
+    """Return whether what is recorded in a scope, or a span itself, is gathered in `spans`."""
+    recorder = inherited.recorder
+    return isinstance(recorder, _CapturingRecorder) and recorder.captured is spans
 
 
 def _roots_of(spans: CapturedSpans) -> list[Scope]:
-    return [scope for scope in list(Scope.roots) if _is_of(spans, scope)]
+    return [scope for scope in list(Scope.roots) if _is_of(spans, scope.inherited)]
 
 
 def _runs_of(spans: CapturedSpans) -> list[tuple[int, Span]]:
-    return [(key, run) for key, run in list(_runs.open_runs.items()) if _is_of(spans, run.scope)]
+    return [(key, run) for key, run in list(_runs.open_runs.items()) if _is_of(spans, run.inherited)]
 
 
 class _KnownScope(Scope):
     """A scope that the captured spans know of while it is open; not by keeping it."""
 
-    __slots__ = ("__weakref__",)
-
-    def __init__(self, recorder: _CapturingRecorder, *rest: Any) -> None:
-        super().__init__(recorder, *rest)
+    def __init__(self, inherited: Inherited, *rest: Any) -> None:
+        super().__init__(inherited, *rest)
+        recorder: Any = inherited.recorder
         # A block is held: left open by a thread that is gone, nobody else does. A call ends with what it runs.
         recorder.captured._scopes.append(weakref.ref(self) if self.entry is None else lambda: self)
 
@@ -248,7 +249,7 @@ class _CapturingRecorder(SpanRecorder):
 
     def record(self, span: Span) -> None:
         """Take an ended span; one that is changed afterwards comes again."""
-        if span.scope.sampled and "_captured" not in span.__dict__:
+        if span.inherited.sampled and "_captured" not in span.__dict__:
             span.__dict__["_captured"] = True
             if self._counts and span.run_fields is not None:  # The ids of LangChain's runs: those of their spans.
                 around = span.around
