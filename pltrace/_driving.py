@@ -341,8 +341,10 @@ def _is_consumed(result: Any, kind: type) -> bool:
         return False
     for marker in _MARKERS:
         if hasattr(kind, marker):
-            # A proxy or a mock has them all; what it stands for, which is all that counts, is what it says it is.
-            return kind.__module__ != "unittest.mock" and hasattr(result.__class__, marker)
+            # A proxy or a mock has them all; what it stands for, which is all that counts, is what it says it is. One
+            # that stands for nothing yet says that it is itself.
+            said = [hasattr(result.__class__, other) for other in _MARKERS]
+            return kind.__module__ != "unittest.mock" and any(said) and not all(said)
     return False
 
 

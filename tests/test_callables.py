@@ -1122,15 +1122,18 @@ def test_an_iterator_hides_nothing(seen: CapturedSpans, doing: Callable[[Any], N
 class Local:
     """A proxy that has all special methods, as a web framework's objects of the current request are."""
 
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: Any = None) -> None:
         self.value = value
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
-        return type(self.value)
+        return Local if self.value is None else type(self.value)
 
     def __next__(self) -> Any:
         return next(self.value)
+
+    def __anext__(self) -> Any:
+        return anext(self.value)
 
     def __await__(self) -> Any:
         return self.value.__await__()
@@ -1146,9 +1149,9 @@ class Overeager(type):
 class Finished(metaclass=Overeager): ...
 
 
-@pytest.mark.parametrize("result", [Local({}), Finished()])
+@pytest.mark.parametrize("result", [Local({}), Local(), Finished()])
 def test_what_is_no_iterator_is_returned_as_it_is(result: Any, seen: CapturedSpans) -> None:
-    """A proxy of what can't be iterated, and an object of a strange class, are finished results."""
+    """A proxy of what can't be iterated, or of nothing yet, and an object of a strange class, are finished results."""
     assert traced(lambda: result)() is result
     assert [span.status for span in seen] == ["ok"]
 
