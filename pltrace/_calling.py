@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from pltrace import _runs, _runtime
 from pltrace._checks import INPUTS, OUTPUTS
@@ -31,7 +32,9 @@ class Call:
         scope: The scope, if it is open already.
     """
 
-    __slots__ = ("_arguments", "_declaration", "_ended", "_inside", "_module", "_name", "_scope", "is_awaited")
+    __slots__ = (
+        "__weakref__", "_arguments", "_declaration", "_ended", "_inside", "_module", "_name", "_scope", "is_awaited",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -49,6 +52,7 @@ class Call:
         self._inside = scope  # What is current inside, blocks that were opened there included.
         self._ended = False
         self.is_awaited = False
+        _runtime.consumed[id(self)] = ref(self)
 
     def resume(self) -> Scope | None:
         """Make current what the last step left; for the first one, open the scope."""
@@ -90,6 +94,7 @@ class Call:
 
     def __del__(self) -> None:
         """End the span of what was never begun, or couldn't be closed, and is collected."""
+        _runtime.consumed.pop(id(self), None)
         self.end(GeneratorExit())
 
 

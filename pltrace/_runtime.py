@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 from pltrace import _client, _langchain, _links, _runs, _scope, _twice, _usage
 from pltrace._checks import checked_timeout
@@ -27,13 +27,20 @@ if TYPE_CHECKING:
     from pltrace._exporter import SpanExporter
     from pltrace._tracing import Tracing
 
-__all__ = ["base", "configure", "flush", "gate", "is_on", "library", "shutdown"]
+__all__ = ["base", "configure", "consumed", "flush", "gate", "is_on", "library", "shutdown"]
 
 #: Not empty while calls of decorated functions have to be looked at: tracing is on, or nobody has decided yet.
 gate: list[str] = ["undecided"]
 
 #: The longest wait of a flush without a timeout, which also ends when an attempt to deliver fails.
 LONGEST_FLUSH_S = 30.0
+
+
+class Ends(Protocol):
+    """What can be ended from outside."""
+
+    def end(self, error: BaseException) -> None:
+        """End it, if it hasn't ended yet; never raises."""
 
 
 class StandIn(Protocol):
@@ -45,6 +52,9 @@ class StandIn(Protocol):
     def tracing(self, config: Config, before: Tracing | None) -> Tracing:
         """Return what to record with."""
 
+
+#: Traced calls whose results are being consumed, by their ids, weakly: what is left of them ends with the process.
+consumed: dict[int, ref[Ends]] = {}
 
 _active: Tracing | None = None
 #: What the application decided about packages, while tracing is on.
@@ -312,7 +322,7 @@ def _hook_exit() -> None:
             register(_at_exit)
         except RuntimeError:  # The main thread has ended, and others go on; or atexit's functions run, and ours won't.
             _at_exit()
-    atexit.register(_at_exit)
+    atexit.register(_at_last)
     when_imported("celery.signals", _hook_celery)
 
 
@@ -332,6 +342,14 @@ def _at_exit() -> None:
             tracing.at_exit()
         except Exception:
             failed("leaving the process")
+
+
+def _at_last() -> None:
+    """End what nobody will consume to its end, as a generator in a global, now that the other threads are done."""
+    for call in [*consumed.values()]:
+        if (open_call := call()) is not None:
+            open_call.end(GeneratorExit())
+    _at_exit()
 
 
 def _after_fork_in_child() -> None:

@@ -151,6 +151,39 @@ def test_ends_without_a_pause(tmp_path: Path, store: Path) -> None:
     assert Counter(stored(store)) == once("call", count=1000)
 
 
+def test_what_is_never_consumed_to_its_end(tmp_path: Path, store: Path) -> None:
+    """A generator that a program keeps half-way, even to its end, and a coroutine in a thread, end with the process."""
+    program = run(
+        """
+        import asyncio, sys, threading
+        import pltrace
+        from pltrace import traced
+
+        pltrace.configure(store=sys.argv[1])
+        started = threading.Event()
+
+        @traced
+        def pieces():
+            yield 1
+
+        @traced
+        async def forever():
+            started.set()
+            await asyncio.Event().wait()
+
+        threading.Thread(target=asyncio.run, args=[forever()], daemon=True).start()
+        started.wait()
+        kept, exhausted, untouched = pieces(), pieces(), pieces()
+        next(kept), list(exhausted)
+        """,
+        tmp_path,
+        store,
+    )
+    assert (program.code, program.out, program.err) == (0, "", "")
+    ends = [(row["name"], row["status"]) for row in rows(store, "SELECT name, status FROM spans ORDER BY name")]
+    assert ends == [("forever", "cancelled"), ("pieces", "ok"), ("pieces", "ok")]
+
+
 # How long the end takes.
 
 
