@@ -211,7 +211,7 @@ class DeliveryWorker(Worker):
 
     def _without_id(self, spans: Sequence[ReadSpan]) -> None:
         """Say which LLM calls were taken without being logged, as with a prompt link that the backend doesn't know."""
-        calls = [span for span in spans if span.short["kind"] == "llm" and span.short["request_id"] is None]
+        calls = [span for span in spans if span.row.kind == "llm" and span.request_id is None]
         for span in calls:
             self._gave_up(span.span_id)
         if calls:

@@ -79,7 +79,7 @@ class Lease:
         owners = {
             row[0]
             for table, only in (
-                *(("deliveries", exporter) for exporter in self._exporters),
+                *(("delivery_ranges", exporter) for exporter in self._exporters),
                 ("operations", None),
             )
             for row in connection.execute(
@@ -94,7 +94,7 @@ class Lease:
         """Take over a process's spans and operations, in steps: nobody should wait for a large backlog."""
         adopted = 0
         for table, key, only in (
-            *(("deliveries", "seq", exporter) for exporter in self._exporters),
+            *(("delivery_ranges", "first", exporter) for exporter in self._exporters),
             ("operations", "id", None),
         ):
             where = "owner = :gone AND state = 0" + ("" if only is None else " AND exporter = :only")
@@ -111,7 +111,7 @@ class Lease:
         with self._database.writing() as connection:
             connection.execute(
                 "DELETE FROM owners WHERE owner = :gone"
-                " AND NOT EXISTS (SELECT 1 FROM deliveries WHERE owner = :gone AND state = 0)",
+                " AND NOT EXISTS (SELECT 1 FROM delivery_ranges WHERE owner = :gone AND state = 0)",
                 {"gone": owner},
             )
         return adopted

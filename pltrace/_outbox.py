@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from pltrace._database import TOO_LARGE, Database
+from pltrace._deliveries import DELIVERED, PENDING, QUARANTINED, Delivery, change, pending
 from pltrace._exporter import Operation
 from pltrace._lease import Lease
-from pltrace._rows import DONE, READING, REFUSED, ReadSpan, delete, spans_in
+from pltrace._rows import DONE, REFUSED, ReadSpan, Row, delete, read_spans
 
 __all__ = ["Outbox"]
 
-#: By the number that the index has the order of: else all that is pending is read and sorted.
-_CLAIMING = READING.format(
-    spans="""
-    SELECT spans.*, uncertain FROM deliveries JOIN spans USING (seq)
-    WHERE exporter = ? AND owner = ? AND state = 0 ORDER BY deliveries.seq LIMIT ?
-"""
-)
-_NEWEST = READING.format(
-    spans="""
-    SELECT spans.*, uncertain FROM deliveries JOIN spans USING (seq)
-    WHERE exporter = ? AND owner = ? AND state = 0 AND deliveries.seq > ? ORDER BY deliveries.seq DESC LIMIT 1
-"""
-)
+#: So many spans that were written last are kept in memory for each exporter, if they are no longer than this.
+_MOST_RECENT, _LONGEST_RECENT = 4_000, 8_000
 
 
 class Outbox:
@@ -33,41 +24,92 @@ class Outbox:
     Args:
         database: Where it is kept.
         lease: Says what is this process's.
+        exporters: Names of those that spans are for.
         keep: Delivered spans stay for reading.
     """
 
-    def __init__(self, database: Database, lease: Lease, *, keep: bool) -> None:
+    def __init__(self, database: Database, lease: Lease, exporters: Sequence[str], *, keep: bool) -> None:
         self._database = database
         self.lease = lease
+        self._exporters = exporters
         self._keep = keep
         self.forked()
 
     def forked(self) -> None:
         """Start afresh, as in the child of a fork."""
         self._sent_from: dict[str, int] = {}  # By exporter: which file the batch is from that is on its way.
+        #: By exporter: number of a span → file and row, of those that were written of late.
+        self._recent: dict[str, dict[int, tuple[int, Row]]] = {exporter: {} for exporter in self._exporters}
+
+    def written(self, rows: Sequence[tuple[int, Row]]) -> None:
+        """Keep spans that are being written, so that they needn't be read: the oldest, which are claimed first.
+
+        Inside the transaction: nobody else can claim them before, and what a number meant earlier is forgotten.
+        """
+        file = self._database.files
+        for recent in self._recent.values():
+            for seq, row in rows:
+                if len(recent) < _MOST_RECENT and len(row.body) <= _LONGEST_RECENT:
+                    recent[seq] = (file, row)
+                else:
+                    recent.pop(seq, None)
+
+    def forget(self, seqs: Iterable[int]) -> None:
+        """Read these spans anew: they are not what they were."""
+        for seq in seqs:
+            for recent in self._recent.values():
+                recent.pop(seq, None)
 
     def claim(self, exporter: str, most: int, most_bytes: int) -> list[ReadSpan]:
         """Return the oldest pending spans of this process, at most `most` and about `most_bytes` of them."""
+        with self._database.reading() as connection:
+            waiting = pending(connection, exporter, self.lease.owner, most)
+            spans = self._from_memory(exporter, waiting) or self._read(connection, waiting)
+        for number, span in enumerate(spans):
+            most_bytes -= len(span.row.body)
+            if number and most_bytes < 0:
+                return spans[:number]
+        return spans
+
+    def _from_memory(self, exporter: str, waiting: Mapping[int, bool]) -> list[ReadSpan]:
+        """Return spans that were written of late, or none if some weren't."""
+        recent, file = self._recent[exporter], self._database.files
+        found = [(seq, uncertain, recent.pop(seq, None)) for seq, uncertain in waiting.items()]
+        spans = [
+            ReadSpan.read(seq, known[1], uncertain=uncertain, file=file)
+            for seq, uncertain, known in found
+            if known is not None and known[0] == file
+        ]
+        if len(spans) == len(waiting):
+            return spans
+        last = max(waiting)
+        for seq in list(recent):  # What was claimed before it came here.
+            if seq < last:
+                recent.pop(seq, None)
+        return []
+
+    def _read(self, connection: Any, waiting: Mapping[int, bool]) -> list[ReadSpan]:
         try:
-            text = self._read(_CLAIMING, exporter, self.lease.owner, most)
+            return read_spans(connection, waiting, self._database.files)
         except TOO_LARGE:  # Together they are more than SQLite takes for one text, a billion bytes.
-            text = self._read(_CLAIMING, exporter, self.lease.owner, 1)
-        return spans_in(text, most_bytes)
+            return read_spans(connection, dict(list(waiting.items())[:1]), self._database.files)
 
     def newest(self, exporter: str, beyond: int) -> ReadSpan | None:
         """Return the newest pending span of this process whose number is beyond another's, or None."""
-        return next(iter(spans_in(self._read(_NEWEST, exporter, self.lease.owner, beyond))), None)
-
-    def _read(self, query: str, *parameters: object) -> str | None:
         with self._database.reading() as connection:
-            text: str | None = connection.execute(query, parameters).fetchone()[0]
-        return text
+            row = connection.execute(
+                "SELECT last, uncertain FROM delivery_ranges WHERE exporter = ? AND owner = ? AND state = 0"
+                " AND last > ? ORDER BY first DESC LIMIT 1",
+                (exporter, self.lease.owner, beyond),
+            ).fetchone()
+            found = [] if row is None else read_spans(connection, {row[0]: bool(row[1])}, self._database.files)
+        return found[0] if found else None
 
     def is_pending(self, exporter: str, up_to: int) -> bool:
         """Return whether a span of this process is pending, up to a number."""
         with self._database.reading() as connection:
             row = connection.execute(
-                "SELECT 1 FROM deliveries WHERE exporter = ? AND owner = ? AND state = 0 AND seq <= ? LIMIT 1",
+                "SELECT 1 FROM delivery_ranges WHERE exporter = ? AND owner = ? AND state = 0 AND first <= ? LIMIT 1",
                 (exporter, self.lease.owner, up_to),
             ).fetchone()
         return row is not None
@@ -85,32 +127,18 @@ class Outbox:
             What of it is still this process's to send: one that was stopped for long may have lost its lease.
         """
         with self._database.writing() as connection:
-            self._sent_from[exporter] = self._database.files
-            (text,) = connection.execute(
-                "SELECT group_concat(seq || ' ' || span_id) FROM deliveries JOIN spans USING (seq) WHERE exporter = ?"
-                " AND owner = ? AND state = 0 AND seq IN (SELECT value FROM json_each(?))",
-                (exporter, self.lease.owner, _numbers(batch)),
-            ).fetchone()
-            # By its id too: in a file that took the place of another, the number is another span's.
-            known = set((text or "").split(","))
-            ours = [span for span in batch if f"{span.seq} {span.span_id}" in known]
-            connection.execute(
-                "UPDATE deliveries SET uncertain = 1, tries = tries + 1 WHERE exporter = ?"
-                " AND seq IN (SELECT value FROM json_each(?))",
-                (exporter, _numbers(ours)),
-            )
-        return ours
+            file = self._sent_from[exporter] = self._database.files
+            # In a file that took the place of another, the number is another span's.
+            known = [span for span in batch if span.file == file]
+            ours = self._note(connection, exporter, known, Delivery(PENDING, self.lease.owner, uncertain=1))
+        return [span for span in known if span.seq in ours]
 
     def not_taken(self, exporter: str, batch: Iterable[ReadSpan]) -> None:
         """Note that a batch surely didn't arrive."""
         with self._database.writing() as connection:
             if self._is_from_elsewhere(exporter):
                 return
-            connection.execute(
-                "UPDATE deliveries SET uncertain = 0 WHERE exporter = ? AND owner = ?"
-                " AND seq IN (SELECT value FROM json_each(?))",
-                (exporter, self.lease.owner, _numbers(batch)),
-            )
+            self._note(connection, exporter, batch, Delivery(PENDING, self.lease.owner))
 
     def delivered(self, exporter: str, batch: Sequence[ReadSpan], request_ids: Mapping[str, int]) -> None:
         """Note that a batch arrived, and the ids that its requests got."""
@@ -120,15 +148,10 @@ class Outbox:
                 return
             if got:
                 connection.execute(
-                    "UPDATE spans SET request_id = json_extract(:ids, '$.\"' || seq || '\"')"
-                    " WHERE seq IN (SELECT CAST(key AS INTEGER) FROM json_each(:ids))",
-                    {"ids": json.dumps(got)},
+                    "INSERT OR REPLACE INTO requests SELECT CAST(key AS INTEGER), value FROM json_each(?)",
+                    (json.dumps(got),),
                 )
-            connection.execute(
-                "UPDATE deliveries SET state = 1, uncertain = 0 WHERE exporter = ? AND owner = ?"
-                " AND seq IN (SELECT value FROM json_each(?))",
-                (exporter, self.lease.owner, _numbers(batch)),
-            )
+            self._note(connection, exporter, batch, Delivery(DELIVERED))
             if not self._keep:
                 delete(connection, [span.seq for span in batch], "state = 0")
 
@@ -137,11 +160,14 @@ class Outbox:
         with self._database.writing() as connection:
             if self._is_from_elsewhere(exporter):
                 return
-            connection.executemany(
-                "UPDATE deliveries SET state = 2, uncertain = 0, error = ?"
-                " WHERE exporter = ? AND seq = ? AND owner = ?",
-                [(reason, exporter, seq, self.lease.owner) for seq, reason in reasons.items()],
-            )
+            for seq, reason in reasons.items():
+                held = Delivery(PENDING, self.lease.owner)
+                change(connection, exporter, [seq], held, Delivery(QUARANTINED, error=reason))
+
+    def _note(self, connection: Any, exporter: str, batch: Iterable[ReadSpan], delivery: Delivery) -> set[int]:
+        """Note what became of what is this process's to deliver; return the numbers of those that are."""
+        held = Delivery(PENDING, self.lease.owner)
+        return change(connection, exporter, [span.seq for span in batch], held, delivery)
 
     def _is_from_elsewhere(self, exporter: str) -> bool:
         """Return whether the batch on its way is from a file that was replaced meanwhile: its numbers mean nothing."""
@@ -152,8 +178,8 @@ class Outbox:
         with self._database.reading() as connection:
             rows = connection.execute(
                 "SELECT operations.id, operations.kind, arguments,"
-                " coalesce(operations.request_id, spans.request_id) AS known_id"
-                " FROM operations LEFT JOIN spans USING (span_id)"
+                " coalesce(operations.request_id, requests.request_id) AS known_id"
+                " FROM operations LEFT JOIN spans USING (span_id) LEFT JOIN requests USING (seq)"
                 " WHERE operations.state = 0 AND owner = ? AND known_id IS NOT NULL ORDER BY operations.id LIMIT ?",
                 (self.lease.owner, most),
             ).fetchall()
@@ -164,8 +190,9 @@ class Outbox:
         with self._database.reading() as connection:
             rows = connection.execute(
                 "SELECT operations.id, operations.kind, span_id FROM operations JOIN spans USING (span_id)"
+                " LEFT JOIN requests USING (seq)"
                 " WHERE operations.state = 0 AND owner = ? AND operations.request_id IS NULL"
-                " AND spans.request_id IS NULL"
+                " AND requests.request_id IS NULL"
                 " AND NOT EXISTS (SELECT 1 FROM deliveries WHERE deliveries.seq = spans.seq AND deliveries.state = 0)"
                 " ORDER BY operations.id LIMIT ?",
                 (self.lease.owner, most),
@@ -184,7 +211,3 @@ class Outbox:
                     "SELECT seq FROM spans JOIN operations USING (span_id) WHERE operations.id = ?", (number,)
                 ).fetchall()
                 delete(connection, [row["seq"] for row in rows], "state = 0")
-
-
-def _numbers(spans: Iterable[ReadSpan]) -> str:
-    return json.dumps([span.seq for span in spans])

@@ -15,9 +15,9 @@ from pltrace._exporter import ExportResult, Operation, StoredSpan
 from pltrace._health import warn_sometimes
 from pltrace._http import Answer, JsonClient, NoAnswerError, NotSentError
 from pltrace._redaction import REDACTED
-from pltrace._rows import short_of
+from pltrace._rows import ReadSpan
 from pltrace._slices import Slices
-from pltrace._wire import span_text, text_of
+from pltrace._wire import as_read, span_text, text_of
 from pltrace._wrapping import when_imported
 
 __all__ = ["PromptLayerExporter"]
@@ -54,20 +54,20 @@ class PromptLayerExporter:
 
     def export(self, batch: Sequence[StoredSpan]) -> ExportResult:
         """Send a batch; what an earlier try may have delivered is asked for first, and not sent again."""
-        return self._without_key(self._exported(batch))
+        return self._without_key(self._exported([as_read(span) for span in batch]))
 
     def _without_key(self, result: ExportResult) -> ExportResult:
         """Return a result whose reason, which is logged and stored, doesn't say the key: some answers repeat it."""
         return replace(result, reason=result.reason.replace(self._api_key, REDACTED))
 
-    def _exported(self, batch: Sequence[StoredSpan]) -> ExportResult:
+    def _exported(self, batch: Sequence[ReadSpan]) -> ExportResult:
         known: dict[str, int | None] = {}
         if any(span.uncertain for span in batch):
             found = self._arrived(batch)
             if isinstance(found, ExportResult):
                 return found
             known = found
-        rest = [span for span in batch if short_of(span)["span_id"] not in known]
+        rest = [span for span in batch if span.span_id not in known]
         result = self._post(rest) if rest else ExportResult("delivered")
         if result.outcome != "delivered":
             return result
@@ -76,19 +76,20 @@ class PromptLayerExporter:
         unlogged = [
             span
             for span in batch
-            if short_of(span).get("prompt_name") is not None
-            and short_of(span)["span_id"] not in result.request_ids
-            and short_of(span)["span_id"] not in result.refused
+            if span.row.kind == "llm"
+            and span.span_id not in result.request_ids
+            and span.span_id not in result.refused
+            and span.record.get("prompt_name") is not None
         ]
         return self._logged_without_link(unlogged, result) if unlogged else result
 
-    def _logged_without_link(self, unlogged: Sequence[StoredSpan], result: ExportResult) -> ExportResult:
+    def _logged_without_link(self, unlogged: Sequence[ReadSpan], result: ExportResult) -> ExportResult:
         """Send LLM calls again without their prompt: PromptLayer logs no request for a prompt that it doesn't know."""
         plain = [
             StoredSpan(span.seq, {key: value for key, value in span.record.items() if not key.startswith("prompt_")})
             for span in unlogged
         ]
-        second = self._post(plain)
+        second = self._post([as_read(span) for span in plain])
         if second.outcome == "rejected":
             return result
         if second.outcome != "delivered":  # That the spans are there is found out by the next try.
@@ -97,13 +98,13 @@ class PromptLayerExporter:
             "unknown_prompt",
             "PromptLayer doesn't know prompt %r, version %s: %d LLM call(s) that were made from such are logged "
             "without a link.",
-            short_of(unlogged[0])["prompt_name"],
-            short_of(unlogged[0])["prompt_version"],
+            unlogged[0].record["prompt_name"],
+            unlogged[0].record["prompt_version"],
             len(unlogged),
         )
         return replace(result, request_ids={**result.request_ids, **second.request_ids})
 
-    def _post(self, spans: Sequence[StoredSpan]) -> ExportResult:
+    def _post(self, spans: Sequence[ReadSpan]) -> ExportResult:
         try:
             answer = self._http.request("POST", "/spans-bulk", self.body(spans))
         except NotSentError as error:
@@ -112,19 +113,19 @@ class PromptLayerExporter:
             return ExportResult("retry", f"took a batch and didn't answer: {error}", uncertain=True)
         return self._judged(answer)
 
-    def body(self, batch: Sequence[StoredSpan]) -> bytes:
+    def body(self, batch: Sequence[ReadSpan]) -> bytes:
         """Return what is posted for a batch: the same bytes for the same spans, every time."""
         slices, spans = Slices(), []
         for span in batch:
             slices.between()
-            spans.append(span_text(span))
+            spans.append(span_text(as_read(span)))
         return f'{{"spans":[{",".join(spans)}]}}'.encode()
 
-    def _arrived(self, batch: Sequence[StoredSpan]) -> dict[str, int | None] | ExportResult:
+    def _arrived(self, batch: Sequence[ReadSpan]) -> dict[str, int | None] | ExportResult:
         """Ask PromptLayer which of the uncertain spans it has: span id → request id."""
-        wanted = {short_of(span)["span_id"] for span in batch if span.uncertain}
+        wanted = {span.span_id for span in batch if span.uncertain}
         known: dict[str, int | None] = {}
-        for trace_id in dict.fromkeys(short_of(span)["trace_id"] for span in batch if span.uncertain):
+        for trace_id in dict.fromkeys(span.row.trace_id for span in batch if span.uncertain):
             try:
                 answer = self._http.request("GET", f"/api/public/v2/traces/{quote(trace_id)}")
             except (NotSentError, NoAnswerError) as error:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from pltrace._database import SCHEMA_VERSION
 from pltrace._errors import StoreError
-from pltrace._rows import record_from
+from pltrace._rows import SPANS, record_from
 
 __all__ = ["TraceSummary", "latest_traces", "matching_traces", "store_state", "trace_records"]
 
@@ -86,7 +86,7 @@ def trace_records(path: Path, trace_id: str) -> list[dict[str, Any]]:
     """Return the records of a trace in the order they started, each with `operations` and `delivery`."""
     with _reading(path) as connection:
         rows = connection.execute(
-            "SELECT * FROM spans WHERE trace_id = ? ORDER BY started_at_ns, seq", (trace_id,)
+            f"SELECT * FROM {SPANS} WHERE trace_id = ? ORDER BY started_at_ns, seq", (trace_id,)
         ).fetchall()
         records = []
         for row in rows:
@@ -114,11 +114,12 @@ def store_state(path: Path) -> dict[str, Any]:
     with _reading(path) as connection:
         spans, traces = connection.execute("SELECT count(*), count(DISTINCT trace_id) FROM spans").fetchone()
         pending = connection.execute(
-            "SELECT exporter, count(*) FROM deliveries WHERE state = 0 GROUP BY exporter"
+            "SELECT exporter, sum(last - first + 1) FROM delivery_ranges WHERE state = 0 GROUP BY exporter"
         ).fetchall()
         (operations,) = connection.execute("SELECT count(*) FROM operations WHERE state = 0").fetchone()
         quarantine = connection.execute(
-            "SELECT span_id, name, exporter, error FROM deliveries JOIN spans USING (seq) WHERE state = 2"
+            "SELECT span_id, name, exporter, error FROM delivery_ranges JOIN spans ON seq BETWEEN first AND last"
+            " WHERE state = 2"
             " ORDER BY seq DESC LIMIT 20"
         ).fetchall()
         counted = connection.execute("SELECT reason, count FROM counters").fetchall()

@@ -12,7 +12,7 @@ from pltrace._attempts import is_retry
 from pltrace._checks import INPUTS, OUTPUTS
 from pltrace._encoding import Encoder, json_of, quoted
 from pltrace._provider_errors import error_type_of
-from pltrace._rows import Row
+from pltrace._rows import LINE, Row
 from pltrace._snapshot import Arguments, thawed
 from pltrace._span import Span
 from pltrace._usage import INTERNAL_TAGS, Run
@@ -28,6 +28,8 @@ _SCHEMAS = ("response_format", "text", "output_config")
 _ELSEWHERE = _NOT_PARAMETERS.union(_SCHEMAS)
 _OF_THE_RUN = frozenset({"_langchain_run_id", "_langchain_parent_run_id", "_langchain_tags"})
 _NO_USAGE = _blueprint.Usage()
+#: Token counts beside the usual two.
+_DETAILS, _NO_DETAILS = _NO_USAGE._fields[2:], _NO_USAGE[2:]
 
 
 class Answer(NamedTuple):
@@ -66,20 +68,17 @@ def row_of(span: Span, encoder: Encoder, service: str) -> Row:
     Returns:
         The row, in which nothing of the user's objects is referred to.
     """
-    inherited = span.inherited
+    inherited, label = span.inherited, encoder.dumps_label
     tags, metadata = span.tags, encoder.dumps_again(span.metadata)
-    lineage = ",".join([f'"{around.span_bits:016x}"' for around in span.lineage])
-    fields = [
-        '{"error":' + ("null" if span.error is None else quoted(encoder.text(span.error))),
-        '"user":' + encoder.dumps_label(inherited.user, "user"),
-        '"session":' + encoder.dumps_label(inherited.session, "session"),
-        '"service":' + encoder.dumps_label(service),
-        f'"lineage":[{lineage}]',
-    ]
-    lines = [encoder.dumps_label(tags, "tags"), metadata]
+    around = f'"user":{label(inherited.user, "user")},"session":{label(inherited.session, "session")}'
+    alike = f'{{{around},"service":{label(service)}'
+    own = [] if span.error is None else ['"error":' + quoted(encoder.text(span.error))]
+    lineage = '","'.join([f"{one.span_bits:016x}" for one in span.lineage])
+    lines = [f'["{lineage}"]' if lineage else "[]", label(tags, "tags"), metadata]
     usage = _NO_USAGE
     if span.kind == "llm":
-        usage = _add_llm(span, tags, metadata, fields, lines, encoder)
+        usage, of_call = _add_llm(span, tags, metadata, own, lines, encoder)
+        alike += of_call
     else:
         needed_in, needed_out = _needed_capture(span)
         lines.append(_value(span.raw_input, span.input_is_set or _holds(inherited.capture, needed_in), encoder))
@@ -89,7 +88,7 @@ def row_of(span: Span, encoder: Encoder, service: str) -> Row:
     return Row(
         span.id, span.trace_id, span.parent_id, str(encoder.label(span.name)), span.kind, span.status,
         span.started_at_ns, ended_at_ns, usage.input_tokens, usage.output_tokens,
-        "\n".join((",".join(fields) + "}", *lines)),
+        LINE.join((alike + "}", "{" + ",".join(own) + "}", *lines)),
     )  # fmt: skip
 
 
@@ -120,9 +119,9 @@ def _value(raw: Any, captured: bool, encoder: Encoder) -> str:
 
 
 def _add_llm(
-    span: Span, tags: tuple[str, ...], metadata: str, fields: list[str], lines: list[str], encoder: Encoder
-) -> _blueprint.Usage:
-    """Add what the body of an LLM call has beyond others'; return its token counts."""
+    span: Span, tags: tuple[str, ...], metadata: str, own: list[str], lines: list[str], encoder: Encoder
+) -> tuple[_blueprint.Usage, str]:
+    """Add what the body of an LLM call has beyond others'; return its token counts, and what it shares with many."""
     run = span.run
     assert run is not None  # An LLM span is made by the handler alone.
     captured = span.inherited.capture
@@ -131,18 +130,14 @@ def _add_llm(
     cached = is_cached(generations)
     usage = _blueprint.tokens(generations, answer.llm_output) if answer is not None and not cached else _NO_USAGE
     parameters = run.parameters
-    fields += [
-        '"provider":' + encoder.dumps_label(run.provider),
-        '"model":' + encoder.dumps_label(run.model),
-        '"cached_input_tokens":' + _number(usage.cached_input_tokens),
-        '"cache_creation_input_tokens":' + _number(usage.cache_creation_input_tokens),
-        '"reasoning_tokens":' + _number(usage.reasoning_tokens),
-        '"first_token_at_ns":' + _number(span.first_token_at_ns or None),
-        '"error_type":' + ("null" if span.status == "ok" else _error_type(span)),
-        '"attempt":' + str(_attempt(span)),
-        '"cached":' + ("true" if cached else "false"),
-    ]
-    fields += _prompt_link(span, encoder)
+    details = usage[2:]
+    if details != _NO_DETAILS:
+        own += [f'"{name}":{count}' for name, count in zip(_DETAILS, details, strict=True) if count is not None]
+    if span.first_token_at_ns:
+        own.append(f'"first_token_at_ns":{span.first_token_at_ns}')
+    if span.status != "ok":
+        own.append('"error_type":' + json_of(error_type_of(span.status, span.error_types, span.error or "")))
+    own += _prompt_link(span, encoder)
     lines += [
         _prompt(span, run.chat, parameters, encoder),
         _answer(run.chat, generations if captured & OUTPUTS else (), encoder),
@@ -150,15 +145,10 @@ def _add_llm(
         encoder.dumps_label(_without_internal(tags), "tags"),
         _request_metadata(span, run, metadata, encoder),
     ]
-    return usage
-
-
-def _number(value: int | None) -> str:
-    return "null" if value is None else str(value)
-
-
-def _error_type(span: Span) -> str:
-    return json_of(error_type_of(span.status, span.error_types, span.error or ""))
+    return usage, (
+        f',"provider":{encoder.dumps_label(run.provider)},"model":{encoder.dumps_label(run.model)}'
+        f',"attempt":{_attempt(span)},"cached":{"true" if cached else "false"}'
+    )
 
 
 @lru_cache(256)

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pltrace._deliveries import cut
 from pltrace._exporter import StoredSpan
 
 __all__ = [
-    "ASKED", "COLUMNS", "DONE", "FIELDS", "LOCAL", "READING", "REFUSED", "ReadSpan", "Row",
-    "delete", "head_of", "record_from", "record_of", "short_of", "size", "spans_in",
+    "ASKED", "COLUMNS", "DONE", "FIELDS", "LINE", "LOCAL", "REFUSED", "SPANS", "ReadSpan", "Row",
+    "delete", "lineage_of", "read_spans", "record_from", "record_of", "size",
 ]  # fmt: skip
 
 #: States of operations.
 ASKED, DONE, REFUSED, LOCAL = 0, 1, 2, 3
 
+#: The table of spans with their requests' ids.
+SPANS = "spans LEFT JOIN requests USING (seq)"
 #: Between the lines of a body; in compact JSON there is none.
-_LINE = "\n"
+LINE = "\n"
 _SPAN = "\x1e"
 #: So many operations on requests of others are kept after they are done.
 _MOST_STRAY = 10_000
@@ -28,8 +30,8 @@ class Row(NamedTuple):
     """A span on its way to the store: what has a column of its own, and the rest as text.
 
     Attributes:
-        body: A JSON object, and after it, a line of JSON each, the values that `FIELDS` names, as many as there are: so
-            they can be put into another JSON text as they are.
+        body: Lines of JSON: an object of what is alike for many spans, one of what else there is to say, and the values
+            that `FIELDS` names, as many as there are. So they can be put into another JSON text as they are.
     """
 
     span_id: str
@@ -46,101 +48,103 @@ class Row(NamedTuple):
 
 
 COLUMNS = Row._fields[:-1]
-_READ = ("request_id", *COLUMNS)
-#: The lines of a body; LLM calls have all of them.
-FIELDS = ("tags", "metadata", "input", "output", "parameters", "request_tags", "request_metadata")
+#: The lines of a body after its two objects; LLM calls have all of them.
+FIELDS = ("lineage", "tags", "metadata", "input", "output", "parameters", "request_tags", "request_metadata")
+_LINEAGE = 2
+#: What the second object of a body says only where there is something to say; of an LLM call more.
+_UNSAID: dict[str, Any] = {"error": None}
+_UNSAID_OF_CALLS: dict[str, Any] = {
+    **_UNSAID,
+    **dict.fromkeys(
+        ("first_token_at_ns", "cached_input_tokens", "cache_creation_input_tokens", "reasoning_tokens", "error_type")
+    ),
+}
 
 
 class ReadSpan(StoredSpan):
-    """A span as it was read from the store; its record is put together when somebody asks for it.
+    """A span as it is in the store; its record is put together when somebody asks for it.
 
     Attributes:
-        short: Its record but for what `FIELDS` names.
-        lines: That, as JSON text.
+        row: What is stored of it.
+        request_id: That of an LLM call that has one.
+        file: Which of the files it is in that this process has used.
     """
 
-    short: Mapping[str, Any]
-    lines: Sequence[str]
+    row: Row
+    request_id: int | None
+    file: int
 
     @classmethod
-    def read(cls, seq: int, uncertain: bool, short: Mapping[str, Any], lines: Sequence[str]) -> ReadSpan:
+    def read(cls, seq: int, row: Row, *, uncertain: bool, request_id: int | None = None, file: int = 0) -> ReadSpan:
         """Return the span of a row."""
         span = object.__new__(cls)
-        span.__dict__.update(seq=seq, uncertain=uncertain, short=short, lines=lines)
+        span.__dict__.update(seq=seq, row=row, uncertain=uncertain, request_id=request_id, file=file)
         return span
 
     def __getattr__(self, name: str) -> Any:
         """Return what isn't there yet: the record."""
-        if name != "record" or "short" not in self.__dict__:
+        if name != "record" or "row" not in self.__dict__:
             raise AttributeError(name)
-        record = self.__dict__["record"] = {**self.short, **_fields(self.lines)}
+        record = self.__dict__["record"] = {"request_id": self.request_id, **record_of(self.row)}
         return record
 
     @property
     def span_id(self) -> str:
         """The span's id."""
-        span_id: str = self.short["span_id"]
-        return span_id
+        return self.row.span_id
 
     def as_uncertain(self) -> ReadSpan:
         """Return the span as one that the backend may have."""
-        return self.read(self.seq, True, self.short, self.lines)
-
-
-def short_of(span: StoredSpan) -> Mapping[str, Any]:
-    """Return the record of a span, in which some of `FIELDS` may be missing."""
-    found: Mapping[str, Any] | None = getattr(span, "short", None)
-    return span.record if found is None else found
+        return self.read(self.seq, self.row, uncertain=True, request_id=self.request_id, file=self.file)
 
 
 def record_of(row: Row) -> dict[str, Any]:
     """Return the record that a row holds."""
-    return {**dict(zip(COLUMNS, row, strict=False)), **_body(row.body)}
+    alike, own, *lines = row.body.split(LINE)
+    return {
+        **dict(zip(COLUMNS, row, strict=False)),
+        **(_UNSAID_OF_CALLS if row.kind == "llm" else _UNSAID),
+        **json.loads(alike),
+        **json.loads(own),
+        **dict(zip(FIELDS, json.loads(f"[{','.join(lines)}]"), strict=False)),
+    }
 
 
 def record_from(row: Any) -> dict[str, Any]:
-    """Return the record that a row of the table `spans` holds."""
-    record = {column: row[column] for column in ("request_id", *COLUMNS)}
-    record.update(_body(row["body"]))
-    return record
+    """Return the record that a row of the table `spans` holds, with the `request_id` that was read with it."""
+    return {"request_id": row["request_id"], **record_of(Row._make([row[field] for field in Row._fields]))}
 
 
-def _body(body: str) -> dict[str, Any]:
-    head, *lines = body.split(_LINE)
-    return {**json.loads(head), **_fields(lines)}
-
-
-def _fields(lines: Sequence[str]) -> dict[str, Any]:
-    return dict(zip(FIELDS, json.loads(f"[{','.join(lines)}]"), strict=False))
-
-
-def head_of(body: str) -> dict[str, Any]:
-    """Return what a body holds beside its `FIELDS`."""
-    head: dict[str, Any] = json.loads(body.partition(_LINE)[0])
-    return head
+def lineage_of(body: str) -> list[str]:
+    """Return the ids of the spans around the one that a body is of."""
+    lineage: list[str] = json.loads(body.split(LINE, _LINEAGE + 1)[_LINEAGE])
+    return lineage
 
 
 #: Gives many spans as one text, in one step: for each row that SQLite returns it lets go of the interpreter, and has to
-#: get it back. A line of JSON for the columns, one or more for the body: no control characters but those in between.
-READING = f"""
-SELECT group_concat(json_array(seq, uncertain, request_id, {", ".join(COLUMNS)}) || char(10) || body, char(30))
-FROM ({{spans}})
+#: get it back. A line of JSON for the columns, then the body's lines: no control characters but those in between.
+_READING = f"""
+SELECT group_concat(json_array(seq, request_id, {", ".join(COLUMNS)}) || char(10) || body, char(30)) FROM (
+    SELECT * FROM {SPANS}
+    WHERE seq IN (SELECT value FROM json_each(?)) ORDER BY seq
+)
 """
 
 
-def spans_in(text: str | None, most_bytes: int = sys.maxsize) -> list[ReadSpan]:
-    """Return the spans that a query like `READING` gave, the oldest first, and at most about so many bytes of them."""
-    parts: list[list[str]] = []
-    for part in text.split(_SPAN) if text is not None else ():
-        most_bytes -= len(part)
-        if parts and most_bytes < 0:
-            break
-        parts.append(part.split(_LINE))
+def read_spans(connection: Any, seqs: Mapping[int, bool], file: int) -> list[ReadSpan]:
+    """Return spans by their numbers, the oldest first.
+
+    Args:
+        connection: Of the file.
+        seqs: Number → whether the backend may have it.
+        file: Which file it is.
+    """
+    (text,) = connection.execute(_READING, (json.dumps(list(seqs)),)).fetchone()
+    parts = [part.partition(LINE) for part in text.split(_SPAN)] if text is not None else []
     columns = json.loads(f"[{','.join([part[0] for part in parts])}]")
-    heads = json.loads(f"[{','.join([part[1] for part in parts])}]")
     return [
-        ReadSpan.read(row[0], bool(row[1]), {**dict(zip(_READ, row[2:], strict=True)), **head}, part[2:])
-        for row, head, part in zip(columns, heads, parts, strict=True)
+        ReadSpan.read(seq, Row._make((*row, part[2])), uncertain=seqs[seq], request_id=request_id, file=file)
+        for (seq, request_id, *row), part in zip(columns, parts, strict=True)
     ]
 
 
@@ -162,8 +166,9 @@ def delete(connection: Any, seqs: Sequence[int], kept: str) -> int:
     ).fetchall()
     going = [(row["seq"],) for row in rows]
     connection.executemany("DELETE FROM operations WHERE span_id = ?", [(row["span_id"],) for row in rows])
-    connection.executemany("DELETE FROM deliveries WHERE seq = ?", going)
+    connection.executemany("DELETE FROM requests WHERE seq = ?", going)
     connection.executemany("DELETE FROM spans WHERE seq = ?", going)
+    cut(connection, [row["seq"] for row in rows])
     connection.execute(
         "DELETE FROM operations WHERE span_id = '' AND state <> 0 AND id <= (SELECT max(id) FROM operations) - ?",
         (_MOST_STRAY,),

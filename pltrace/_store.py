@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pltrace._database import Database
+from pltrace._deliveries import DELIVERED, PENDING, Delivery, add, change
 from pltrace._lease import Lease
 from pltrace._outbox import Outbox
 from pltrace._retention import Retention
-from pltrace._rows import ASKED, COLUMNS, LOCAL, Row, head_of, record_from
+from pltrace._rows import ASKED, LOCAL, SPANS, Row, lineage_of, record_from
 
 __all__ = ["Asked", "Store", "Written"]
 
@@ -62,7 +63,7 @@ class Store:
         self.database = place if isinstance(place, Database) else Database(place)
         self.exporters = tuple(exporters)
         self.lease = Lease(self.database, self.exporters)
-        self.outbox = Outbox(self.database, self.lease, keep=keep)
+        self.outbox = Outbox(self.database, self.lease, self.exporters, keep=keep)
         self.retention = Retention(self.database)
         self._local_ids = local_ids
         #: How large the spans are that were written of late.
@@ -100,75 +101,76 @@ class Store:
         """
         if rows:
             self.span_bytes += (sum([len(row.body) for row in rows]) / len(rows) - self.span_bytes) / 2
-        with self.database.writing(patience_s) as connection:
-            self.lease.renew_in(connection)
-            last, found, asks = connection.execute(_LOOKING, [
-                json.dumps([row.span_id for row in rows]),
-                json.dumps(list({row.trace_id for row in rows if row.kind == "llm"})),
-            ]).fetchone()  # fmt: skip
-            known = set((found or "").split(","))
-            new: list[tuple[Any, ...]] = []
-            written: list[Written] = []
-            for row in rows:
-                if row.span_id in known:
-                    # It may be new in this very commit.
-                    self._insert(connection, new)
-                    new = []
-                    self._rewrite(connection, row)
-                    continue
-                known.add(row.span_id)
-                last += 1
-                request_id = last if self._local_ids and row.kind == "llm" else None
-                if request_id is not None:
-                    written.append(Written(row.span_id, request_id))
-                new.append((last, *row[:-1], request_id, row.body))
-            self._insert(connection, new)
-            if asks:
-                self._spread_known(connection, [row for row in rows if row.kind == "llm"])
-            for asked in operations:
-                self._ask(connection, asked)
-            if counts:
-                connection.execute(
-                    "INSERT INTO counters SELECT key, value FROM json_each(?) WHERE true"
-                    " ON CONFLICT (reason) DO UPDATE SET count = count + excluded.count",
-                    (json.dumps(counts),),
-                )
+        numbered: list[tuple[int, Row]] = []
+        try:
+            with self.database.writing(patience_s) as connection:
+                numbered += self._numbered(connection, rows)
+                written = self._insert(connection, numbered)
+                for asked in operations:
+                    self._ask(connection, asked)
+                if counts:
+                    connection.execute(
+                        "INSERT INTO counters SELECT key, value FROM json_each(?) WHERE true"
+                        " ON CONFLICT (reason) DO UPDATE SET count = count + excluded.count",
+                        (json.dumps(counts),),
+                    )
+                self.outbox.written(numbered)
+        except BaseException:
+            self.outbox.forget(seq for seq, _ in numbered)  # The numbers are given to others.
+            raise
         return written
 
-    def _insert(self, connection: Any, rows: list[tuple[Any, ...]]) -> None:
+    def _numbered(self, connection: Any, rows: Sequence[Row]) -> list[tuple[int, Row]]:
+        """Return the spans that are new, with their numbers, after replacing those that aren't."""
+        self.lease.renew_in(connection)
+        calls = [row for row in rows if row.kind == "llm"]
+        last, found, asks = connection.execute(_LOOKING, [
+            json.dumps([row.span_id for row in rows]), json.dumps(list({row.trace_id for row in calls})),
+        ]).fetchone()  # fmt: skip
+        known = set((found or "").split(","))
+        new: dict[str, Row] = {}
+        for row in rows:
+            if row.span_id in known:
+                self._rewrite(connection, row)
+            else:
+                new[row.span_id] = row
+        if asks:
+            self._spread_known(connection, calls)
+        return list(enumerate(new.values(), last + 1))
+
+    def _insert(self, connection: Any, rows: Sequence[tuple[int, Row]]) -> list[Written]:
         """Insert new spans, many with one statement: each statement lets go of the interpreter and has to get it back.
 
         Args:
             connection: In a transaction.
-            rows: Number, columns, request id and body of each.
+            rows: Each with its number.
         """
         if not rows:
-            return
+            return []
         start = 0
         while start < len(rows):
             # Powers of two, so that there are few statements to keep prepared.
             part = rows[start : start + min(_MOST_IN_INSERT, 1 << (len(rows) - start).bit_length() - 1)]
-            connection.execute(_inserting(len(part)), [value for row in part for value in row])
+            connection.execute(_inserting(len(part)), [value for seq, row in part for value in (seq, *row)])
             start += len(part)
         for exporter in self.exporters:
-            connection.execute(
-                "INSERT INTO deliveries (exporter, seq, state, owner) SELECT ?, seq, 0, ? FROM spans WHERE seq >= ?",
-                (exporter, self.lease.owner, rows[0][0]),
-            )
+            add(connection, exporter, rows[0][0], rows[-1][0], self.lease.owner)
+        if not self._local_ids:
+            return []
+        connection.execute(
+            "INSERT INTO requests SELECT seq, seq FROM spans WHERE seq >= ? AND kind = 'llm'", (rows[0][0],)
+        )
+        return [Written(row.span_id, seq) for seq, row in rows if row.kind == "llm"]
 
     def _rewrite(self, connection: Any, row: Row) -> None:
         """Replace a span that was updated after it had ended, and deliver it again: backends upsert by span id."""
-        changes = ", ".join(f"{column} = ?" for column in COLUMNS)
-        connection.execute(
-            f"UPDATE spans SET {changes}, body = ? WHERE span_id = ?",
-            (*row, row.span_id),
-        )
+        (seq,) = connection.execute("SELECT seq FROM spans WHERE span_id = ?", (row.span_id,)).fetchone()
+        changes = ", ".join(f"{field} = ?" for field in Row._fields)
+        connection.execute(f"UPDATE spans SET {changes} WHERE seq = ?", (*row, seq))
+        self.outbox.forget([seq])
         if row.kind != "llm":  # An LLM call that is sent again would be logged again.
-            connection.execute(
-                "UPDATE deliveries SET state = 0, owner = ? WHERE state = 1 AND seq ="
-                " (SELECT seq FROM spans WHERE span_id = ?)",
-                (self.lease.owner, row.span_id),
-            )
+            for exporter in self.exporters:
+                change(connection, exporter, [seq], Delivery(DELIVERED), Delivery(PENDING, self.lease.owner))
 
     def _ask(self, connection: Any, asked: Asked) -> None:
         """Store an operation; one on a subtree also as one operation on each request that is there already."""
@@ -187,20 +189,22 @@ class Store:
                 "SELECT span_id, body FROM spans WHERE trace_id = ? AND kind = 'llm' ORDER BY seq",
                 (asked.trace_id,),
             ).fetchall():
-                if asked.span_id in head_of(row["body"])["lineage"]:
+                if asked.span_id in lineage_of(row["body"]):
                     self._spread(connection, cursor.lastrowid, row["span_id"])
 
     def _of_request(self, connection: Any, asked: Asked) -> Asked:
         """Return what was asked by id with the request's span, if this store has it; else with none."""
         row = connection.execute(
-            "SELECT span_id, trace_id FROM spans WHERE request_id = ? ORDER BY seq DESC LIMIT 1", (asked.request_id,)
+            "SELECT span_id, trace_id FROM requests JOIN spans USING (seq) WHERE request_id = ?"
+            " ORDER BY seq DESC LIMIT 1",
+            (asked.request_id,),
         ).fetchone()
         span_id, trace_id = ("", "") if row is None else row
         return asked._replace(span_id=span_id, trace_id=trace_id)
 
     def _spread_known(self, connection: Any, calls: Sequence[Row]) -> None:
         """Make what was asked of whole subtrees hold for the LLM calls that this commit adds to them."""
-        lineages = [(row.span_id, head_of(row.body)["lineage"]) for row in calls]
+        lineages = [(row.span_id, lineage_of(row.body)) for row in calls]
         for source, above in connection.execute(
             "SELECT id, span_id FROM operations WHERE subtree = 1 AND trace_id IN (SELECT value FROM json_each(?))"
             " ORDER BY id",
@@ -223,7 +227,7 @@ class Store:
     def record(self, span_id: str) -> dict[str, Any] | None:
         """Return the record of a span with its `request_id`, or None."""
         with self.database.reading() as connection:
-            row = connection.execute("SELECT * FROM spans WHERE span_id = ?", (span_id,)).fetchone()
+            row = connection.execute(f"SELECT * FROM {SPANS} WHERE span_id = ?", (span_id,)).fetchone()
         return None if row is None else record_from(row)
 
     def operations_of(self, span_id: str) -> list[dict[str, Any]]:
@@ -239,7 +243,7 @@ class Store:
         with self.database.reading() as connection:
             row = connection.execute(
                 "SELECT request_id, EXISTS (SELECT 1 FROM deliveries WHERE seq = spans.seq AND state = 0)"
-                " FROM spans WHERE span_id = ?",
+                f" FROM {SPANS} WHERE span_id = ?",
                 (span_id,),
             ).fetchone()
         return (None, True) if row is None else (row[0], bool(row[1]))
@@ -248,7 +252,7 @@ class Store:
         """Return the records of a trace in the order they started."""
         with self.database.reading() as connection:
             rows = connection.execute(
-                "SELECT * FROM spans WHERE trace_id = ? ORDER BY started_at_ns, seq", (trace_id,)
+                f"SELECT * FROM {SPANS} WHERE trace_id = ? ORDER BY started_at_ns, seq", (trace_id,)
             ).fetchall()
         return [record_from(row) for row in rows]
 
@@ -259,5 +263,5 @@ class Store:
 
 def _inserting(rows: int) -> str:
     """Return the statement that inserts so many spans; as there are few, SQLite's connection keeps them prepared."""
-    values = f"({', '.join('?' * (len(COLUMNS) + 3))})"
+    values = f"({', '.join('?' * (len(Row._fields) + 1))})"
     return f"INSERT INTO spans VALUES {', '.join([values] * rows)}"

@@ -34,22 +34,37 @@ CREATE TABLE spans (
     ended_at_ns     INTEGER,
     input_tokens    INTEGER,               -- LLM calls only
     output_tokens   INTEGER,
-    request_id      INTEGER,               -- LLM calls only: PromptLayer's id, or seq; null until it is known
-    body            TEXT NOT NULL          -- the rest of the record: a JSON object, then lines of JSON (_rows.FIELDS)
+    body            TEXT NOT NULL          -- the rest of the record: lines of JSON (_rows.Row)
 );
 CREATE INDEX spans_by_trace ON spans (trace_id);
-CREATE INDEX spans_by_request ON spans (request_id) WHERE request_id IS NOT NULL;
-CREATE TABLE deliveries (
+CREATE TABLE requests (                    -- of spans, since a page that holds bodies isn't written again for an id
+    seq             INTEGER PRIMARY KEY,   -- the LLM call's span
+    request_id      INTEGER NOT NULL       -- PromptLayer's id, or seq
+);
+CREATE INDEX requests_by_id ON requests (request_id);
+CREATE TABLE delivery_ranges (             -- spans that follow one another, and are alike in what it says
     exporter        TEXT NOT NULL,
-    seq             INTEGER NOT NULL,      -- the span
+    first           INTEGER NOT NULL,      -- numbers of spans; no two ranges of an exporter have one in common
+    last            INTEGER NOT NULL,
     state           INTEGER NOT NULL,      -- 0 pending, 1 delivered, 2 quarantined
-    owner           TEXT NOT NULL,         -- the process that delivers it: the one that recorded it, while it lives
-    uncertain       INTEGER NOT NULL DEFAULT 0, -- it was sent, and no whole answer has come
-    tries           INTEGER NOT NULL DEFAULT 0,
-    error           TEXT,                  -- why it is in quarantine
-    PRIMARY KEY (seq, exporter)
+    owner           TEXT NOT NULL,         -- the process that delivers them: the one that recorded them, while it lives
+    uncertain       INTEGER NOT NULL,      -- they were sent, and no whole answer has come
+    error           TEXT,                  -- why they are in quarantine
+    PRIMARY KEY (exporter, first)
 ) WITHOUT ROWID;
-CREATE INDEX deliveries_pending ON deliveries (exporter, owner, seq) WHERE state = 0;
+CREATE INDEX delivery_ranges_pending ON delivery_ranges (exporter, owner, first) WHERE state = 0;
+CREATE VIEW exporters AS WITH RECURSIVE found (exporter) AS (
+    SELECT min(exporter) FROM delivery_ranges
+    UNION ALL
+    SELECT (SELECT min(exporter) FROM delivery_ranges WHERE exporter > found.exporter) FROM found
+    WHERE found.exporter IS NOT NULL
+) SELECT exporter FROM found WHERE exporter IS NOT NULL;
+CREATE VIEW deliveries AS                  -- a row for each span and exporter, for looking up those of some spans
+SELECT spans.seq, delivery_ranges.exporter, state, owner, uncertain, error
+FROM spans CROSS JOIN exporters CROSS JOIN delivery_ranges
+WHERE delivery_ranges.exporter = exporters.exporter AND last >= spans.seq AND first = (
+    SELECT max(first) FROM delivery_ranges WHERE exporter = exporters.exporter AND first <= spans.seq
+);
 CREATE TABLE operations (                  -- what was asked of requests: scores, metadata, prompt links, groups
     id              INTEGER PRIMARY KEY,   -- order of asking
     span_id         TEXT NOT NULL,         -- the request's span; the span above the requests, if subtree; '' if unknown

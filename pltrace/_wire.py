@@ -3,172 +3,188 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from pltrace._encoding import json_of, quoted
 from pltrace._exporter import StoredSpan
-from pltrace._rows import FIELDS, short_of
+from pltrace._rows import COLUMNS, FIELDS, LINE, ReadSpan, Row
 
-__all__ = ["log_request", "span_text", "text_of"]
+__all__ = ["as_read", "log_request", "span_text", "text_of"]
 
 _SCHEMA_URL = "https://opentelemetry.io/schemas/1.37.0"
 #: Limits of `log_request` in PromptLayer's published description.
 _LONGEST_TAG, _LONGEST_ERROR, _LONGEST_KEY = 512, 1024, 1024
-#: What is made of longer metadata isn't kept.
+#: What is made of longer texts isn't kept.
 _LONGEST_KEPT = 4_000
+#: What a body's first object says.
+_ALIKE = ("user", "session", "service", "provider", "model", "attempt", "cached")
 _NODE_TYPES = {"llm": "LLM_CALL", "prompt": "PROMPT_TEMPLATE"}
 _STATUSES = {"ok": "SUCCESS", "partial": "WARNING"}
 _TOKENS = {
-    "input_tokens": "gen_ai.usage.input_tokens",
-    "output_tokens": "gen_ai.usage.output_tokens",
     "cached_input_tokens": "gen_ai.usage.cache_read.input_tokens",
     "cache_creation_input_tokens": "gen_ai.usage.cache_creation.input_tokens",
     "reasoning_tokens": "gen_ai.usage.reasoning.output_tokens",
 }
 
 
-class _Parts(NamedTuple):
-    """A span's record: what is short as values, and what may be long as JSON text."""
+class _Alike(NamedTuple):
+    """What is sent alike of many spans: as JSON text, all but what stands between these parts."""
 
-    short: Mapping[str, Any]
-    texts: Mapping[str, str]
-
-
-def _parts(span: StoredSpan) -> _Parts:
-    lines = getattr(span, "lines", ())
-    if lines:
-        return _Parts(short_of(span), dict(zip(FIELDS, lines, strict=False)))
-    return _parts_of(span.record)
+    opening: str
+    middle: str
+    attributes: str
+    resource: str
+    log: str
 
 
-def _parts_of(record: Mapping[str, Any]) -> _Parts:
-    return _Parts(record, {field: json_of(record[field]) for field in FIELDS if field in record})
+def as_read(span: StoredSpan) -> ReadSpan:
+    """Return a span with its row, which is made if it has none."""
+    if isinstance(span, ReadSpan):
+        return span
+    record = span.record
+    alike = {key: record[key] for key in _ALIKE if key in record}
+    known = {*COLUMNS, *FIELDS, *_ALIKE, "request_id"}
+    own = {key: value for key, value in record.items() if key not in known and value is not None}
+    lines = [json_of(part) for part in (alike, own, *(record[field] for field in FIELDS if field in record))]
+    row = Row._make([*(record[column] for column in COLUMNS), LINE.join(lines)])
+    return ReadSpan.read(span.seq, row, uncertain=span.uncertain, request_id=record.get("request_id"))
 
 
-def span_text(span: StoredSpan) -> str:
+def span_text(span: ReadSpan) -> str:
     """Return the JSON of a span for `POST /spans-bulk`."""
-    parts = _parts(span)
-    record = parts.short
-    kind = record["kind"]
-    failed = record["status"] in ("error", "cancelled")
-    return (
-        f'{{"name":{quoted(_name(record))},'
-        f'"context":{{"trace_id":"{record["trace_id"]}","span_id":"{record["span_id"]}","trace_state":""}},'
-        f'"kind":"SpanKind.{"CLIENT" if kind == "llm" else "INTERNAL"}",'
-        f'"parent_id":{_or_null(record["parent_id"])},'
-        f'"start_time":{record["started_at_ns"]},'
-        f'"end_time":{record["ended_at_ns"] or record["started_at_ns"]},'
-        f'"status":{{"status_code":"StatusCode.{"ERROR" if failed else "OK"}",'
-        f'"description":{_or_null(record["error"] if failed else None)}}},'
-        f'"attributes":{{{_attributes(parts)}}},'
-        f'"resource":{_resource(record["service"])}'
-        f"{_logged(parts) if kind == 'llm' else ''}}}"
+    row = span.row
+    alike, said, _, tags, metadata, given, answered, *of_call = row.body.split(LINE)
+    own: dict[str, Any] = json.loads(said) if said != "{}" else {}
+    chat = given.startswith('{"type":"chat"') or (bool(of_call) and json.loads(given)["type"] == "chat")
+    make = _made_alike if len(alike) + len(tags) + len(metadata) <= _LONGEST_KEPT else _made_alike.__wrapped__
+    opening, middle, attributes, resource, log = make(row.name, row.kind, row.status, chat, alike, tags, metadata)
+    attributes += _own_attributes(row, own) if of_call else _function_attributes(given, answered)
+    text = (
+        f'{opening}{row.trace_id}","span_id":"{row.span_id}{middle}{_or_null(row.parent_id)},'
+        f'"start_time":{row.started_at_ns},"end_time":{row.ended_at_ns or row.started_at_ns},'
+        f'"status":{_status(row.status, own.get("error"))},"attributes":{{{attributes}}},{resource}'
+    )
+    return f"{text}{_logged(row, own, log, given, answered, of_call)}}}" if of_call else text + "}"
+
+
+@lru_cache(512)
+def _made_alike(name: str, kind: str, status: str | None, chat: bool, alike: str, tags: str, metadata: str) -> _Alike:
+    record = json.loads(alike)
+    shown = quoted(f"Tool: {name}" if kind == "tool" else name)
+    resource = {"attributes": {"service.name": record["service"]}, "schema_url": _SCHEMA_URL}
+    log = ""
+    if kind == "llm":
+        log = f',"log_request":{{"provider":{quoted(record["provider"])},"model":{quoted(record["model"])}'
+        log += f',"function_name":{quoted(name)},"status":"{_STATUSES.get(status or "", "ERROR")}","input":'
+    return _Alike(
+        f'{{"name":{shown},"context":{{"trace_id":"',
+        f'","trace_state":""}},"kind":"SpanKind.{"CLIENT" if kind == "llm" else "INTERNAL"}","parent_id":',
+        _attributes(name, kind, status, chat, record, tags, metadata),
+        f'"resource":{json_of(resource)}',
+        log,
     )
 
 
-def _name(record: Mapping[str, Any]) -> str:
-    name: str = record["name"]
-    return f"Tool: {name}" if record["kind"] == "tool" else name
+def _status(status: str | None, error: str | None) -> str:
+    if status not in ("error", "cancelled"):
+        return '{"status_code":"StatusCode.OK","description":null}'
+    return f'{{"status_code":"StatusCode.ERROR","description":{_or_null(error)}}}'
 
 
-@lru_cache(64)
-def _resource(service: str) -> str:
-    return json_of({"attributes": {"service.name": service}, "schema_url": _SCHEMA_URL})
+def _attributes(
+    name: str, kind: str, status: str | None, chat: bool, record: Mapping[str, Any], tags: str, metadata: str
+) -> str:
+    """Return those attributes of a span that are alike for many.
 
-
-def _attributes(parts: _Parts) -> str:
-    """Return a span's attributes: those that PromptLayer's trace view reads, and OpenTelemetry's GenAI ones."""
-    record, texts = parts
-    kind = record["kind"]
+    They are those that PromptLayer's trace view reads, and OpenTelemetry's GenAI ones.
+    """
     attributes = [
         f'"node_type":"{_NODE_TYPES.get(kind, "CODE_EXECUTION")}","pltrace.kind":"{kind}"'
-        f',"pltrace.status":{_or_null(record["status"])},"tags":{texts["tags"]}{_metadata_attributes(texts["metadata"])}'
+        f',"pltrace.status":{_or_null(status)},"tags":{tags}'
     ]
+    for key, value in (json.loads(metadata) or {}).items():
+        attributes.append(f"{quoted(f'promptlayer.metadata.{key}')}:{quoted(text_of(value))}")
     for key, field in (("user.id", "user"), ("gen_ai.conversation.id", "session")):
         if record[field] is not None:
             attributes.append(f'"{key}":{json_of(record[field])}')
     if kind == "llm":
-        attributes += _llm_attributes(parts)
-    else:
-        for side in ("input", "output"):
-            text = texts[side]
-            if text != "null":
-                shown = text if text.startswith('"') else quoted(text)
-                attributes.append(f'"function_{side}":{shown}')
+        attributes.append(
+            f'"gen_ai.operation.name":"{"chat" if chat else "text_completion"}"'
+            f',"gen_ai.provider.name":{quoted(record["provider"])},"gen_ai.request.model":{quoted(record["model"])}'
+            f',"pltrace.attempt":{record["attempt"]},"pltrace.cached":{_flag(record["cached"])}'
+        )
     if kind == "tool":
-        name = quoted(record["name"])
-        attributes.append(f'"tool.name":{name},"gen_ai.operation.name":"execute_tool","gen_ai.tool.name":{name}')
+        shown = quoted(name)
+        attributes.append(f'"tool.name":{shown},"gen_ai.operation.name":"execute_tool","gen_ai.tool.name":{shown}')
     return ",".join(attributes)
 
 
-def _metadata_attributes(metadata: str) -> str:
-    """Return the attributes for metadata; the same comes again and again."""
-    make = _made_of_metadata if len(metadata) <= _LONGEST_KEPT else _made_of_metadata.__wrapped__
-    return make(metadata)
+def _function_attributes(given: str, answered: str) -> str:
+    """Return the attributes that say what a function was given and what it answered."""
+    text = ""
+    for side, value in (("input", given), ("output", answered)):
+        if value != "null":
+            shown = value if value.startswith('"') else quoted(value)
+            text += f',"function_{side}":{shown}'
+    return text
 
 
-@lru_cache(256)
-def _made_of_metadata(metadata: str) -> str:
-    attributes = {f"promptlayer.metadata.{key}": text_of(value) for key, value in (json.loads(metadata) or {}).items()}
-    return f",{json_of(attributes)[1:-1]}" if attributes else ""
-
-
-def _llm_attributes(parts: _Parts) -> list[str]:
-    record, texts = parts
-    chat = texts["input"].startswith('{"type":"chat"') or json.loads(texts["input"])["type"] == "chat"
-    attributes = [
-        f'"gen_ai.operation.name":"{"chat" if chat else "text_completion"}"'
-        f',"gen_ai.provider.name":{quoted(record["provider"])},"gen_ai.request.model":{quoted(record["model"])}'
-        f',"pltrace.attempt":{record["attempt"]},"pltrace.cached":{_flag(record["cached"])}'
-    ]
-    attributes += [f'"{name}":{record[key]}' for key, name in _TOKENS.items() if record.get(key) is not None]
-    if record["first_token_at_ns"] is not None:
-        seconds = (record["first_token_at_ns"] - record["started_at_ns"]) / 1e9
-        attributes.append(f'"pltrace.time_to_first_token_s":{json_of(seconds)}')
-    if record.get("prompt_name") is not None:
-        attributes += [
-            f'"promptlayer.prompt.{key}":{quoted(str(record[f"prompt_{key}"]))}'
-            for key in ("name", "version", "label")
-            if record[f"prompt_{key}"] is not None
-        ]
-    return attributes
+def _own_attributes(row: Row, own: Mapping[str, Any]) -> str:
+    """Return the attributes of an LLM call that are its own."""
+    text = ""
+    if row.input_tokens is not None:
+        text += f',"gen_ai.usage.input_tokens":{row.input_tokens}'
+    if row.output_tokens is not None:
+        text += f',"gen_ai.usage.output_tokens":{row.output_tokens}'
+    if not own:
+        return text
+    for key, name in _TOKENS.items():
+        if own.get(key) is not None:
+            text += f',"{name}":{own[key]}'
+    if own.get("first_token_at_ns") is not None:
+        seconds = (own["first_token_at_ns"] - row.started_at_ns) / 1e9
+        text += f',"pltrace.time_to_first_token_s":{json_of(seconds)}'
+    if own.get("prompt_name") is not None:
+        for key in ("name", "version", "label"):
+            if own.get(f"prompt_{key}") is not None:
+                text += f',"promptlayer.prompt.{key}":{quoted(str(own[f"prompt_{key}"]))}'
+    return text
 
 
 def log_request(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the `log_request` of an LLM call, within the limits of PromptLayer's description."""
-    logged: dict[str, Any] = json.loads(f"{{{_logged(_parts_of(record))[1:]}}}")["log_request"]
+    logged: dict[str, Any] = json.loads(span_text(as_read(StoredSpan(0, record))))["log_request"]
     return logged
 
 
-def _logged(parts: _Parts) -> str:
+def _logged(row: Row, own: Mapping[str, Any], log: str, given: str, answered: str, of_call: Sequence[str]) -> str:
     """Return the member of a span that has its request logged."""
-    record, texts = parts
-    tags, metadata = texts["request_tags"], texts["request_metadata"]
+    parameters, tags, metadata = of_call
     if len(tags) > _LONGEST_TAG:
         tags = json_of([tag[:_LONGEST_TAG] for tag in json.loads(tags)])
     if len(metadata) > _LONGEST_KEY:
         metadata = json_of({key[:_LONGEST_KEY]: value for key, value in json.loads(metadata).items()})
     log = (
-        f',"log_request":{{"provider":{quoted(record["provider"])},"model":{quoted(record["model"])}'
-        f',"input":{texts["input"]},"output":{texts["output"]}'
-        f',"request_start_time":"{_iso(record["started_at_ns"])}"'
-        f',"request_end_time":"{_iso(record["ended_at_ns"] or record["started_at_ns"])}"'
-        f',"parameters":{texts["parameters"]},"tags":{tags},"metadata":{metadata}'
-        f',"input_tokens":{record["input_tokens"] or 0},"output_tokens":{record["output_tokens"] or 0}'
-        f',"function_name":{quoted(record["name"])},"status":"{_STATUSES.get(record["status"], "ERROR")}"'
+        f'{log}{given},"output":{answered}'
+        f',"request_start_time":"{_iso(row.started_at_ns)}"'
+        f',"request_end_time":"{_iso(row.ended_at_ns or row.started_at_ns)}"'
+        f',"parameters":{parameters},"tags":{tags},"metadata":{metadata}'
+        f',"input_tokens":{row.input_tokens or 0},"output_tokens":{row.output_tokens or 0}'
     )
-    if record.get("prompt_name") is not None:
+    if not own:
+        return log + "}"
+    if own.get("prompt_name") is not None:
         log += (
-            f',"prompt_name":{json_of(record["prompt_name"])},"prompt_version_number":{json_of(record["prompt_version"])}'
-            f',"prompt_input_variables":{json_of(record["prompt_input_variables"])}'
+            f',"prompt_name":{json_of(own["prompt_name"])},"prompt_version_number":{json_of(own.get("prompt_version"))}'
+            f',"prompt_input_variables":{json_of(own["prompt_input_variables"])}'
         )
-    if record["error_type"] is not None:
-        log += f',"error_type":{json_of(record["error_type"])}'
-    if record["error"] is not None:
-        log += f',"error_message":{json_of(record["error"][:_LONGEST_ERROR])}'
+    if own.get("error_type") is not None:
+        log += f',"error_type":{json_of(own["error_type"])}'
+    if own.get("error") is not None:
+        log += f',"error_message":{json_of(own["error"][:_LONGEST_ERROR])}'
     return log + "}"
 
 

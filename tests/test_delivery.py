@@ -120,7 +120,7 @@ def test_ids_come_back(deliver: Deliver, promptlayer: PromptLayerServer, store: 
     assert [log["id"] for log in promptlayer.request_logs] == [log_id]
     assert promptlayer.request_logs[0]["span_id"] == request.span_id
     assert told == [log_id]
-    assert rows(store, "SELECT request_id FROM spans WHERE kind = 'llm'") == [{"request_id": log_id}]
+    assert rows(store, "SELECT request_id FROM requests") == [{"request_id": log_id}]
 
 
 # When PromptLayer doesn't take it now.

@@ -40,6 +40,7 @@ RANKS = {
     "_checks": 1,
     "_client": 1,
     "_database": 2,
+    "_deliveries": 0,
     "_promptlayer": 7,
     "_driving": 1,
     "_encoding._leaves": 1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import sqlite3
 import stat
@@ -19,8 +20,12 @@ import pytest
 from langchain_core.language_models.fake_chat_models import FakeListChatModel
 
 import pltrace
+import pltrace.testing
 from pltrace import traced
-from pltrace._rows import Row
+from pltrace._encoding import Encoder
+from pltrace._promptlayer import PromptLayerExporter
+from pltrace._record import row_of
+from pltrace._rows import ReadSpan, Row
 from pltrace._store import Store
 from tests.support.http_double import STORE_THEN_HANG, on
 from tests.support.programs import deliveries, ended, rows, run, start, stored
@@ -133,7 +138,7 @@ def test_local_ids(local: Path) -> None:
     assert pltrace.flush(10.0)
     assert found == told
     assert len(set(found)) == 2
-    kept = rows(local, "SELECT request_id FROM spans WHERE kind = 'llm' ORDER BY seq")
+    kept = rows(local, "SELECT request_id FROM requests ORDER BY seq")
     assert [row["request_id"] for row in kept] == found
 
 
@@ -359,7 +364,7 @@ wait()
     assert promptlayer.duplicate_request_logs == 0
     assert len(promptlayer.request_logs) == 5
     assert len(ids(promptlayer)) == 7
-    kept = rows(path, "SELECT request_id FROM spans WHERE kind = 'llm' ORDER BY request_id")
+    kept = rows(path, "SELECT request_id FROM requests ORDER BY request_id")
     assert [row["request_id"] for row in kept] == sorted(log["id"] for log in promptlayer.request_logs)
     assert sorted(op["request_id"] for op in promptlayer.operations) == [row["request_id"] for row in kept]
 
@@ -496,11 +501,83 @@ def test_a_backlog_makes_nothing_slower() -> None:
     assert steps(4_000) <= 1.5 * steps(500)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_each_span_has_its_state(seed: int) -> None:
+    """Whatever becomes of spans of several processes, in any order, the store knows of each what became of it."""
+    chance = random.Random(seed)
+    first = Store(None, ["promptlayer"], local_ids=False)
+    stores = [first, *(Store(first.database, ["promptlayer"], local_ids=False) for _ in range(2))]
+    expected: dict[int, tuple[int, str, int]] = {}
+    on_their_way: dict[str, list[ReadSpan]] = {}
+    for _ in range(300):
+        store = chance.choice(stores)
+        owner, outbox = store.lease.owner, store.outbox
+        batch = on_their_way.pop(owner, None)
+        if batch is None and chance.random() < 0.5:
+            new = range(len(expected) + 1, len(expected) + 1 + chance.randrange(1, 8))
+            store.write([_a_row(number) for number in new], [])
+            expected.update(dict.fromkeys(new, (0, owner, 0)))
+        elif batch is None:
+            batch = outbox.claim("promptlayer", chance.randrange(1, 12), 10**9)
+            oldest = [seq for seq, (state, by, _) in expected.items() if (state, by) == (0, owner)]
+            assert [span.seq for span in batch] == oldest[: len(batch)]
+            on_their_way[owner] = batch = chance.sample(batch, chance.randrange(len(batch) + 1))
+            outbox.sending("promptlayer", batch)
+            expected.update(dict.fromkeys([span.seq for span in batch], (0, owner, 1)))
+        elif chance.random() < 0.5:
+            outbox.delivered("promptlayer", batch, {})
+            expected.update(dict.fromkeys([span.seq for span in batch], (1, "", 0)))
+        elif chance.random() < 0.5:
+            outbox.not_taken("promptlayer", batch)
+            expected.update(dict.fromkeys([span.seq for span in batch], (0, owner, 0)))
+        else:
+            outbox.quarantine("promptlayer", {span.seq: f"because of {span.seq}" for span in batch})
+            expected.update(dict.fromkeys([span.seq for span in batch], (2, "", 0)))
+        with first.database.reading() as connection:
+            kept = connection.execute("SELECT seq, state, owner, uncertain FROM deliveries").fetchall()
+        assert {row[0]: tuple(row[1:]) for row in kept} == expected
+    assert {state for state, _, _ in expected.values()} == {0, 1, 2}
+    first.close()
+
+
+def test_read_or_remembered(tmp_path: Path) -> None:
+    """What is sent of a span is to the byte the same, whether it is sent by who recorded it or by a later process."""
+    exporter = PromptLayerExporter("pl_key", "http://127.0.0.1:9")
+    sent = []
+    with pltrace.testing.capture_spans() as spans, traced("around", tags=["a"], metadata={"n": 1, "ä": [None]}):
+        FakeListChatModel(responses=['It\'s "so".']).invoke("Be\nbrief.")
+        with pytest.raises(ZeroDivisionError), traced("fails"):
+            raise ZeroDivisionError("no")
+    written = [row_of(span, Encoder(), "service") for span in spans]
+    store = Store(tmp_path / "traces.db", ["promptlayer"], local_ids=False)
+    store.write(written, [])
+    sent.append(exporter.body(store.outbox.claim("promptlayer", 100, 10**9)))
+    store.outbox.forget(range(10))
+    sent.append(exporter.body(store.outbox.claim("promptlayer", 100, 10**9)))
+    store.close()
+    assert sent[0].count(b'"parent_id"') == 3
+    assert sent[0] == sent[1]
+
+
+def test_what_is_remembered_is_what_is_stored() -> None:
+    """A span that is updated before it is sent, or whose number another got in its place, is sent as it is stored."""
+    store = Store(None, ["promptlayer"], local_ids=False)
+    store.write([_a_row(1)], [])
+    store.write([_a_row(1)._replace(name="renamed")], [])
+    with pytest.raises(TypeError):
+        store.write([_a_row(2)], [], {"cannot": object()})  # type: ignore[dict-item]
+    store.write([_a_row(3)], [])
+    batch = store.outbox.claim("promptlayer", 100, 10**9)
+    assert [(span.seq, span.record["name"]) for span in batch] == [(1, "renamed"), (2, "span-003")]
+    store.close()
+
+
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="SQLite's limits can't be set")
 def test_a_batch_larger_than_sqlite_takes() -> None:
     """Spans that together are more than SQLite takes for one value, a billion bytes, are delivered one by one."""
     store = Store(None, ["promptlayer"])
     store.write([_a_row(number) for number in range(30)], [])
+    store.outbox.forget(range(31))  # As another process would read them.
     with store.database.reading() as connection:
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 50_000)
     assert [span.record["name"] for span in store.outbox.claim("promptlayer", 100, 10**9)] == ["span-000"]
@@ -564,8 +641,8 @@ def test_memory_is_bounded() -> None:
 
 
 def _a_row(number: int) -> Row:
-    head = {"error": None, "user": None, "session": None, "service": "", "lineage": []}
+    alike = {"user": None, "session": None, "service": ""}
     return Row(
         f"{number + 1:016x}", f"{number + 1:032x}", None, f"span-{number:03}", "block", "ok", 10**18, 10**18 + 1,
-        None, None, "\n".join(map(json.dumps, (head, [], {}, None, "x" * 5000))),
+        None, None, "\n".join(map(json.dumps, (alike, {}, [], [], {}, None, "x" * 5000))),
     )  # fmt: skip

@@ -135,7 +135,7 @@ def all_delivered(server: PromptLayerServer, store: Path, recorded: int) -> Bala
     assert len(server.spans) == recorded
     assert server.duplicate_request_logs == 0
     logs = Counter(log["span_id"] for log in server.request_logs)
-    calls = rows(store, "SELECT span_id, request_id FROM spans WHERE kind = 'llm'")
+    calls = rows(store, "SELECT span_id, request_id FROM spans LEFT JOIN requests USING (seq) WHERE kind = 'llm'")
     assert logs == Counter(row["span_id"] for row in calls)
     assert {log["id"] for log in server.request_logs} == {row["request_id"] for row in calls}
     return found

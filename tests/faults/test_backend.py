@@ -175,7 +175,7 @@ def test_the_store_fails_after_promptlayer_took_it(
             failing.set()
             with closing(sqlite3.connect(store)) as connection:
                 connection.execute(
-                    "CREATE TRIGGER failing BEFORE UPDATE OF state ON deliveries"
+                    "CREATE TRIGGER failing BEFORE INSERT ON requests"
                     " BEGIN SELECT RAISE(ABORT, 'the disk is failing'); END"
                 )
         return None

@@ -180,11 +180,11 @@ def test_a_patient_flush_waits_for_the_store(
     with traced("first"):
         pass
     assert pltrace.flush(20.0)
-    rename("deliveries", "elsewhere")
+    rename("requests", "elsewhere")
     with traced("second"):
         pass
     assert not pltrace.flush(0.0)
-    back = threading.Timer(0.5, rename, ("elsewhere", "deliveries"))
+    back = threading.Timer(0.5, rename, ("elsewhere", "requests"))
     back.start()
     assert pltrace.flush(20.0)
     back.join()
