@@ -72,7 +72,7 @@ class Call:
         scope = self._scope = self._declaration._enter(self._name, "function", None, self._module)
         attach(scope)
         if scope.inherited.capture & INPUTS:
-            scope.span.raw_input = self._arguments
+            scope.span.arguments = self._arguments
         self._arguments = None
 
     def suspend(self, outside: Scope | None) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from pltrace._wrapping import ObjectProxy, repr_of_wrapped
 
-__all__ = ["Steps", "async_generator", "consumed", "coroutine", "generator"]
+__all__ = ["FINISHED", "Steps", "async_generator", "consumed", "coroutine", "generator"]
 
 
 class Steps(Protocol):
@@ -311,7 +311,7 @@ def _driven(steps: Steps, source: Any) -> Driven:
 
 
 #: Results that are nothing to consume: by far the most, told by one look-up.
-_PLAIN = frozenset({type(None), str, int, float, bool, bytes, list, dict, tuple, set, frozenset})
+FINISHED = frozenset({type(None), str, int, float, bool, bytes, list, dict, tuple, set, frozenset})
 #: What all files are, without the detour of an abstract class, and without asking the object, which may be a proxy.
 _FILE: type[Any] = io.IOBase.__base__  # type: ignore[assignment]
 #: What marks a type whose objects are consumed step by step.
@@ -321,7 +321,7 @@ _MARKERS = ("__next__", "__anext__", "__await__")
 def consumed(result: Any) -> Callable[[Steps, Any], Any] | None:
     """Return what drives the result of a plain function while it is consumed; None if it is a finished value."""
     kind = type(result)
-    if kind in _PLAIN:
+    if kind in FINISHED:
         return None
     if kind is types.GeneratorType:
         return generator

@@ -77,4 +77,4 @@ def _register(_: ModuleType) -> None:
 
 
 def _read_config(config: ModuleType) -> None:
-    _runs.config_variable = config.var_child_runnable_config
+    _runs.config_here = config.var_child_runnable_config.get

@@ -31,7 +31,7 @@ class Remote(NamedTuple):
         """Return the scope that the carrier was made in, as far as it travels; its span stands for the far one."""
         inherited = self.applied_to(base.inherited).with_(sampled=self.sampled)
         span = Span("", "block", inherited, None, self.span.trace_bits, self.span.span_bits, 0)
-        return type(base)(inherited, span, (), base.outer, base.entry, base.entered_in)
+        return type(base)(inherited, span, (span,), base.outer, base.entry, base.entered_in)
 
     def applied_to(self, inherited: Inherited) -> Inherited:
         """Return what holds inside of what the carrier brings."""

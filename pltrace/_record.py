@@ -13,7 +13,7 @@ from pltrace._checks import INPUTS, OUTPUTS
 from pltrace._encoding import Encoder, json_of, quoted
 from pltrace._provider_errors import error_type_of
 from pltrace._rows import LINE, Row
-from pltrace._snapshot import Arguments, thawed
+from pltrace._snapshot import named, thawed
 from pltrace._span import Span
 from pltrace._usage import INTERNAL_TAGS, Run
 
@@ -81,7 +81,8 @@ def row_of(span: Span, encoder: Encoder, service: str) -> Row:
         alike += of_call
     else:
         needed_in, needed_out = _needed_capture(span)
-        lines.append(_value(span.raw_input, span.input_is_set or _holds(inherited.capture, needed_in), encoder))
+        given = span.raw_input if span.arguments is None else named(span.arguments)
+        lines.append(_value(given, span.input_is_set or _holds(inherited.capture, needed_in), encoder))
         lines.append(_value(span.raw_output, span.output_is_set or _holds(inherited.capture, needed_out), encoder))
     # The clock may have been set back meanwhile; a call that ends before it begins would be refused.
     ended_at_ns = max(span.ended_at_ns, span.started_at_ns) if span.ended_at_ns else None
@@ -115,7 +116,7 @@ def _holds(captured: int, needed: int) -> bool:
 def _value(raw: Any, captured: bool, encoder: Encoder) -> str:
     if raw is None or not captured:
         return "null"
-    return encoder.dumps(raw.named() if type(raw) is Arguments else thawed(raw))
+    return encoder.dumps(thawed(raw))
 
 
 def _add_llm(

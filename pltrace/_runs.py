@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from contextvars import ContextVar
+from collections.abc import Callable
 from typing import Any
 
 from pltrace._attempts import and_another
@@ -21,8 +21,13 @@ __all__ = [
 #: Open runs by the integer of their run id: hashing the UUID itself costs twice as much.
 open_runs: dict[int, Span] = {}
 
-#: LangChain's own variable with the config of the run that the code is in; set when LangChain arrives.
-config_variable: ContextVar[Any] | None = None
+
+def _nothing() -> None:
+    return None
+
+
+#: Returns LangChain's config of the run that the code is in, or None: its own variable, when LangChain arrives.
+config_here: Callable[[], Any] = _nothing
 
 #: A run that is open for so long has lost its end. Looked at when the table is larger than it should be.
 _OLDEST_S = 3600.0
@@ -37,13 +42,11 @@ def around(scope: Scope | None = None) -> Span | None:
         scope: The scope that holds here; its open retrievers are looked at too. LangChain says nothing of them in
             their own code.
     """
-    if config_variable is None:
-        return None
     if scope is not None and scope.open_runs:
         retriever = _retriever_here(scope)
         if retriever is not None:
             return retriever
-    config = config_variable.get()
+    config = config_here()
     if config is None:
         return None
     run_id = getattr(config.get("callbacks"), "parent_run_id", None)
@@ -53,7 +56,7 @@ def around(scope: Scope | None = None) -> Span | None:
 def _retriever_here(scope: Scope) -> Span | None:
     """Return the innermost open retriever that the running thread or task started: it is in there."""
     here: Any = None
-    for span in reversed((scope.open_runs or {}).copy().values()):
+    for span in reversed(scope.open_runs.copy().values()):
         if span.kind == "retriever":
             here = here or _starter_here()
             if span.starter == here:
@@ -69,7 +72,7 @@ def _starter_here() -> Any:
 def remember_starter(span: Span, key: int) -> None:
     """Note which task or thread started a run that LangChain may never end."""
     span.starter = _starter_here()
-    span.scope.add_run(key, span)
+    span.scope.open_runs[key] = span
 
 
 class RunId(weakref.ref[Any]):
@@ -97,7 +100,7 @@ def finish(span: Span, key: int) -> None:
     """Forget an ended run that has a starter."""
     scope: Scope | None = span.scope
     while scope is not None:
-        if scope.open_runs and scope.open_runs.pop(key, None) is not None:
+        if scope.open_runs.pop(key, None) is not None:
             return
         scope = scope.outer
 
@@ -112,9 +115,8 @@ def settle(scope: Scope) -> None:
     """
     here = _current_task()
     # `copy` allocates nothing in between: the collector could end runs while the items are listed.
-    opened = scope.open_runs or {}
-    for key, span in opened.copy().items():
-        opened.pop(key, None)
+    for key, span in scope.open_runs.copy().items():
+        scope.open_runs.pop(key, None)
         if key not in open_runs:
             continue
         if not span.is_stream:
@@ -123,7 +125,7 @@ def settle(scope: Scope) -> None:
                 continue
             _close_with_its_task(span, key)
         if scope.outer is not None:
-            scope.outer.add_run(key, span)
+            scope.outer.open_runs[key] = span
 
 
 def _close_with_its_task(span: Span, key: int) -> None:

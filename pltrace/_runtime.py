@@ -57,6 +57,8 @@ class StandIn(Protocol):
 consumed: dict[int, ref[Ends]] = {}
 
 _active: Tracing | None = None
+#: Whether tracing is on, and for all packages alike: mostly all that has to be asked.
+is_on_everywhere = False
 #: What the application decided about packages, while tracing is on.
 _libraries: Mapping[str, Library] = {}
 _configured: Config | None = None
@@ -233,9 +235,10 @@ def _switch_off(timeout: float, *, patient: bool) -> bool:
 
 def _use(tracing: Tracing | None) -> Tracing | None:
     """Record with `tracing` from now on, or with nothing; return what was recorded with before."""
-    global _active, _libraries
+    global _active, _libraries, is_on_everywhere
     before, _active = _active, tracing
     _libraries = {} if tracing is None else tracing.config.libraries
+    is_on_everywhere = tracing is not None and not _libraries
     _scope.set_outermost(None if tracing is None else tracing.outermost)
     _langchain.switch(tracing is not None)
     _twice.switch(tracing is not None and tracing.logs_requests)

@@ -94,19 +94,10 @@ class Inherited:
 class Scope:
     """What is entered with a block or call: its span, what it hands on, and what was around it."""
 
-    # Class-level defaults instead of assignments in __init__: a scope is made on the caller's path.
-    #: The metadata that this block itself says, without the blocks around it.
-    added: Mapping[str, Any] = _NOTHING
-    closed: bool = False
-    #: Left while an inner one was open, which skips it when it is left.
-    left_early: bool = False
-    #: Left in another context, so it may still look current in its own.
-    left_elsewhere: bool = False
-    #: Of a block's entry: it can be used in that context alone.
-    token: Token[Scope | None] | None = None
-    #: The LangChain runs inside it that haven't ended, of the kinds that may never be.
-    open_runs: dict[int, Span] | None = None
-    _lineage: tuple[Span, ...] | None = None
+    __slots__ = (
+        "added", "closed", "entered_in", "entry", "inherited", "left_early", "left_elsewhere", "lineage", "open_runs",
+        "outer", "span", "token",
+    )  # fmt: skip
 
     #: The open scopes with nothing around them, in any thread or task.
     roots: ClassVar[set[Scope]] = set()
@@ -115,32 +106,30 @@ class Scope:
         self,
         inherited: Inherited,
         span: Span,
-        above: tuple[Span, ...],
+        lineage: tuple[Span, ...],
         outer: Scope | None,
         entry: object,
         entered_in: Span | None,
+        added: Mapping[str, Any] = _NOTHING,
     ) -> None:
         self.inherited = inherited
         self.span = span
-        self.above = above
+        #: The spans of the blocks and calls around what runs inside, outermost first, its own included.
+        self.lineage = lineage
         self.outer = outer
         self.entry = entry
         self.entered_in = entered_in
-
-    @property
-    def lineage(self) -> tuple[Span, ...]:
-        """The spans of the blocks and calls around what runs inside, outermost first, its own included."""
-        found = self._lineage
-        if found is None:
-            found = self._lineage = (*self.above, self.span) if self.span else ()
-        return found
-
-    def add_run(self, key: int, run: Span) -> None:
-        """Note an open run."""
-        runs = self.open_runs
-        if runs is None:  # `setdefault` is atomic: two threads that come first at once get the same one.
-            runs = self.__dict__.setdefault("open_runs", {})
-        runs[key] = run
+        #: The metadata that this block itself says, without the blocks around it.
+        self.added = added
+        self.closed = False
+        #: Left while an inner one was open, which skips it when it is left.
+        self.left_early = False
+        #: Left in another context, so it may still look current in its own.
+        self.left_elsewhere = False
+        #: Of a block's entry: it can be used in that context alone.
+        self.token: Token[Scope | None] | None = None
+        #: The LangChain runs inside it that haven't ended, of the kinds that may never be.
+        self.open_runs: dict[int, Span] = {}
 
     def resumed_in(self, run: Span | None) -> Scope:
         """Return the same scope as it holds for a generator's step that is taken inside `run`."""
@@ -155,9 +144,8 @@ class Scope:
         return self._copy(self.inherited.with_(**changes), self.entered_in)
 
     def _copy(self, inherited: Inherited, entered_in: Span | None) -> Scope:
-        copy = type(self)(inherited, self.span, self.above, self.outer, self.entry, entered_in)
-        copy.open_runs = self.__dict__.setdefault("open_runs", {})
-        copy.added = self.added
+        copy = type(self)(inherited, self.span, self.lineage, self.outer, self.entry, entered_in, self.added)
+        copy.open_runs = self.open_runs
         return copy
 
     def added_inside(self, around: Scope) -> Mapping[str, Any]:
@@ -238,7 +226,8 @@ def detach(scope: Scope) -> None:
     # Not all that is closed: in a task that outlives the block it was made in, the block's scope goes on to hold.
     while top is not None and (top is scope or top.left_early):
         top = top.outer
-    _current.set(top)
+    if _current.get() is not top:
+        _current.set(top)
 
 
 def entry_of(entry: object) -> Scope | None:

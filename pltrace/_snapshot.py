@@ -7,9 +7,9 @@ from collections import UserDict, UserList, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from types import FunctionType
-from typing import Any, NamedTuple
+from typing import Any
 
-__all__ = ["Arguments", "arguments_of", "attribute_of", "snapshot", "thawed", "whole"]
+__all__ = ["Arguments", "arguments_of", "attribute_of", "named", "snapshot", "thawed", "whole"]
 
 #: What is copied of one container; more isn't kept anyway. Of a list of objects, so many are copied too.
 _MOST_ITEMS = 10_000
@@ -286,50 +286,47 @@ def _twin(value: Any, state: Any) -> Any:
 _PYDANTIC = ("__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__")
 
 
+#: The function that was called, and snapshots of its arguments.
+Arguments = tuple[Callable[..., Any], Sequence[Any], Mapping[str, Any]]
+_NO_KEYWORDS: Mapping[str, Any] = {}
+
+
 def arguments_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-    """Return snapshots of the arguments of a call; the tuple and the dict are the call's own."""
-    given: Sequence[Any] = args
+    """Return snapshots of the arguments of a call, to be named when the span is written.
+
+    The tuple and the dict are the call's own.
+    """
     for item in args:
         if type(item) not in _PLAIN:
-            given = [snapshot(one) for one in args]
-            break
+            return function, [snapshot(one) for one in args], {key: snapshot(one) for key, one in kwargs.items()}
+    if not kwargs:
+        return function, args, _NO_KEYWORDS
     for item in kwargs.values():
         if type(item) not in _PLAIN:
-            kwargs = {key: snapshot(one) for key, one in kwargs.items()}
-            break
-    # Not by `Arguments(...)`, which goes through a function in Python.
-    return _new(Arguments, (function, given, kwargs))
+            return function, args, {key: snapshot(one) for key, one in kwargs.items()}
+    return function, args, kwargs
 
 
-_new = tuple.__new__
-
-
-class Arguments(NamedTuple):
-    """The arguments of a call as they were, to be named when the span is written."""
-
-    function: Callable[..., Any]
-    args: Sequence[Any]
-    kwargs: Mapping[str, Any]
-
-    def named(self) -> dict[str, Any]:
-        """Return them by parameter name, without `self` or `cls`."""
-        args, kwargs = [thawed(item) for item in self.args], {key: thawed(item) for key, item in self.kwargs.items()}
-        named = _simply_named(self.function, args, kwargs)
-        if named is not None:
-            return named
-        try:
-            bound = inspect.signature(self.function).bind(*args, **kwargs)
-        except (TypeError, ValueError):  # A builtin without a signature, or a call that fails anyway.
-            return {**{str(position): value for position, value in enumerate(args)}, **kwargs}
-        named = {}
-        for position, (name, value) in enumerate(bound.arguments.items()):
-            if position == 0 and name in ("self", "cls") and _is_method(self.function):
-                continue
-            if bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
-                named.update(value)
-            else:
-                named[name] = value
-        return named
+def named(arguments: Arguments) -> dict[str, Any]:
+    """Return the arguments of a call by parameter name, without `self` or `cls`."""
+    function, given, by_name = arguments
+    args, kwargs = [thawed(item) for item in given], {key: thawed(item) for key, item in by_name.items()}
+    simply = _simply_named(function, args, kwargs)
+    if simply is not None:
+        return simply
+    try:
+        bound = inspect.signature(function).bind(*args, **kwargs)
+    except (TypeError, ValueError):  # A builtin without a signature, or a call that fails anyway.
+        return {**{str(position): value for position, value in enumerate(args)}, **kwargs}
+    found: dict[str, Any] = {}
+    for position, (name, value) in enumerate(bound.arguments.items()):
+        if position == 0 and name in ("self", "cls") and _is_method(function):
+            continue
+        if bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            found.update(value)
+        else:
+            found[name] = value
+    return found
 
 
 _STARRED = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS

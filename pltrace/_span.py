@@ -15,7 +15,7 @@ from pltrace._checks import (
     checked_score,
     checked_tags,
 )
-from pltrace._snapshot import snapshot
+from pltrace._snapshot import Arguments, snapshot
 from pltrace._usage import METADATA, TAGS, Run, Totals, Usage
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ class Span:
     #: What went in and came out, by reference or as a snapshot of the caller's containers; `input` and `output`
     #: read it.
     raw_input: Any = None
+    #: Of a call of a function, until `update` gives it an input: the function and its arguments.
+    arguments: Arguments | None = None
     raw_output: Any = None
     #: Given by `update`: then it is kept whatever is captured.
     input_is_set: bool = False
@@ -263,7 +265,7 @@ class Span:
         if tags != () or metadata is not None:
             Span._changes = next(_change)
         if input is not None:
-            self.raw_input = snapshot(input)
+            self.raw_input, self.arguments = snapshot(input), None
             self.input_is_set = True
         if output is not None:
             self.raw_output = snapshot(output)

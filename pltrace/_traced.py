@@ -18,7 +18,7 @@ from pltrace._checks import (
     checked_sample,
     checked_tags,
 )
-from pltrace._driving import async_generator, consumed, coroutine, generator
+from pltrace._driving import FINISHED, async_generator, consumed, coroutine, generator
 from pltrace._errors import ConfigError
 from pltrace._health import failed
 from pltrace._propagation import checked_carrier
@@ -111,7 +111,7 @@ class Traced:
 
     def __enter__(self) -> Span:
         """Open a block: what runs inside it is recorded under its span."""
-        if not _runtime.gate or not _runtime.is_on(self._module):
+        if not _runtime.is_on_everywhere and not (_runtime.gate and _runtime.is_on(self._module)):
             return INERT_SPAN
         try:
             scope = self._enter(self._name or "traced", "block", self, self._module)
@@ -127,7 +127,9 @@ class Traced:
         if not self._open:
             return
         try:
-            scope = entry_of(self)
+            scope = current()
+            if scope is None or scope.entry is not self or scope.closed:
+                scope = entry_of(self)
             if scope is None:
                 opened = list(self._open.values())  # In one step: other threads enter and leave.
                 if not opened:
@@ -227,7 +229,7 @@ class Traced:
 
     def _plain(self, name: str, module: str | None) -> Any:
         def call(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
-            if not _runtime.is_on(module):
+            if not _runtime.is_on_everywhere and not _runtime.is_on(module):
                 return wrapped(*args, **kwargs)
             scope = None
             try:
@@ -241,9 +243,9 @@ class Traced:
                 return wrapped(*args, **kwargs)
             try:
                 if scope.inherited.capture & INPUTS:
-                    scope.span.raw_input = arguments_of(wrapped, args, kwargs)
+                    scope.span.arguments = arguments_of(wrapped, args, kwargs)
                 result = wrapped(*args, **kwargs)
-                drive = consumed(result)
+                drive = None if type(result) in FINISHED else consumed(result)
             except BaseException as error:
                 leave(scope, error)
                 end(scope, error)
@@ -262,7 +264,9 @@ class Traced:
         outer = current()
         if outer is not None and outer.left_elsewhere:
             outer = still_open(outer)
-        run = _runs.around(outer)
+        run = None
+        if _runs.config_here() is not None or (outer is not None and outer.open_runs):
+            run = _runs.around(outer)
         # Where the context was lost, or a run is all there is around, its scope is the one that holds.
         base = outer if outer is not None else run.scope if run is not None else _runtime.base()
         inherited = base.inherited
@@ -275,17 +279,15 @@ class Traced:
             parent, inherited = remote.span, remote.applied_to(inherited)
         if not parent or remote is not None:
             inherited = self._begun(inherited, remote)
-        library = _runtime.library(module)
-        if self._adds or library is not None:
-            inherited = self._added_to(inherited, library)
+        if self._adds or not _runtime.is_on_everywhere:
+            inherited = self._added_to(inherited, _runtime.library(module))
         if parent:
             span = Span(name, kind, inherited, parent, parent.trace_bits, recorder.new_bits(64), recorder.now_ns())
         else:
             span = Span(name, kind, inherited, None, recorder.new_bits(128), recorder.new_bits(64), recorder.now_ns())
         above = span.above = base.lineage
-        scope = type(base)(inherited, span, above, outer, entry, run)  # A test's scopes are of a kind of their own.
-        if self._metadata:
-            scope.added = self._metadata
+        # A test's scopes are of a kind of their own.
+        scope = type(base)(inherited, span, (*above, span), outer, entry, run, self._metadata)
         if outer is None:
             Scope.roots.add(scope)
         return scope

@@ -234,6 +234,8 @@ def _runs_of(spans: CapturedSpans) -> list[tuple[int, Span]]:
 class _KnownScope(Scope):
     """A scope that the captured spans know of while it is open; not by keeping it."""
 
+    __slots__ = ("__weakref__",)
+
     def __init__(self, inherited: Inherited, *rest: Any) -> None:
         super().__init__(inherited, *rest)
         recorder: Any = inherited.recorder
