@@ -161,10 +161,20 @@ class Wrapped(FunctionWrapper, metaclass=_BehindWrapt):
         return self if wrapped is self.__wrapped__ else self._self_declaration(wrapped)
 
 
+class _Absent:
+    """Stands in a class for what a base class has, and it hasn't."""
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        raise AttributeError("not of a function")
+
+
 class WrappedFunction(Wrapped):
     """The same for a plain function, whose binding has to be quick: wrapt's own takes three times as long."""
 
     __annotations__ = annotations_of_wrapped
+    # A proxy's class has what any object may have: a function would be taken for a container or a context manager.
+    __len__ = __iter__ = __contains__ = __reversed__ = __enter__ = __aenter__ = None
+    __exit__ = __aexit__ = _Absent()
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """Bind as the function does: to a real method, whose function is this wrapper."""

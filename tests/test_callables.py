@@ -1006,6 +1006,19 @@ def test_wraps_leaves_what_is_called_alone(seen: CapturedSpans) -> None:
     assert seen.named("inner").output == "more than original"
 
 
+def test_a_function_is_no_container() -> None:
+    """A decorated function isn't taken for something that has items, or that can be entered."""
+    function = traced(lambda *_: True)
+    for kind in (collections.abc.Sized, collections.abc.Iterable, collections.abc.Container, collections.abc.Reversible,
+                 contextlib.AbstractContextManager, contextlib.AbstractAsyncContextManager):  # fmt: skip
+        assert not isinstance(function, kind)
+    with pytest.raises(TypeError, match="not iterable"):
+        iter(function)  # type: ignore[call-overload]
+    with contextlib.ExitStack() as stack:
+        stack.push(function)
+        raise ValueError("passed to it")
+
+
 def test_attributes_belong_to_the_function() -> None:
     """Attributes set on a decorated function are its own, and are seen on it."""
 
