@@ -181,6 +181,17 @@ class WrappedFunction(Wrapped):
         return self if instance is None else MethodType(self, instance)
 
 
+class WrappedClass(Wrapped):
+    """The same for a class of C, which `inspect` looks into instead of asking it what is wrapped."""
+
+    __annotations__ = annotations_of_wrapped
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """The signature of the class."""
+        return inspect.signature(self.__wrapped__)
+
+
 def wrapped_call(wrapped: Any, wrapper: Wrapper, gate: list[Any], declaration: Any) -> Wrapped:
     """Return a callable with a wrapper around its calls.
 
@@ -190,7 +201,7 @@ def wrapped_call(wrapped: Any, wrapper: Wrapper, gate: list[Any], declaration: A
         gate: wrapt tests it in C.
         declaration: What it was decorated with, for who asks.
     """
-    kind = WrappedFunction if type(wrapped) is FunctionType else Wrapped
+    kind = WrappedFunction if type(wrapped) is FunctionType else WrappedClass if isinstance(wrapped, type) else Wrapped
     made = kind(wrapped, wrapper, enabled=gate)
     # Again, by the base's own: for a "builtin" no call looks for the object that it is bound to, which on a function
     # fails, by an exception that takes 0.5 µs. How it is bound is ours to say.

@@ -30,6 +30,7 @@ from typing import Any
 
 import cloudpickle
 import pytest
+from langchain_core.runnables import RunnableLambda
 from pydantic import BaseModel
 
 import pltrace
@@ -987,6 +988,7 @@ def test_a_class_without_anything_to_trace() -> None:
     with pytest.raises(ConfigError, match=r"Finished'> defines no __init__ .* above what makes its __init__"):
         traced(Finished)
     assert traced(dict)(a=1) == {"a": 1}
+    assert (RunnableLambda(str) | traced(str) | len).invoke(7) == 1
 
 
 def test_wraps_leaves_what_is_called_alone(seen: CapturedSpans) -> None:
