@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 from pltrace._errors import StoreError
 from pltrace._forks import at_fork
@@ -188,6 +188,10 @@ class Database:
             self.files += 1
         if self._connection is None:
             self._connection = self._opened()
+            # Closed by the next who uses SQLite, as this may be collected in the middle of it; and held until then, or
+            # it could be collected at the same time, which Python warns of.
+            self._collected = finalize(self, _unused.append, self._connection)
+            self._collected.atexit = False
             self._parted = False
             self.openings += 1
         return self._connection
@@ -241,6 +245,7 @@ class Database:
         connection, self._connection = self._connection, None
         self._parted = False
         if connection is not None:
+            self._collected.detach()
             connection.close()
 
     def _replace_if_damaged(self, error: BaseException) -> bool:
@@ -252,13 +257,6 @@ class Database:
         if identity(self.path) == self._file:  # Else another process did.
             set_aside(self.path, error)
         return True
-
-    def __del__(self) -> None:
-        """Have the connection closed by the next who uses SQLite: this thread may be in the middle of it."""
-        connection = getattr(self, "_connection", None)
-        # At the end of the process the writer may have been stopped in the middle of using it.
-        if connection is not None and not sys.is_finalizing():
-            _unused.append(connection)
 
     def close(self) -> None:
         """Close the connection; the file's log is merged into it if no other process uses it. Memory stays open."""
@@ -337,6 +335,7 @@ def _after_fork_in_child() -> None:
         database._parted = False
         if database._connection is not None:
             _inherited.append(database._connection)
+            database._collected.detach()
             database._connection = None
 
 

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import pickle
 import threading
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -573,3 +574,14 @@ def test_what_is_asked_of_requests() -> None:
     assert request.scores == [(70, "own"), (90, None)]
     assert [operation["kind"] for operation in request.operations] == ["prompt", "metadata", "score", "score", "group"]
     assert request.operations[0]["version"] == 2
+
+
+def test_nothing_is_left_open() -> None:
+    """What a capture used is closed when it is collected; Python, which warns of what isn't, has nothing to say."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            with capture_spans(), traced("block"):
+                pass
+            gc.collect()
+    assert [str(one.message) for one in told if "database" in str(one.message)] == []
