@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import random
 import sqlite3
 import sys
@@ -14,13 +13,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from weakref import WeakSet, finalize
 
+from pltrace import _checkpoints
+from pltrace._checkpoints import Checkpoints
 from pltrace._errors import StoreError
 from pltrace._forks import at_fork
 from pltrace._health import warn_once
 from pltrace._store_file import (
     BUSY_TIMEOUT_MS,
-    MOST_WAL_BYTES,
     SCHEMA_VERSION,
+    close_quickly,
     identity,
     opened_file,
     opened_memory,
@@ -33,9 +34,7 @@ _MOST_BUSY_S = 30.0
 _MOST_BUSY_AT_OPENING_S = 5.0
 #: How long to wait before the next look at whether others have let go of the file: they hold it for half a
 #: millisecond, unless something is wrong.
-_SHORTEST_TRY_S, _LONGEST_TRY_S = 0.0005, 0.02
-#: How often the log is tried to be cut back.
-_CUT_EVERY_S = 0.1
+_SHORTEST_TRY_S, _LONGEST_TRY_S = 0.0005, 0.004
 #: A fork waits so long for the thread that is using SQLite.
 _LONGEST_FORK_S = 1.0
 
@@ -84,7 +83,7 @@ class Database:
         self._connection: sqlite3.Connection | None = None
         self._parted = False  # For a fork; it is opened again when it is needed.
         self._file: tuple[int, int] | None = None
-        self._cut_at = 0.0
+        self._checkpoints = Checkpoints()
         _databases.add(self)
         try:
             self._take("", _MOST_BUSY_AT_OPENING_S)
@@ -136,17 +135,8 @@ class Database:
             raise
         finally:
             _give_back()
-
-    def cut_log(self) -> None:
-        """Cut the file's log back when it has grown large, as far as readers let it.
-
-        SQLite by itself starts the log over only when nobody reads, and with many processes somebody always does.
-        """
-        if self.path is None or time.monotonic() < self._cut_at or _log_bytes(self.path) < MOST_WAL_BYTES:
-            return
-        self._cut_at = time.monotonic() + _CUT_EVERY_S
-        with self.reading() as connection:
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        if self.path is not None:
+            self._checkpoints.committed(self.path, self._file)
 
     def _take(self, begin: str, patience_s: float) -> sqlite3.Connection:
         """Return the connection with the lock held, which is free while other processes are waited for."""
@@ -236,10 +226,8 @@ class Database:
         no locks: another process would delete the file's log under it.
         """
         if self.path is not None and self._connection is not None:
-            if sys.version_info >= (3, 12):  # Else the log is merged into the file, some milliseconds of the fork.
-                self._connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE)
-            self._disconnect()
-            self._parted = True
+            close_quickly(self._connection)
+            self._connection, self._parted = None, True
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
@@ -260,19 +248,13 @@ class Database:
 
     def close(self) -> None:
         """Close the connection; the file's log is merged into it if no other process uses it. Memory stays open."""
+        self._checkpoints.end()
         _wait_for_lock(time.monotonic() + _MOST_BUSY_S)
         try:
             if self.path is not None:
                 self._disconnect()
         finally:
             _give_back()
-
-
-def _log_bytes(path: Path) -> int:
-    try:
-        return os.stat(f"{path}-wal").st_size
-    except OSError:
-        return 0
 
 
 def _is_busy(error: BaseException) -> bool:
@@ -309,7 +291,9 @@ def _give_back() -> None:
 
 def _before_fork() -> None:
     # A signal handler that forks may have interrupted this thread while it holds the lock, but not inside SQLite.
+    give_up_at = time.monotonic() + _LONGEST_FORK_S
     _forking.holds = _lock.acquire(timeout=_LONGEST_FORK_S)
+    _forking.holds_checkpoints = _checkpoints.before_fork(give_up_at)
     if _forking.holds and not _in_use:
         with suppress(sqlite3.Error):
             while _unused:
@@ -319,6 +303,8 @@ def _before_fork() -> None:
 
 
 def _after_fork_in_parent() -> None:
+    if _forking.holds_checkpoints:
+        _checkpoints.after_fork_in_parent()
     if _forking.holds:
         _lock.release()
 
@@ -327,7 +313,7 @@ def _after_fork_in_child() -> None:
     """Start afresh: a new connection is opened when it is needed."""
     global _lock, _in_use, _usable
     # Held by this thread since before the fork, or by none; else by one that isn't here any more.
-    _usable = _usable and _lock.acquire(blocking=False)
+    _usable = _checkpoints.after_fork_in_child() and _usable and _lock.acquire(blocking=False)
     _lock, _in_use = threading.RLock(), False
     _inherited.extend(_unused)
     _unused.clear()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from pltrace._background import sleep
 from pltrace._database import Database
 
 __all__ = ["LEASE_S", "Lease"]
@@ -16,7 +17,7 @@ __all__ = ["LEASE_S", "Lease"]
 #: An owner that hasn't been seen for so long has lost its lease, even if its process is still there (stopped, hung).
 LEASE_S = 60.0
 #: The most rows that one transaction takes over: others wait meanwhile.
-_MOST_IN_STEP = 2_000
+_MOST_IN_STEP = 100
 _LEAVING_PATIENCE_S = 1.0
 #: The owners of what is pending, found by leaps through the index: there can be a hundred thousand rows of each.
 _OWNERS = """
@@ -92,28 +93,29 @@ class Lease:
 
     def _adopt_from(self, owner: str) -> int:
         """Take over a process's spans and operations, in steps: nobody should wait for a large backlog."""
-        adopted = 0
-        for table, key, only in (
-            *(("delivery_ranges", "first", exporter) for exporter in self._exporters),
-            ("operations", "id", None),
-        ):
-            where = "owner = :gone AND state = 0" + ("" if only is None else " AND exporter = :only")
-            parameters = {"ours": self.owner, "gone": owner, "only": only}
-            taken = _MOST_IN_STEP
-            while taken == _MOST_IN_STEP:
-                with self._database.writing() as connection:
-                    taken = connection.execute(
-                        f"UPDATE {table} SET owner = :ours WHERE {where} AND {key} IN"
-                        f" (SELECT {key} FROM {table} WHERE {where} ORDER BY {key} LIMIT {_MOST_IN_STEP})",
-                        parameters,
+        adopted, taken = 0, [_MOST_IN_STEP]
+        while max(taken) == _MOST_IN_STEP:
+            with self._database.writing() as connection:
+                began = time.monotonic()
+                taken = [
+                    connection.execute(
+                        f"UPDATE {table} SET owner = :ours WHERE {key} IN"
+                        f" (SELECT {key} FROM {table} WHERE owner = :gone AND state = 0{only} ORDER BY {key}"
+                        f" LIMIT {_MOST_IN_STEP}){only}",
+                        {"ours": self.owner, "gone": owner, "exporter": exporter},
                     ).rowcount
-                adopted += taken
-        with self._database.writing() as connection:
-            connection.execute(
-                "DELETE FROM owners WHERE owner = :gone"
-                " AND NOT EXISTS (SELECT 1 FROM delivery_ranges WHERE owner = :gone AND state = 0)",
-                {"gone": owner},
-            )
+                    for table, key, exporter, only in (
+                        *(
+                            ("delivery_ranges", "first", exporter, " AND exporter = :exporter")
+                            for exporter in self._exporters
+                        ),
+                        ("operations", "id", None, ""),
+                    )
+                ]
+                if max(taken) < _MOST_IN_STEP:
+                    connection.execute("DELETE FROM owners WHERE owner = ?", (owner,))
+            adopted += sum(taken)
+            sleep(time.monotonic() - began)  # For others to write.
         return adopted
 
     def _is_gone(self, row: Any) -> bool:

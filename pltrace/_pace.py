@@ -13,6 +13,9 @@ __all__ = ["Pace"]
 
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 1.0, 60.0
 UNAUTHORIZED_PAUSE_S = 60.0
+#: A worker looks round so long after it began: a process that has just started has other things to do, and many start
+#: at once, as the children of a server.
+_FIRST_LOOK_S = 0.5
 #: How long a thread waits for a word that never comes before it looks again by itself.
 _LOOK_AGAIN_S = 0.1
 
@@ -35,7 +38,7 @@ class Pace:
         self._hurry = False
         self._not_before = 0.0
         self._obey = False  # The other side asked for the pause: nobody's hurry cuts it short.
-        self._looked_at = 0.0
+        self._looked_at = monotonic() + _FIRST_LOOK_S - every_s
         self._stopped = False
         self.failures = 0
         self.last_error: str | None = None

@@ -6,6 +6,7 @@ import os
 import random
 import sqlite3
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ from pltrace._errors import StoreError
 from pltrace._health import warn_once
 
 __all__ = [
-    "BUSY_TIMEOUT_MS", "MOST_WAL_BYTES", "SCHEMA_VERSION", "identity", "opened_file", "opened_memory", "set_aside",
+    "BUSY_TIMEOUT_MS", "MOST_WAL_BYTES", "SCHEMA_VERSION", "close_quickly", "identity", "opened_beside", "opened_file",
+    "opened_memory", "set_aside",
 ]  # fmt: skip
 
 _SUFFIXES = (".db", ".sqlite", ".sqlite3")
@@ -93,7 +95,7 @@ CREATE TABLE counters (                    -- what happened to runs and spans, f
     count           INTEGER NOT NULL
 );
 """
-#: Past it the file's log is cut back as soon as no reader is in the way.
+#: Past it the file's log is cut back as soon as no reader is in the way, and commits wait for that.
 MOST_WAL_BYTES = 2**24
 #: Memory takes no more than this: then writing fails as on a full disk.
 _MOST_MEMORY_BYTES = 3 * 2**27
@@ -122,7 +124,16 @@ def opened_file(path: Path) -> sqlite3.Connection:
         sqlite3.Error: It can't be used, or not now.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _folder_alone(path.parent):
+    try:
+        with _locked(path.parent, alone=False):  # Those that open what is there don't wait for each other.
+            _check_private(path)
+            return _prepared(path)
+    except FileNotFoundError:
+        pass
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError):
+            raise
+    with _locked(path.parent, alone=True):
         _create_private(path)
         try:
             return _prepared(path)
@@ -139,6 +150,34 @@ def opened_file(path: Path) -> sqlite3.Connection:
             return _prepared(path)
 
 
+def opened_beside(path: Path, file: tuple[int, int] | None) -> sqlite3.Connection:
+    """Return another connection to the file that this process has open.
+
+    Raises:
+        OSError: Another file is there now, or a process is making one.
+        sqlite3.Error: It can't be used, or not now.
+    """
+    with _locked(path.parent, alone=False, patience_s=0.0):
+        if identity(path) != file:
+            raise OSError("another file is at its place")
+        connection = _connect(str(path))
+        try:
+            connection.execute("PRAGMA user_version").fetchone()  # From here on it has the file's log.
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+def close_quickly(connection: sqlite3.Connection) -> None:
+    """Close a connection without moving the file's log into the file first, as SQLite does when nobody else has it."""
+    if sys.version_info >= (3, 12):
+        connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE)
+    else:
+        connection.interrupt()  # Holds until the next statement, and there is none.
+    connection.close()
+
+
 def _may_be_ours(path: Path) -> bool:
     """Return whether a file that SQLite can't read may be a damaged store, by its name, or by a log beside it."""
     return path.suffix in _SUFFIXES or path.with_name(path.name + "-wal").exists()
@@ -146,7 +185,7 @@ def _may_be_ours(path: Path) -> bool:
 
 def set_aside(path: Path, error: Exception) -> None:
     """Rename a file that has turned out to be damaged."""
-    with _folder_alone(path.parent):
+    with _locked(path.parent, alone=True):
         _move_aside(path, error)
 
 
@@ -160,8 +199,17 @@ def identity(path: Path) -> tuple[int, int] | None:
 
 
 @contextmanager
-def _folder_alone(folder: Path) -> Iterator[None]:
-    """Keep other processes from opening, making or renaming the file: its log belongs to it by name alone."""
+def _locked(folder: Path, *, alone: bool, patience_s: float = _MOST_BUSY_FOLDER_S) -> Iterator[None]:
+    """Keep other processes from making or renaming the file: its log belongs to it by name alone.
+
+    Args:
+        folder: Where the file is.
+        alone: Keep them from opening it too.
+        patience_s: The longest wait for them.
+
+    Raises:
+        OSError: There is no time to wait.
+    """
     try:
         import fcntl
     except ImportError:  # Windows doesn't let a file be renamed that is in use.
@@ -169,12 +217,14 @@ def _folder_alone(folder: Path) -> Iterator[None]:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        give_up_at = time.monotonic() + _MOST_BUSY_FOLDER_S
+        give_up_at = time.monotonic() + patience_s
         while True:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
                 break
             except OSError:
+                if not patience_s:
+                    raise
                 # One that was stopped in the middle, or a file system without such locks, is no reason to fail.
                 if time.monotonic() > give_up_at:
                     break
@@ -214,6 +264,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     for pragma in (
         "PRAGMA journal_mode = WAL",
         "PRAGMA synchronous = NORMAL",  # Survives the death of the process; a power cut can take the last commits.
+        "PRAGMA wal_autocheckpoint = 0",  # Not in a commit: that would wait for the disk.
         f"PRAGMA journal_size_limit = {MOST_WAL_BYTES}",
         "PRAGMA secure_delete = ON",
     ):
@@ -266,18 +317,22 @@ def _create_private(path: Path) -> None:
         # Private from its first byte on; SQLite gives its other two files the same mode.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     except FileExistsError:
-        # Only looked at, never opened: closing a descriptor of the file would drop this process's locks on it.
-        status = path.lstat()
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError("it is not a regular file") from None
-        if hasattr(os, "getuid") and status.st_uid != os.getuid():
-            raise OSError("it belongs to another user") from None
-        if not os.access(path, os.W_OK):
-            raise OSError("it is read-only") from None
+        _check_private(path)
         return
     # The log of a file that was deleted is not this one's.
     for suffix in ("-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def _check_private(path: Path) -> None:
+    # Only looked at, never opened: closing a descriptor of the file would drop this process's locks on it.
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError("it is not a regular file")
+    if hasattr(os, "getuid") and status.st_uid != os.getuid():
+        raise OSError("it belongs to another user")
+    if not os.access(path, os.W_OK):
+        raise OSError("it is read-only")
 
 
 def _move_aside(path: Path, error: Exception) -> None:

@@ -122,15 +122,6 @@ class Tracing:
         self._work_on_operations()
         if monotonic() >= self._prune_at:
             self._prune()
-        self._cut_log()
-
-    def _cut_log(self) -> None:
-        try:
-            self.store.database.cut_log()
-        except STORE_TROUBLE:
-            pass  # Others are at it.
-        except Exception:
-            failed("cutting back the store's log")
 
     def _prune(self) -> None:
         in_memory = self.store.database.path is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,48 @@ timed.report()
     children = rows(store, "SELECT name FROM spans WHERE name LIKE 'child%' ORDER BY name")
     assert [row["name"] for row in children] == [f"child-{number:06}" for number in range(10)]
     assert set(taken(promptlayer).values()) == {1}
+
+
+def test_fork_while_the_log_is_moved(tmp_path: Path, store: Path) -> None:
+    """A process that writes so much that SQLite's log is always being moved forks children that all work."""
+    program = run(
+        PRELUDE
+        + """
+pltrace.configure()
+stop = threading.Event()
+def large(number):
+    with traced(f"large-{number:06}") as block:
+        block.update(output="x" * 50_000)
+def keep_recording():
+    number = 0
+    while not stop.is_set():
+        large(number)
+        number += 1
+        time.sleep(0.0005)
+    recorded.append(number)
+recorded = []
+thread = threading.Thread(target=keep_recording)
+thread.start()
+for number in range(40):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        span(number, "child")
+        os._exit(0 if pltrace.flush(20) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+stop.set()
+thread.join()
+assert pltrace.flush(30)
+print(json.dumps(recorded[0] + 40))
+""",
+        tmp_path,
+        PLTRACE_STORE=store,
+        PLTRACE_ENABLED=1,
+        PYTHONWARNINGS="ignore::DeprecationWarning",
+    )
+    assert program.code == 0, program.err
+    assert rows(store, "PRAGMA integrity_check") == [{"integrity_check": "ok"}]
+    assert len(rows(store, "SELECT seq FROM spans")) == json.loads(program.out)
 
 
 def test_fork_of_a_fork(

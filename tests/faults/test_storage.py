@@ -377,6 +377,27 @@ timed.report()
     assert meanwhile > 2**24 > afterwards
 
 
+def test_log_is_bounded(tmp_path: Path, store: Path) -> None:
+    """However much a process writes, the database's log stays within its bound, nearly, and so does the next's."""
+    source = (
+        PRELUDE
+        + """
+pltrace.configure(store=sys.argv[1])
+def large(number):
+    with traced("large") as block:
+        block.update(output="x" * 20_000)
+timed(large, 1500)
+assert pltrace.flush(30)
+print(os.path.getsize(sys.argv[1] + "-wal"))
+"""
+    )
+    for _ in range(2):
+        program = run(source, tmp_path, store)
+        assert program.code == 0, program.err
+        assert int(program.out) < 1.5 * 2**24
+    assert len(stored(store)) == 3000
+
+
 def test_space_is_given_back(tmp_path: Path, local: Path) -> None:
     """What is pruned makes the file smaller."""
     from pltrace._store import Store
@@ -384,14 +405,10 @@ def test_space_is_given_back(tmp_path: Path, local: Path) -> None:
 
     store = Store(tmp_path / "pruned.db")
     store.write([_a_row(number) for number in range(2000)], [])
-    store.database.cut_log()
-    with closing(sqlite3.connect(tmp_path / "pruned.db")) as connection:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    store.close()
     before = (tmp_path / "pruned.db").stat().st_size
     while store.retention.prune(2 * 10**18, 2**30):
         pass
-    with closing(sqlite3.connect(tmp_path / "pruned.db")) as connection:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    store.close()
     assert len(stored(tmp_path / "pruned.db")) == 1
     assert (tmp_path / "pruned.db").stat().st_size < before / 2
-    store.close()

@@ -1,0 +1,161 @@
+"""Moves the log of the store's file into the file, on a thread that may wait for the disk, as no commit may."""
+
+from __future__ import annotations
+
+import contextvars
+import random
+import sqlite3
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from weakref import WeakSet
+
+from pltrace._background import Background, sleep
+from pltrace._health import failed
+from pltrace._store_file import MOST_WAL_BYTES, close_quickly, opened_beside
+
+__all__ = ["Checkpoints", "after_fork_in_child", "after_fork_in_parent", "before_fork"]
+
+#: A log that has grown so large is moved into the file, and started over.
+_LARGE_BYTES = 2**22
+#: How often that is tried, while somebody who reads stands in the way.
+_EVERY_S = 0.1
+#: To start it over.
+_TRIES, _LONGEST_PAUSE_S = 20, 0.003
+#: A commit after which the log is beyond its bound waits so long for it to be moved.
+_LONGEST_WAIT_S = 1.0
+_INTERRUPT_EVERY_S = 0.0005
+
+#: What the log begins with, and each page in it, in bytes.
+_LOG_HEADER, _FRAME_HEADER = 32, 24
+
+#: Held while a checkpoint's connection is open, and by a fork: a child must inherit no connection.
+_connecting = threading.RLock()
+_connection: sqlite3.Connection | None = None
+_fork_waits = False
+#: What came through a fork in the middle of it: closing it would end what the parent is at.
+_inherited: list[sqlite3.Connection | None] = []
+_all: WeakSet[Checkpoints] = WeakSet()
+
+
+class Checkpoints:
+    """Keeps the log of a file small. By itself SQLite does so within a commit, which waits for the disk then."""
+
+    def __init__(self) -> None:
+        self._forked()
+        _all.add(self)
+
+    def _forked(self) -> None:
+        self._running = threading.Lock()
+        self._next_at = 0.0
+
+    def committed(self, path: Path, file: tuple[int, int] | None) -> None:
+        """Begin a checkpoint if the log has grown large; wait for it if the log is beyond its bound.
+
+        Args:
+            path: Where the file is.
+            file: Which file it is.
+        """
+        if not _log_holds(path, _LARGE_BYTES):
+            return
+        if time.monotonic() >= self._next_at and self._running.acquire(blocking=False):
+            self._next_at = time.monotonic() + _EVERY_S
+            work = contextvars.copy_context()  # Silent as our own threads are, where `sqlite3` is instrumented.
+            try:
+                Background(lambda: work.run(self._run, path, file), "pltrace-checkpoint").start()
+            except RuntimeError:  # No thread runs here, or none any more.
+                self._run(path, file)
+        if _log_holds(path, MOST_WAL_BYTES):
+            self.end()
+
+    def end(self) -> None:
+        """Wait for the one that is going on, if there is one."""
+        if self._running.acquire(timeout=_LONGEST_WAIT_S):
+            self._running.release()
+
+    def _run(self, path: Path, file: tuple[int, int] | None) -> None:
+        global _connection
+        try:
+            with _connecting:
+                _connection = opened_beside(path, file)
+                try:
+                    _connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                    if _log_holds(path, MOST_WAL_BYTES):
+                        _connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                    else:
+                        _start_over(_connection)
+                finally:
+                    connection, _connection = _connection, None
+                    close_quickly(connection)
+        except (sqlite3.Error, OSError):
+            pass  # Something is in the way, or a fork; a later commit begins another.
+        except Exception:
+            failed("moving the store's log into its file")
+        finally:
+            self._running.release()
+
+
+def _start_over(connection: sqlite3.Connection) -> None:
+    """Have the next commit start the log over.
+
+    That takes a moment in which nobody reads or writes, and one is looked for: who waits for it keeps others from
+    writing, which is done when the log is beyond its bound.
+    """
+    connection.execute("PRAGMA busy_timeout = 0")
+    for _ in range(_TRIES):
+        is_busy = connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0]
+        if not is_busy or _fork_waits:
+            return
+        sleep(random.uniform(0.0, _LONGEST_PAUSE_S))
+
+
+def _log_holds(path: Path, size: int) -> bool:
+    """Return whether so many bytes are in the log; when it is started over, its file stays as large as it was.
+
+    Each of its frames bears the two numbers that its header got then (https://sqlite.org/fileformat2.html).
+    """
+    try:
+        with open(f"{path}-wal", "rb", buffering=0) as log:
+            header = log.read(_LOG_HEADER)
+            frame = int.from_bytes(header[8:12], "big") + _FRAME_HEADER
+            log.seek(_LOG_HEADER + size // frame * frame)
+            return header[16:24] == log.read(_FRAME_HEADER)[8:16] != b""
+    except OSError:
+        return False
+
+
+def before_fork(give_up_at: float) -> bool:
+    """Interrupt the checkpoint that is going on and keep others from beginning; return whether that could be done.
+
+    It is waited for as long as it waits for the disk.
+    """
+    global _fork_waits
+    _fork_waits = True
+    while not _connecting.acquire(timeout=_INTERRUPT_EVERY_S):
+        if time.monotonic() > give_up_at:
+            return False
+        connection = _connection
+        if connection is not None:
+            with suppress(sqlite3.Error):
+                connection.interrupt()
+    return True
+
+
+def after_fork_in_parent() -> None:
+    """Let checkpoints begin again."""
+    global _fork_waits
+    _fork_waits = False
+    _connecting.release()
+
+
+def after_fork_in_child() -> bool:
+    """Start afresh; return whether no checkpoint was going on after all, in the middle of SQLite."""
+    global _connecting, _connection, _fork_waits
+    # Held by this thread since before the fork, or by none; else by one that isn't here any more.
+    usable = _connecting.acquire(blocking=False)
+    _inherited.append(_connection)
+    _connecting, _connection, _fork_waits = threading.RLock(), None, False
+    for checkpoints in _all:
+        checkpoints._forked()
+    return usable
