@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import random
 import sqlite3
-import sys
 import threading
 import time
 from collections.abc import Iterator

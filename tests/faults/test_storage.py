@@ -303,6 +303,7 @@ def round_(name):
     print("ready", flush=True)
     sys.stdin.readline()
 
+pltrace.configure()
 timed(lambda n: span(n, sys.argv[1]), 300)
 round_("before")
 round_("first")
