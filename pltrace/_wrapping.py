@@ -125,7 +125,8 @@ class Wrapped(FunctionWrapper, metaclass=_BehindWrapt):
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """Bind in its own way, if what it wraps does; a result that is a method becomes one of this wrapper."""
         if not hasattr(type(self.__wrapped__), "__get__"):
-            return self
+            # Before Python 3.13 `classmethod` asks what has this method to bind itself, and binds all else on its own.
+            return self if instance is None or instance is not owner else MethodType(self, instance)
         bound = self.__wrapped__.__get__(instance, owner)
         if bound is self.__wrapped__:
             return self

@@ -806,6 +806,13 @@ def test_descriptors(seen: CapturedSpans) -> None:
     assert Named.method(Named(3), 2) == 6
 
 
+@pytest.mark.parametrize("made", [lambda fn: classmethod(traced(fn)), lambda fn: traced(classmethod(fn))])
+def test_class_methods_of_what_is_no_function(made: Callable[[Any], Any], seen: CapturedSpans) -> None:
+    """A class method of a partial function, which doesn't bind, gets the class as it does undecorated."""
+    kind = type("Kind", (), {"both": made(functools.partial(lambda *both: both, 1))})
+    assert (kind.both(2), kind().both()) == ((1, kind, 2), (1, kind))  # type: ignore[attr-defined]
+
+
 def test_over_descriptors(seen: CapturedSpans) -> None:
     """Over a property, and over all else that makes something of functions in a class, it stays what it is."""
 
