@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks import inert, report
-from tests.benchmarks.plan import SECTIONS
+from tests.benchmarks.plan import LONG, SECTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,7 +43,9 @@ def main() -> int:
     ):
         for number in range(options.processes):
             for name, interpreter in interpreters.items():
-                sections = [s for s in options.sections if s != "volume" or (number == 0 and name == "pltrace")]
+                sections = [
+                    s for s in options.sections if s not in ("volume", LONG) or (number == 0 and name == "pltrace")
+                ]
                 where = Path(folder) / f"{name}-{number}"
                 where.mkdir()
                 title = f"process {number + 1} of {options.processes}, {name}"
@@ -74,12 +76,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--scale", type=float, default=1.0, help="how much of everything (default 1)")
     parser.add_argument("--processes", type=int, default=3, help="how often all is measured anew (default 3)")
     parser.add_argument("--peers", metavar="NAMES", help="other tracers, separated by commas, or `all`")
-    parser.add_argument("--sections", default=",".join(SECTIONS), help="of %(default)s")
+    parser.add_argument("--sections", default=",".join(SECTIONS), help=f"of %(default)s,{LONG}")
     parser.add_argument("--no-inert", dest="inert", action="store_false", help="without import and inert calls")
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "pltrace-benchmarks")
     options = parser.parse_args()
     options.sections = options.sections.split(",")
-    unknown = set(options.sections) - set(SECTIONS)
+    unknown = set(options.sections) - {*SECTIONS, LONG}
     if unknown:
         parser.error(f"--sections: there is no {', '.join(sorted(unknown))}")
     return options

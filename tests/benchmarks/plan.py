@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["CALLS_AT_ONCE", "SECTIONS", "WORKLOADS", "Workload"]
+__all__ = ["CALLS_AT_ONCE", "LONG", "SECTIONS", "WORKLOADS", "Workload"]
 
 SECTIONS = ("calls", "paced", "threads", "total", "volume")
+#: Measured where it is asked for: it takes ten minutes.
+LONG = "million"
 #: Decorated calls are too short to be timed one by one.
 CALLS_AT_ONCE = 100
 

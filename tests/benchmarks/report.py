@@ -116,8 +116,6 @@ def _volume(joined: Results) -> list[str]:
     rates = [r for r in joined.all if r["section"] == "throughput"]
     sizes = [r for r in joined.all if r["section"] == "bytes"]
     flat = [r for r in joined.all if r["section"] == "flatness"]
-    if not flat:
-        return []
     rate_rows = {
         (r["workload"], r["to"]): statistics.median(
             other["rate"] for other in rates if (other["workload"], other["to"]) == (r["workload"], r["to"])
@@ -126,18 +124,23 @@ def _volume(joined: Results) -> list[str]:
     }
     size_rows = {r["workload"]: statistics.median(o["bytes"] for o in sizes if o["workload"] == r["workload"])
                  for r in sizes}  # fmt: skip
-    last = flat[-20:]
-    return [
-        "## pltrace: spans a second from one process, sustained",
-        _table(["recorded by", "to", "spans/s"], [[*key, f"{rate:,.0f}"] for key, rate in rate_rows.items()]),
-        "## pltrace: bytes on disk",
-        _table(["one", "bytes"], [[name, f"{size:,.0f}"] for name, size in size_rows.items()]),
-        "## pltrace: cost of a decorated call, after so many spans in one process",
-        _table(
-            ["spans", "µs of CPU", "µs of wall", "process, MB"],
-            [[f"{r['spans']:,}", f"{r['cpu_us']:.2f}", f"{r['wall_us']:.2f}", f"{r['rss_mb']:.0f}"] for r in last],
-        ),
-    ]
+    found = []
+    if rates:
+        found += [
+            "## pltrace: spans a second from one process, sustained",
+            _table(["recorded by", "to", "spans/s"], [[*key, f"{rate:,.0f}"] for key, rate in rate_rows.items()]),
+            "## pltrace: bytes on disk",
+            _table(["one", "bytes"], [[name, f"{size:,.0f}"] for name, size in size_rows.items()]),
+        ]
+    for name in dict.fromkeys(r["workload"] for r in flat):
+        columns = ["spans", "µs of the caller's CPU", "µs of wall", "µs of CPU in all", "process, MB", "file, MB"]
+        rows = [
+            [f"{r['spans']:,}", *(f"{r[key]:.2f}" for key in ("cpu_us", "wall_us", "total_us")),
+             *(f"{r[key]:.0f}" for key in ("rss_mb", "file_mb"))]
+            for r in flat if r["workload"] == name
+        ]  # fmt: skip
+        found += [f"## pltrace: cost of one {name}, after so many spans in one process", _table(columns, rows)]
+    return found
 
 
 def _number(value: float | None) -> str:

@@ -18,6 +18,8 @@ from tests.benchmarks.workloads import make
 __all__ = ["flatness", "stored_bytes", "throughput"]
 
 _SHARE = 20  # Flatness is looked at in so many parts.
+_AT_ONCE = {"decorated call": CALLS_AT_ONCE}
+_PACES_HZ = {"decorated call": 15_000, "LLM call": 4_000}
 
 
 def throughput(tracer: Pltrace, name: str, spans_each: int, spans: int, *, deliver: bool) -> float:
@@ -53,26 +55,34 @@ def _size(store: Path) -> int:
     return store.stat().st_size
 
 
-def flatness(tracer: Pltrace, spans: int) -> Iterator[dict[str, float]]:
-    """Record spans by decorated calls, and say after each part what one cost and how large the process is."""
-    with _fresh(tracer, deliver=False), tracer.on():
-        run = _run("decorated call", tracer)
+def flatness(tracer: Pltrace, name: str, spans: int, *, deliver: bool) -> Iterator[dict[str, float]]:
+    """Record very many spans, and say after each part what one cost and how large process and file are.
+
+    No faster than the background: what is looked for is not how it presses back.
+    """
+    with _fresh(tracer, deliver=deliver), tracer.on():
+        run = _run(name, tracer)
+        each = CALLS_AT_ONCE // _AT_ONCE.get(name, 1)
         for part in range(_SHARE):
             cpu = wall = 0
+            process = time.process_time_ns()
             for _ in range(spans // _SHARE // CALLS_AT_ONCE):
                 began, cpu_began = time.perf_counter_ns(), time.thread_time_ns()
-                run()
+                for _ in range(each):
+                    run()
                 cpu += time.thread_time_ns() - cpu_began
                 wall += time.perf_counter_ns() - began
-                # No faster than the writer: what is looked for is not how it presses back.
-                time.sleep(CALLS_AT_ONCE / 15_000)
-            each = 1e3 * (spans // _SHARE)
+                time.sleep(CALLS_AT_ONCE / _PACES_HZ[name])
+            process = time.process_time_ns() - process
+            count = 1e3 * (spans // _SHARE)
             gc.collect()
             yield {
                 "spans": (part + 1) * (spans // _SHARE),
-                "cpu_us": cpu / each,
-                "wall_us": wall / each,
+                "cpu_us": cpu / count,
+                "wall_us": wall / count,
+                "total_us": process / count,
                 "rss_mb": _rss_mb(),
+                "file_mb": tracer.store.stat().st_size / 1e6,
             }
 
 

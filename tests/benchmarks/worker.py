@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks import timing
-from tests.benchmarks.plan import CALLS_AT_ONCE, WORKLOADS
+from tests.benchmarks.plan import CALLS_AT_ONCE, LONG, WORKLOADS
 from tests.benchmarks.timing import Samples
 from tests.benchmarks.tracers import Nobody, Noop, Pltrace, Tracer
 
@@ -77,11 +77,26 @@ def _volume(tracers: list[Tracer], scale: float) -> Iterator[Result]:
             "workload": name,
             "bytes": volume.stored_bytes(tracer, name, at_once, _times(1_000 // at_once, scale) * at_once),
         }
-    for part in volume.flatness(tracer, _times(1_000, scale) * CALLS_AT_ONCE * 2):
-        yield {"section": "flatness", **part}
+    yield from _flatness(tracer, "decorated call", _times(1_000, scale) * CALLS_AT_ONCE * 2, deliver=False)
 
 
-_MEASURES = {"calls": _calls, "paced": _paced, "threads": _threads, "total": _total, "volume": _volume}
+def _million(tracers: list[Tracer], scale: float) -> Iterator[Result]:
+    tracer = tracers[-1]
+    if isinstance(tracer, Pltrace):
+        yield from _flatness(tracer, "decorated call", _times(1_000_000, scale), deliver=False)
+        yield from _flatness(tracer, "LLM call", _times(1_000_000, scale), deliver=True)
+
+
+def _flatness(tracer: Pltrace, workload: str, spans: int, *, deliver: bool) -> Iterator[Result]:
+    from tests.benchmarks import volume
+
+    for part in volume.flatness(tracer, workload, spans, deliver=deliver):
+        yield {"section": "flatness", "workload": workload, **part}
+
+
+_MEASURES = {
+    "calls": _calls, "paced": _paced, "threads": _threads, "total": _total, "volume": _volume, LONG: _million,
+}  # fmt: skip
 
 
 def _times(count: int, scale: float) -> int:
