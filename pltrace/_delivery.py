@@ -17,7 +17,7 @@ from pltrace._silence import be_silent
 
 __all__ = ["DeliveryWorker", "OperationWorker"]
 
-MOST_SPANS = 100
+MOST_SPANS = 200
 MOST_BYTES = 2_000_000
 #: A span waits so long for others to share its request.
 LINGER_S = 0.5

@@ -95,6 +95,7 @@ class JsonClient:
         self._connect_timeout_s = connect_timeout_s
         self._answer_timeout_s = answer_timeout_s
         self._connection: http.client.HTTPConnection | None = None
+        self._proxy: Any = None  # Of the connection.
         self._used_at = 0.0
         self._distrusted_until = 0.0
 
@@ -110,9 +111,9 @@ class JsonClient:
             NotSentError: There was no connection.
             NoAnswerError: It was sent, and no whole answer came.
         """
-        proxy = self._proxy()
         used_before = self._connection
-        connection = self._connected(proxy)
+        connection = self._connected()
+        proxy = self._proxy
         headers = self._headers if body is None else {**self._headers, **_described(body)}
         target = self._prefix + path
         if proxy is not None and not self._secure:
@@ -152,13 +153,14 @@ class JsonClient:
         response.close()  # Only of the answer; the connection can be used again.
         return b"".join(pieces)
 
-    def _connected(self, proxy: Any) -> http.client.HTTPConnection:
+    def _connected(self) -> http.client.HTTPConnection:
         if self._connection is not None and self._is_usable(self._connection):
             self._connection.sock.settimeout(self._answer_timeout_s)
             return self._connection
         self.close()
+        self._proxy = self._named_proxy()  # A look at the whole environment.
         try:
-            connection = self._new_connection(proxy)
+            connection = self._new_connection(self._proxy)
             connection.connect()
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise NotSentError(f"{type(error).__name__}: {error}") from error
@@ -190,7 +192,7 @@ class JsonClient:
         connection.set_tunnel(self._host, self._port, headers=_credentials(proxy))
         return connection
 
-    def _proxy(self) -> Any:
+    def _named_proxy(self) -> Any:
         """Return the proxy that the environment names for this host, or None."""
         if urllib.request.proxy_bypass(self._host):
             return None

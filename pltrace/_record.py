@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from pltrace import _blueprint, _links
@@ -13,9 +12,10 @@ from pltrace._checks import INPUTS, OUTPUTS
 from pltrace._encoding import Encoder, json_of, quoted
 from pltrace._provider_errors import error_type_of
 from pltrace._rows import LINE, Row
+from pltrace._scope import Inherited
 from pltrace._snapshot import named, thawed
 from pltrace._span import Span
-from pltrace._usage import INTERNAL_TAGS, Run
+from pltrace._usage import INTERNAL_TAGS
 
 __all__ = ["Answer", "Generation", "row_of"]
 
@@ -53,8 +53,11 @@ class Generation(NamedTuple):
 
 def is_cached(generations: Sequence[Generation]) -> bool:
     """Return whether LangChain's cache answered, which says that it cost nothing: the tokens were counted before."""
-    usages = [getattr(generation.message, "usage_metadata", None) for generation in generations]
-    return any(isinstance(usage, dict) and usage.get("total_cost") == 0 for usage in usages)
+    for generation in generations:
+        usage = getattr(generation.message, "usage_metadata", None)
+        if isinstance(usage, dict) and usage.get("total_cost") == 0:
+            return True
+    return False
 
 
 def row_of(span: Span, encoder: Encoder, service: str) -> Row:
@@ -68,29 +71,84 @@ def row_of(span: Span, encoder: Encoder, service: str) -> Row:
     Returns:
         The row, in which nothing of the user's objects is referred to.
     """
-    inherited, label = span.inherited, encoder.dumps_label
+    inherited = span.inherited
     tags, metadata = span.tags, encoder.dumps_again(span.metadata)
-    around = f'"user":{label(inherited.user, "user")},"session":{label(inherited.session, "session")}'
-    alike = f'{{{around},"service":{label(service)}'
     own = [] if span.error is None else ['"error":' + quoted(encoder.text(span.error))]
-    lineage = '","'.join([f"{one.span_bits:016x}" for one in span.lineage])
-    lines = [f'["{lineage}"]' if lineage else "[]", label(tags, "tags"), metadata]
+    lineage = '","'.join([f"{around.span_bits:016x}" for around in span.lineage])
     usage = _NO_USAGE
     if span.kind == "llm":
-        usage, of_call = _add_llm(span, tags, metadata, own, lines, encoder)
-        alike += of_call
+        usage, repeated, lines = _call(span, tags, metadata, own, encoder, service)
     else:
+        repeated = _repeated(tags, metadata, inherited, service, None, encoder)
         needed_in, needed_out = _needed_capture(span)
         given = span.raw_input if span.arguments is None else named(span.arguments)
-        lines.append(_value(given, span.input_is_set or _holds(inherited.capture, needed_in), encoder))
-        lines.append(_value(span.raw_output, span.output_is_set or _holds(inherited.capture, needed_out), encoder))
+        lines = [
+            _value(given, span.input_is_set or _holds(inherited.capture, needed_in), encoder),
+            _value(span.raw_output, span.output_is_set or _holds(inherited.capture, needed_out), encoder),
+        ]
     # The clock may have been set back meanwhile; a call that ends before it begins would be refused.
     ended_at_ns = max(span.ended_at_ns, span.started_at_ns) if span.ended_at_ns else None
+    body = LINE.join(
+        (repeated.alike, "{" + ",".join(own) + "}", f'["{lineage}"]' if lineage else "[]", *lines)
+    )  # fmt: skip
     return Row(
         span.id, span.trace_id, span.parent_id, str(encoder.label(span.name)), span.kind, span.status,
-        span.started_at_ns, ended_at_ns, usage.input_tokens, usage.output_tokens,
-        LINE.join((alike + "}", "{" + ",".join(own) + "}", *lines)),
+        span.started_at_ns, ended_at_ns, usage.input_tokens, usage.output_tokens, body,
     )  # fmt: skip
+
+
+class _OfCall(NamedTuple):
+    """What is alike for many LLM calls, beside their tags and metadata."""
+
+    provider: str
+    model: str
+    attempt: int
+    cached: bool
+    run_tags: tuple[str, ...]
+
+
+class _Repeated(NamedTuple):
+    """What is alike for many spans, as JSON text; all but the first of LLM calls alone.
+
+    Attributes:
+        alike: The body's first object.
+        request_metadata: What goes with the request, up to the ids of the run,
+        langchain_tags: and after them.
+    """
+
+    alike: str
+    request_metadata: str = ""
+    langchain_tags: str = ""
+
+
+def _repeated(
+    tags: tuple[str, ...], metadata: str, inherited: Inherited, service: str, call: _OfCall | None, encoder: Encoder
+) -> _Repeated:
+    """Return what is alike for many spans: made once, and kept."""
+    user, session = inherited.user, inherited.session
+    key = (tags, metadata, user, session, service, call)
+    return encoder.kept(key, lambda: _made(tags, metadata, user, session, service, call, encoder))
+
+
+def _made(
+    tags: tuple[str, ...], metadata: str, user: str | None, session: str | None, service: str,
+    call: _OfCall | None, encoder: Encoder,
+) -> _Repeated:  # fmt: skip
+    label = encoder.dumps_label
+    user_text, session_text = label(user, "user"), label(session, "session")
+    alike = f'{{"user":{user_text},"session":{session_text},"service":{label(service)}'
+    alike += f',"tags":{label(tags, "tags")},"metadata":{metadata}'
+    if call is None:
+        return _Repeated(alike + "}")
+    request_tags = tuple(tag for tag in tags if not tag.startswith(INTERNAL_TAGS))
+    own = _own_metadata(*map(json.loads, (metadata, user_text, session_text)))
+    return _Repeated(
+        f'{alike},"provider":{label(call.provider)},"model":{label(call.model)}'
+        f',"attempt":{call.attempt},"cached":{"true" if call.cached else "false"}'
+        f',"request_tags":{label(request_tags, "tags")}}}',
+        own[:-1] if own == "{}" else own[:-1] + ",",
+        quoted(str(json.loads(label(call.run_tags, "tags")))),
+    )
 
 
 def _needed_capture(span: Span) -> tuple[int, int]:
@@ -119,10 +177,10 @@ def _value(raw: Any, captured: bool, encoder: Encoder) -> str:
     return encoder.dumps(thawed(raw))
 
 
-def _add_llm(
-    span: Span, tags: tuple[str, ...], metadata: str, own: list[str], lines: list[str], encoder: Encoder
-) -> tuple[_blueprint.Usage, str]:
-    """Add what the body of an LLM call has beyond others'; return its token counts, and what it shares with many."""
+def _call(
+    span: Span, tags: tuple[str, ...], metadata: str, own: list[str], encoder: Encoder, service: str
+) -> tuple[_blueprint.Usage, _Repeated, list[str]]:
+    """Return what an LLM call has: its token counts, what it shares with many, and its lines; `own` is added to."""
     run = span.run
     assert run is not None  # An LLM span is made by the handler alone.
     captured = span.inherited.capture
@@ -139,22 +197,16 @@ def _add_llm(
     if span.status != "ok":
         own.append('"error_type":' + json_of(error_type_of(span.status, span.error_types, span.error or "")))
     own += _prompt_link(span, encoder)
-    lines += [
+    of_call = _OfCall(run.provider, run.model, _attempt(span), cached, tuple(run.tags or ()))
+    repeated = _repeated(tags, metadata, span.inherited, service, of_call, encoder)
+    lines = [
         _prompt(span, run.chat, parameters, encoder),
         _answer(run.chat, generations if captured & OUTPUTS else (), encoder),
         _parameters(parameters, captured, encoder),
-        encoder.dumps_label(_without_internal(tags), "tags"),
-        _request_metadata(span, run, metadata, encoder),
+        f'{repeated.request_metadata}"_langchain_run_id":"{_uuid(run.run_id)}","_langchain_parent_run_id":'
+        f'"{run.parent_run_id and _uuid(run.parent_run_id)}","_langchain_tags":{repeated.langchain_tags}}}',
     ]
-    return usage, (
-        f',"provider":{encoder.dumps_label(run.provider)},"model":{encoder.dumps_label(run.model)}'
-        f',"attempt":{_attempt(span)},"cached":{"true" if cached else "false"}'
-    )
-
-
-@lru_cache(256)
-def _without_internal(tags: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(tag for tag in tags if not tag.startswith(INTERNAL_TAGS))
+    return usage, repeated, lines
 
 
 def _answered(span: Span) -> Answer | None:
@@ -231,42 +283,11 @@ def _answer(chat: bool, generations: Sequence[Generation], encoder: Encoder) -> 
     return plain if plain is not None else encoder.dumps_shaped(_blueprint.chat_answer(generations, encoder))
 
 
-#: By what it is made from: the metadata of a request but for what tells its run. The same come again and again.
-_known_metadata: dict[tuple[str, str, str], str] = {}
-_MOST_KNOWN, _LONGEST_KNOWN = 1_000, 4_000
-
-
-def _request_metadata(span: Span, run: Run, metadata: str, encoder: Encoder) -> str:
+def _own_metadata(metadata: Mapping[str, Any], user: Any, session: Any) -> str:
     """Return the metadata that goes with a request: strings only, without LangChain's internal keys.
 
     The keys `_langchain_*` are those of LangChain's own former PromptLayer handler: saved searches use them.
     """
-    user, session = span.inherited.user, span.inherited.session
-    key = (
-        metadata,
-        encoder.dumps_label(user, "user"),
-        encoder.dumps_label(session, "session"),
-    )
-    known = _known_metadata.get(key)
-    if known is None:
-        known = _own_metadata(*map(json.loads, key))
-        if len(metadata) <= _LONGEST_KNOWN:
-            if len(_known_metadata) >= _MOST_KNOWN:
-                _known_metadata.clear()
-            _known_metadata[key] = known
-    parent = run.parent_run_id and _uuid(run.parent_run_id)
-    about_run = f'"_langchain_run_id":"{_uuid(run.run_id)}","_langchain_parent_run_id":"{parent}"'
-    text = encoder.dumps_label(tuple(run.tags or ()), "tags")
-    tags = _shown_list(text) if len(text) <= _LONGEST_KNOWN else _shown_list.__wrapped__(text)
-    return f'{known[:-1]}{"" if known == "{}" else ","}{about_run},"_langchain_tags":{tags}}}'
-
-
-@lru_cache(256)
-def _shown_list(text: str) -> str:
-    return quoted(str(json.loads(text)))
-
-
-def _own_metadata(metadata: Mapping[str, Any], user: Any, session: Any) -> str:
     own = {
         key: value if isinstance(value, str) else json_of(value)
         for key, value in metadata.items()

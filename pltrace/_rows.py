@@ -49,7 +49,7 @@ class Row(NamedTuple):
 
 COLUMNS = Row._fields[:-1]
 #: The lines of a body after its two objects; LLM calls have all of them.
-FIELDS = ("lineage", "tags", "metadata", "input", "output", "parameters", "request_tags", "request_metadata")
+FIELDS = ("lineage", "input", "output", "parameters", "request_metadata")
 _LINEAGE = 2
 #: What the second object of a body says only where there is something to say; of an LLM call more.
 _UNSAID: dict[str, Any] = {"error": None}

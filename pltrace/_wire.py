@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -20,7 +20,9 @@ _LONGEST_TAG, _LONGEST_ERROR, _LONGEST_KEY = 512, 1024, 1024
 #: What is made of longer texts isn't kept.
 _LONGEST_KEPT = 4_000
 #: What a body's first object says.
-_ALIKE = ("user", "session", "service", "provider", "model", "attempt", "cached")
+_ALIKE = (
+    "user", "session", "service", "tags", "metadata", "provider", "model", "attempt", "cached", "request_tags",
+)  # fmt: skip
 _NODE_TYPES = {"llm": "LLM_CALL", "prompt": "PROMPT_TEMPLATE"}
 _STATUSES = {"ok": "SUCCESS", "partial": "WARNING"}
 _TOKENS = {
@@ -38,6 +40,7 @@ class _Alike(NamedTuple):
     attributes: str
     resource: str
     log: str
+    request_tags: str
 
 
 def as_read(span: StoredSpan) -> ReadSpan:
@@ -56,35 +59,39 @@ def as_read(span: StoredSpan) -> ReadSpan:
 def span_text(span: ReadSpan) -> str:
     """Return the JSON of a span for `POST /spans-bulk`."""
     row = span.row
-    alike, said, _, tags, metadata, given, answered, *of_call = row.body.split(LINE)
+    alike, said, _, given, answered, *of_call = row.body.split(LINE)
     own: dict[str, Any] = json.loads(said) if said != "{}" else {}
     chat = given.startswith('{"type":"chat"') or (bool(of_call) and json.loads(given)["type"] == "chat")
-    make = _made_alike if len(alike) + len(tags) + len(metadata) <= _LONGEST_KEPT else _made_alike.__wrapped__
-    opening, middle, attributes, resource, log = make(row.name, row.kind, row.status, chat, alike, tags, metadata)
+    make = _made_alike if len(alike) <= _LONGEST_KEPT else _made_alike.__wrapped__
+    opening, middle, attributes, resource, log, tags = make(row.name, row.kind, row.status, chat, alike)
     attributes += _own_attributes(row, own) if of_call else _function_attributes(given, answered)
     text = (
         f'{opening}{row.trace_id}","span_id":"{row.span_id}{middle}{_or_null(row.parent_id)},'
         f'"start_time":{row.started_at_ns},"end_time":{row.ended_at_ns or row.started_at_ns},'
         f'"status":{_status(row.status, own.get("error"))},"attributes":{{{attributes}}},{resource}'
     )
-    return f"{text}{_logged(row, own, log, given, answered, of_call)}}}" if of_call else text + "}"
+    if not of_call:
+        return text + "}"
+    return f'{text}{log}{given},"output":{answered}{_own_log(row, own, *of_call)},"tags":{tags}}}}}'
 
 
 @lru_cache(512)
-def _made_alike(name: str, kind: str, status: str | None, chat: bool, alike: str, tags: str, metadata: str) -> _Alike:
+def _made_alike(name: str, kind: str, status: str | None, chat: bool, alike: str) -> _Alike:
     record = json.loads(alike)
     shown = quoted(f"Tool: {name}" if kind == "tool" else name)
     resource = {"attributes": {"service.name": record["service"]}, "schema_url": _SCHEMA_URL}
-    log = ""
+    log = tags = ""
     if kind == "llm":
         log = f',"log_request":{{"provider":{quoted(record["provider"])},"model":{quoted(record["model"])}'
         log += f',"function_name":{quoted(name)},"status":"{_STATUSES.get(status or "", "ERROR")}","input":'
+        tags = json_of([tag[:_LONGEST_TAG] for tag in record["request_tags"]])
     return _Alike(
         f'{{"name":{shown},"context":{{"trace_id":"',
         f'","trace_state":""}},"kind":"SpanKind.{"CLIENT" if kind == "llm" else "INTERNAL"}","parent_id":',
-        _attributes(name, kind, status, chat, record, tags, metadata),
+        _attributes(name, kind, status, chat, record),
         f'"resource":{json_of(resource)}',
         log,
+        tags,
     )
 
 
@@ -94,18 +101,16 @@ def _status(status: str | None, error: str | None) -> str:
     return f'{{"status_code":"StatusCode.ERROR","description":{_or_null(error)}}}'
 
 
-def _attributes(
-    name: str, kind: str, status: str | None, chat: bool, record: Mapping[str, Any], tags: str, metadata: str
-) -> str:
+def _attributes(name: str, kind: str, status: str | None, chat: bool, record: Mapping[str, Any]) -> str:
     """Return those attributes of a span that are alike for many.
 
     They are those that PromptLayer's trace view reads, and OpenTelemetry's GenAI ones.
     """
     attributes = [
         f'"node_type":"{_NODE_TYPES.get(kind, "CODE_EXECUTION")}","pltrace.kind":"{kind}"'
-        f',"pltrace.status":{_or_null(status)},"tags":{tags}'
+        f',"pltrace.status":{_or_null(status)},"tags":{json_of(record["tags"])}'
     ]
-    for key, value in (json.loads(metadata) or {}).items():
+    for key, value in (record["metadata"] or {}).items():
         attributes.append(f"{quoted(f'promptlayer.metadata.{key}')}:{quoted(text_of(value))}")
     for key, field in (("user.id", "user"), ("gen_ai.conversation.id", "session")):
         if record[field] is not None:
@@ -160,22 +165,18 @@ def log_request(record: Mapping[str, Any]) -> dict[str, Any]:
     return logged
 
 
-def _logged(row: Row, own: Mapping[str, Any], log: str, given: str, answered: str, of_call: Sequence[str]) -> str:
-    """Return the member of a span that has its request logged."""
-    parameters, tags, metadata = of_call
-    if len(tags) > _LONGEST_TAG:
-        tags = json_of([tag[:_LONGEST_TAG] for tag in json.loads(tags)])
+def _own_log(row: Row, own: Mapping[str, Any], parameters: str, metadata: str) -> str:
+    """Return those members of a request's log that are its own, but for input and output."""
     if len(metadata) > _LONGEST_KEY:
         metadata = json_of({key[:_LONGEST_KEY]: value for key, value in json.loads(metadata).items()})
     log = (
-        f'{log}{given},"output":{answered}'
         f',"request_start_time":"{_iso(row.started_at_ns)}"'
         f',"request_end_time":"{_iso(row.ended_at_ns or row.started_at_ns)}"'
-        f',"parameters":{parameters},"tags":{tags},"metadata":{metadata}'
+        f',"parameters":{parameters},"metadata":{metadata}'
         f',"input_tokens":{row.input_tokens or 0},"output_tokens":{row.output_tokens or 0}'
     )
     if not own:
-        return log + "}"
+        return log
     if own.get("prompt_name") is not None:
         log += (
             f',"prompt_name":{json_of(own["prompt_name"])},"prompt_version_number":{json_of(own.get("prompt_version"))}'
@@ -185,7 +186,7 @@ def _logged(row: Row, own: Mapping[str, Any], log: str, given: str, answered: st
         log += f',"error_type":{json_of(own["error_type"])}'
     if own.get("error") is not None:
         log += f',"error_message":{json_of(own["error"][:_LONGEST_ERROR])}'
-    return log + "}"
+    return log
 
 
 def _or_null(text: str | None) -> str:

@@ -641,8 +641,8 @@ def test_memory_is_bounded() -> None:
 
 
 def _a_row(number: int) -> Row:
-    alike = {"user": None, "session": None, "service": ""}
+    alike = {"user": None, "session": None, "service": "", "tags": [], "metadata": {}}
     return Row(
         f"{number + 1:016x}", f"{number + 1:032x}", None, f"span-{number:03}", "block", "ok", 10**18, 10**18 + 1,
-        None, None, "\n".join(map(json.dumps, (alike, {}, [], [], {}, None, "x" * 5000))),
+        None, None, "\n".join(map(json.dumps, (alike, {}, [], None, "x" * 5000))),
     )  # fmt: skip

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, TypeVar
 
 from pltrace._encoding._leaves import TOO_DEEP, Bounds, Json, Redact, broken
 from pltrace._encoding._quick import CarefulError, Quick, json_of
@@ -12,6 +12,8 @@ from pltrace._encoding._walk import Walk
 from pltrace._redaction import Rules
 
 __all__ = ["Encoder"]
+
+T = TypeVar("T", bound=tuple[str, ...])
 
 # Walking and `json.dumps` recurse once or twice per level: more would meet Python's own limit.
 _DEEPEST = 200
@@ -52,6 +54,7 @@ class Encoder:
         self._label_rules = Rules(extra, by_name=False)
         self._bounds = Bounds(max_string, min(max_depth, _DEEPEST), max_items)
         self._repeated: dict[tuple[Any, ...], str] = {}
+        self._kept: dict[Hashable, Any] = {}
         self._labels: dict[str | tuple[str, ...] | None, str] = {}
         self._quick = None if self._rules is None else Quick(self._bounds, self._rules)
         self._quick_label = None if self._rules is None else Quick(self._bounds, self._label_rules)
@@ -154,6 +157,22 @@ class Encoder:
                 if len(self._labels) >= _MOST_REPEATED:
                     self._labels.clear()
                 self._labels[value] = found
+        return found
+
+    def kept(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return the texts that `make()` makes of labels; made once, unless they are long or `redact` has to be asked.
+
+        Args:
+            key: What they are made from.
+            make: Makes them.
+        """
+        found: T | None = self._kept.get(key)
+        if found is None:
+            found = make()
+            if self._redact is None and sum(map(len, found)) <= _LONGEST_REPEATED:
+                if len(self._kept) >= _MOST_REPEATED:
+                    self._kept.clear()
+                self._kept[key] = found
         return found
 
     def dumps_plain(self, text: str) -> str | None:

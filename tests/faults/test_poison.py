@@ -88,13 +88,13 @@ def test_nothing_but_poison_does_not_block_what_comes_later(
     """More refused spans than a batch holds are kept while all is refused, and set aside once others are taken."""
     promptlayer.poison(lambda name: name.startswith("poison"))
     deliver()
-    record(*[f"poison-{number:03}" for number in range(150)])
+    record(*[f"poison-{number:03}" for number in range(250)])
     for _ in range(3):
         assert not pltrace.flush()
-    assert states(store) == {"poison pending": 150}
+    assert states(store) == {"poison pending": 250}
     record("good-1")
     assert pltrace.flush(60.0)
-    assert states(store) == {"poison quarantined": 150, "good delivered": 1}
+    assert states(store) == {"poison quarantined": 250, "good delivered": 1}
 
 
 def test_everything_is_refused_for_a_while(
