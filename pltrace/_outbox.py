@@ -64,6 +64,8 @@ class Outbox:
         """Return the oldest pending spans of this process, at most `most` and about `most_bytes` of them."""
         with self._database.reading() as connection:
             waiting = pending(connection, exporter, self.lease.owner, most)
+            if not waiting:
+                return []
             spans = self._from_memory(exporter, waiting) or self._read(connection, waiting)
         for number, span in enumerate(spans):
             most_bytes -= len(span.row.body)

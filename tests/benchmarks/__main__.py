@@ -44,7 +44,7 @@ def main() -> int:
         for number in range(options.processes):
             for name, interpreter in interpreters.items():
                 sections = [
-                    s for s in options.sections if s not in ("volume", LONG) or (number == 0 and name == "pltrace")
+                    s for s in options.sections if s not in ("volume", *LONG) or (number == 0 and name == "pltrace")
                 ]
                 where = Path(folder) / f"{name}-{number}"
                 where.mkdir()
@@ -76,12 +76,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--scale", type=float, default=1.0, help="how much of everything (default 1)")
     parser.add_argument("--processes", type=int, default=3, help="how often all is measured anew (default 3)")
     parser.add_argument("--peers", metavar="NAMES", help="other tracers, separated by commas, or `all`")
-    parser.add_argument("--sections", default=",".join(SECTIONS), help=f"of %(default)s,{LONG}")
+    parser.add_argument("--sections", default=",".join(SECTIONS), help=f"of %(default)s; {', '.join(LONG)}")
     parser.add_argument("--no-inert", dest="inert", action="store_false", help="without import and inert calls")
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "pltrace-benchmarks")
     options = parser.parse_args()
     options.sections = options.sections.split(",")
-    unknown = set(options.sections) - {*SECTIONS, LONG}
+    unknown = set(options.sections) - {*SECTIONS, *LONG}
     if unknown:
         parser.error(f"--sections: there is no {', '.join(sorted(unknown))}")
     return options

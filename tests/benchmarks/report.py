@@ -133,9 +133,17 @@ def _volume(joined: Results) -> list[str]:
             _table(["one", "bytes"], [[name, f"{size:,.0f}"] for name, size in size_rows.items()]),
         ]
     for name in dict.fromkeys(r["workload"] for r in flat):
-        columns = ["spans", "µs of the caller's CPU", "µs of wall", "µs of CPU in all", "process, MB", "file, MB"]
+        columns = [
+            "spans",
+            "µs of the caller's CPU",
+            "µs of wall",
+            "µs of CPU in all",
+            "always the same work, µs",
+            "process, MB",
+            "file, MB",
+        ]
         rows = [
-            [f"{r['spans']:,}", *(f"{r[key]:.2f}" for key in ("cpu_us", "wall_us", "total_us")),
+            [f"{r['spans']:,}", *(f"{r[key]:.2f}" for key in ("cpu_us", "wall_us", "total_us", "yardstick_us")),
              *(f"{r[key]:.0f}" for key in ("rss_mb", "file_mb"))]
             for r in flat if r["workload"] == name
         ]  # fmt: skip
