@@ -599,7 +599,8 @@ def test_old_spans_go(tmp_path: Path, promptlayer: PromptLayerServer, deliver: C
     assert not pltrace.flush()
     pltrace.shutdown(0.0)
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("UPDATE spans SET ended_at_ns = ended_at_ns - 31 * 86400 * 1000000000")
+        ago = "- 31 * 86400 * 1000000000"
+        connection.execute(f"UPDATE spans SET started_at_ns = started_at_ns {ago}, ended_at_ns = ended_at_ns {ago}")
         connection.commit()
     deliver(store=path)
     record("new")
