@@ -16,11 +16,11 @@ from pltrace._checks import OUTPUTS, checked_tags
 from pltrace._errors import ConfigError
 from pltrace._health import counts, failed, warn_once
 from pltrace._links import seen as rendered_here
-from pltrace._record import Answer
+from pltrace._record import Answer, answer_of
 from pltrace._request import Request
 from pltrace._runs import RunId, open_runs, vanished
 from pltrace._scope import Callback, Scope, outermost
-from pltrace._snapshot import attribute_of, snapshot, whole
+from pltrace._snapshot import snapshot, whole
 from pltrace._span import Span, SpanKind
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ class SpanHandler(BaseCallbackHandler):
         """Open a span for a chain, a prompt or a parser."""
         kind = _CHAIN_KINDS.get(options.get("run_type"), "chain")
         parent = parent_run_id and parent_run_id.int
-        self._open(kind, inputs, run_id, (run_id.int, parent, serialized, tags, metadata, options, False))
+        run = (run_id.int, parent, serialized, tags, metadata, None, False)
+        self._open(kind, inputs, run_id, run, options.get("name"))
 
     def on_chat_model_start(
         self,
@@ -90,7 +91,8 @@ class SpanHandler(BaseCallbackHandler):
         # The list is LangChain's own and fresh; what is in it isn't changed.
         prompt = messages[0] if messages else []
         parent = parent_run_id and parent_run_id.int
-        self._open("llm", prompt, run_id, (run_id.int, parent, serialized, tags, metadata, options, True))
+        run = (run_id.int, parent, serialized, tags, metadata, options.get("invocation_params"), True)
+        self._open("llm", prompt, run_id, run, options.get("name"))
 
     def on_llm_start(
         self,
@@ -105,7 +107,8 @@ class SpanHandler(BaseCallbackHandler):
     ) -> None:
         """Open a span for a call of a completion model."""
         parent = parent_run_id and parent_run_id.int
-        self._open("llm", prompts, run_id, (run_id.int, parent, serialized, tags, metadata, options, False))
+        run = (run_id.int, parent, serialized, tags, metadata, options.get("invocation_params"), False)
+        self._open("llm", prompts, run_id, run, options.get("name"))
 
     def on_tool_start(
         self,
@@ -122,7 +125,8 @@ class SpanHandler(BaseCallbackHandler):
         """Open a span for a call of a tool."""
         given = input_str if inputs is None else inputs
         parent = parent_run_id and parent_run_id.int
-        self._open("tool", given, run_id, (run_id.int, parent, serialized, tags, metadata, options, False))
+        run = (run_id.int, parent, serialized, tags, metadata, None, False)
+        self._open("tool", given, run_id, run, options.get("name"))
 
     def on_retriever_start(
         self,
@@ -137,11 +141,14 @@ class SpanHandler(BaseCallbackHandler):
     ) -> None:
         """Open a span for a retriever's query."""
         parent = parent_run_id and parent_run_id.int
-        self._open("retriever", query, run_id, (run_id.int, parent, serialized, tags, metadata, options, False))
+        run = (run_id.int, parent, serialized, tags, metadata, None, False)
+        self._open("retriever", query, run_id, run, options.get("name"))
 
-    def _open(self, kind: SpanKind, raw_input: Any, run_id: UUID, run: tuple[Any, ...]) -> Span | None:
+    def _open(
+        self, kind: SpanKind, raw_input: Any, run_id: UUID, run: tuple[Any, ...], name: str | None
+    ) -> Span | None:
         try:
-            key, parent_key, serialized, _, _, options, _ = run
+            key, parent_key, serialized = run[:3]
             seen = open_runs.get(key)
             if seen is not None:
                 counts["runs_merged"] += 1
@@ -161,7 +168,8 @@ class SpanHandler(BaseCallbackHandler):
             else:
                 parent = _parent_of_run(scope, parent_run)
             trace_bits = parent.trace_bits or recorder.new_bits(128)
-            name = options.get("name") or _class_name(serialized)
+            if not name:
+                name = _class_name(serialized)
             span = Span(name, kind, inherited, parent or None, trace_bits, recorder.new_bits(64), recorder.now_ns())
             span.scope = scope
             span.run_fields = run
@@ -284,7 +292,7 @@ class SpanHandler(BaseCallbackHandler):
             span.set_error(error)
             _runs.note_attempt(span)
             answer = None if response is None else _answer(response)
-            if answer is not None and (answer.generations or span.pieces is None):
+            if answer is not None and (len(answer) > 1 or span.pieces is None):
                 span.raw_output = answer
             span.ended_at_ns = span.inherited.recorder.now_ns()
             if span.kind == "llm":
@@ -322,8 +330,10 @@ class PromptLayerCallbackHandler(SpanHandler):
         assert self.pl_id_callback is not None
         return self.pl_id_callback(int(request))
 
-    def _open(self, kind: SpanKind, raw_input: Any, run_id: UUID, run: tuple[Any, ...]) -> Span | None:
-        span = super()._open(kind, raw_input, run_id, run)
+    def _open(
+        self, kind: SpanKind, raw_input: Any, run_id: UUID, run: tuple[Any, ...], name: str | None
+    ) -> Span | None:
+        span = super()._open(kind, raw_input, run_id, run, name)
         if span is not None:
             span.scope = scope = self._added_to(span.scope)
             span.inherited = scope.inherited
@@ -349,18 +359,14 @@ class PromptLayerCallbackHandler(SpanHandler):
 
 
 def _answer(response: Any) -> Answer:
-    """Return a model's answer by reference; the message is taken now: a cache hit later puts another in its place."""
     generations = response.generations
-    if len(generations) == 1 and len(generations[0]) == 1:  # By far the most, at half the cost.
-        return _new(Answer, ([_generation(generations[0][0])], response.llm_output))
-    return Answer([_generation(one) for several in generations for one in several], response.llm_output)
+    # By far the most are one, at half the cost.
+    flat = generations[0] if len(generations) == 1 else [one for several in generations for one in several]
+    return answer_of(flat, response.llm_output)
 
 
-def _generation(generation: Any) -> tuple[Any, ...]:
-    return whole(getattr(generation, "message", None)), generation.text, generation.generation_info
-
-
-_new = tuple.__new__
+#: The length of an answer with one generation.
+_ONE = 7
 
 
 def _tally(span: Span, answer: Answer | None, errors: int) -> None:
@@ -372,8 +378,8 @@ def _tally(span: Span, answer: Answer | None, errors: int) -> None:
 
 def _tokens(answer: Answer) -> tuple[int, int]:
     """Return input and output tokens; nearly always one message says them, at a tenth of the cost of asking all."""
-    if len(answer.generations) == 1:
-        usage = attribute_of(answer.generations[0][0], "usage_metadata")
+    if len(answer) == _ONE:
+        usage = answer[4] and answer[4].get("usage_metadata")
         if usage:
             # LangChain marks an answer from its cache by a cost of nothing: its tokens were counted before.
             return (0, 0) if usage.get("total_cost") == 0 else (usage["input_tokens"], usage["output_tokens"])

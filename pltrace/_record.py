@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pltrace import _blueprint, _links
 from pltrace._attempts import is_retry
 from pltrace._checks import INPUTS, OUTPUTS
 from pltrace._encoding import Encoder, json_of, quoted
+from pltrace._messages import message_of, note
 from pltrace._provider_errors import error_type_of
 from pltrace._rows import LINE, Row
 from pltrace._scope import Inherited
-from pltrace._snapshot import named, thawed
+from pltrace._snapshot import named, snapshot, thawed
 from pltrace._span import Span
 from pltrace._usage import INTERNAL_TAGS
 
-__all__ = ["Answer", "Generation", "row_of"]
+__all__ = ["Answer", "Generation", "answer_of", "row_of"]
 
 #: How the metadata keys start that they set for themselves.
 _INTERNAL_METADATA = ("ls_", "langgraph_", "lc_", "checkpoint_", "__")
@@ -32,15 +33,23 @@ _NO_USAGE = _blueprint.Usage()
 _DETAILS, _NO_DETAILS = _NO_USAGE._fields[2:], _NO_USAGE[2:]
 
 
-class Answer(NamedTuple):
-    """What an LLM answered, by reference to the messages as they were when the run ended."""
+class Answer(tuple[Any, ...]):
+    """What an LLM answered, in one object: its `llm_output`, and for each generation six items.
 
-    generations: Sequence[tuple[Any, ...]]  # The fields of a Generation each.
-    llm_output: Mapping[str, Any] | None
+    These are what its message said, as `_messages` notes it, its text if the message doesn't say it, and its info.
+    """
+
+    __slots__ = ()
+
+    @property
+    def llm_output(self) -> Mapping[str, Any] | None:
+        """What the provider said beside it."""
+        found: Mapping[str, Any] | None = self[0]
+        return found
 
     def named(self) -> list[Generation]:
         """Return the generations with their fields named."""
-        return [Generation(thawed(message), text, info) for message, text, info in self.generations]
+        return [_generation(*self[start : start + 6]) for start in range(1, len(self), 6)]
 
 
 class Generation(NamedTuple):
@@ -49,6 +58,25 @@ class Generation(NamedTuple):
     message: Any
     text: str
     generation_info: Mapping[str, Any] | None
+
+
+def _generation(kind: Any, content: Any, message_id: Any, rest: Any, text: str | None, info: Any) -> Generation:
+    message = message_of(kind, content, message_id, rest) if isinstance(kind, type) else thawed(kind)
+    return Generation(message, content if text is None else text, info)
+
+
+def answer_of(generations: Iterable[Any], llm_output: Mapping[str, Any] | None) -> Answer:
+    """Return what is kept of an answer; its messages are noted now: a cache hit later puts another in their place."""
+    items: list[Any] = [llm_output]
+    for generation in generations:
+        message = getattr(generation, "message", None)
+        try:
+            note(message, items)
+        except (AttributeError, KeyError):
+            items += (snapshot(message), None, None, None)
+        said_already = type(items[-3]) is str
+        items += (None if said_already else generation.text, generation.generation_info)
+    return Answer(items)
 
 
 def is_cached(generations: Sequence[Generation]) -> bool:
@@ -220,7 +248,7 @@ def _answered(span: Span) -> Answer | None:
         whole = first + others if others else first
     except Exception:  # LangChain can't put them together, for it or for us.
         return None
-    return Answer([(whole.message, whole.text, whole.generation_info)], None)
+    return answer_of([whole], None)
 
 
 def _prompt_link(span: Span, encoder: Encoder) -> list[str]:

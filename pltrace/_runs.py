@@ -98,6 +98,7 @@ def vanished(run: RunId) -> None:
 
 def finish(span: Span, key: int) -> None:
     """Forget an ended run that has a starter."""
+    span.run_id = None
     scope: Scope | None = span.scope
     while scope is not None:
         if scope.open_runs.pop(key, None) is not None:

@@ -9,7 +9,9 @@ from itertools import islice
 from types import FunctionType
 from typing import Any
 
-__all__ = ["Arguments", "arguments_of", "attribute_of", "named", "snapshot", "thawed", "whole"]
+from pltrace._messages import Said, SaidOnce, SaidPrompt, is_noted, note, said, said_by
+
+__all__ = ["Arguments", "arguments_of", "named", "snapshot", "thawed", "whole"]
 
 #: What is copied of one container; more isn't kept anyway. Of a list of objects, so many are copied too.
 _MOST_ITEMS = 10_000
@@ -34,12 +36,6 @@ class Frozen(tuple[Any, Any]):
     __slots__ = ()
 
 
-class Said(tuple[Any, Any]):
-    """A message and its attributes; or a copy of a list of messages, and of each its attributes, or its content."""
-
-    __slots__ = ()
-
-
 def snapshot(value: Any) -> Any:
     """Return `value` with its containers, and those directly in them, copied; all else by reference.
 
@@ -53,7 +49,7 @@ def snapshot(value: Any) -> Any:
         if kind is dict and len(value) <= _MOST_ITEMS:
             return {key: item if type(item) in _PLAIN else _copied(item) for key, item in value.items()}
         if kind is list or kind is tuple:
-            if _way_of_items(value) in _OBJECTS:
+            if _way_of_items(value) in _LISTED:
                 return _list(value)
             return [item if type(item) in _PLAIN else _copied(item) for item in value[:_MOST_ITEMS]]
         return value if kind in _PLAIN else _copied(value, within=True)
@@ -74,14 +70,12 @@ def _copied(value: Any, *, within: bool = False) -> Any:
     return made
 
 
-def whole(value: Any) -> Any:
-    """Return a message, or a list of messages, with the attributes of each."""
+def whole(messages: Sequence[Any]) -> Any:
+    """Return what a model's messages say, each with all that it says."""
     try:
-        if type(value) is list:
-            return Frozen((value, _said(value)))
-        return Frozen((value, *_said((value,))))
-    except AttributeError:  # They are something else.
-        return value
+        return said(messages)
+    except (AttributeError, KeyError):  # They are something else.
+        return snapshot(messages)
 
 
 def _list(value: Any) -> Any:
@@ -90,16 +84,12 @@ def _list(value: Any) -> Any:
     way = _way_of_items(items)
     if way not in _HELD:
         return items
-    held = items if len(items) <= _MOST_OBJECTS else items[:_MOST_OBJECTS]
-    if way is _message:
+    if way is _message and len(items) <= _MOST_OBJECTS:
         try:
-            early, late = held[:-_MOST_MESSAGES], held[-_MOST_MESSAGES:]
-            said = _said(late)
-            if early:
-                said[:0] = [text if type(text := item.content) is str else _blocks(text) for item in early]
-            return Said((items, said))
-        except AttributeError:  # There are other things among them.
+            return said(items, max(len(items) - _MOST_MESSAGES, 0))
+        except (AttributeError, KeyError):  # There are other things among them.
             pass
+    held = items if len(items) <= _MOST_OBJECTS else items[:_MOST_OBJECTS]
     return Frozen((items, [item.__dict__.copy() if type(item) in _data else _state(item) for item in held]))
 
 
@@ -127,7 +117,7 @@ def _state(item: Any) -> Any:
         return item.copy() if len(item) <= _MOST_ITEMS else None
     copy = _copies.get(kind) or _learn(kind)
     if copy is _message:
-        return _said((item,))[0]
+        return item.__dict__.copy()
     return copy(item)[1] if copy in _OBJECTS else None
 
 
@@ -143,23 +133,17 @@ def _object(value: Any) -> Frozen:
     return Frozen((value, value.__dict__.copy()))
 
 
-def _message(value: Any) -> Said:
-    return Said((value, *_said((value,))))
+def _message(value: Any) -> Any:
+    items: list[Any] = []
+    note(value, items)
+    return SaidOnce(items)
 
 
-def _said(messages: Iterable[Any]) -> list[Any]:
-    """Return the attributes of messages, with the blocks of their contents and their tool calls copied."""
-    states = [message.__dict__.copy() for message in messages]
-    for state in states:
-        if type(state.get("content")) is not str:
-            state["content"] = _blocks(state.get("content"))
-        if state.get("tool_calls"):
-            state["tool_calls"] = [call.copy() for call in state["tool_calls"]]
-    return states
-
-
-def _blocks(content: Any) -> Any:
-    return [block.copy() if type(block) is dict else block for block in content] if type(content) is list else content
+def _prompt(value: Any) -> Any:
+    try:
+        return SaidPrompt((*said(value.messages), type(value)))
+    except (AttributeError, KeyError):
+        return value
 
 
 def _slotted(value: Any) -> Frozen:
@@ -181,8 +165,9 @@ def _as_it_is(value: Any) -> Any:
 
 #: The names of the types of mutable buffers, be they imported or not, and of their methods that copy one.
 _BUFFERS = {"bytearray": "copy", "array": "__copy__", "ndarray": "copy"}
-_OBJECTS = frozenset({_object, _message, _slotted})
-_HELD = _OBJECTS | {_dict}
+_OBJECTS = frozenset({_object, _slotted})
+_LISTED = _OBJECTS | {_message}
+_HELD = _LISTED | {_dict}
 #: What copies a value of a type.
 _copies: dict[type, Callable[[Any], Any]] = {}
 #: Of them those whose objects have a dict of attributes.
@@ -220,13 +205,12 @@ def _way_of(kind: type) -> Callable[[Any], Any]:
         return _boxed
     if not kind.__dictoffset__:
         return _slotted if not hasattr(kind, "__pydantic_validator__") else _as_it_is
-    # Nobody changes what a prompt was rendered to, and the model's own call notes its messages.
-    return _message if "BaseMessage" in bases else _as_it_is if "PromptValue" in bases else _object
-
-
-def attribute_of(value: Any, name: str) -> Any:
-    """Return an attribute that an object had when the snapshot was made that is all there is of it; None for others."""
-    return value[1].get(name) if type(value) is Frozen and type(value[1]) is dict else None
+    if is_noted(kind):
+        return _message
+    # Nobody changes what a prompt was rendered to.
+    if "PromptValue" in bases:
+        return _prompt if kind.__name__ == "ChatPromptValue" else _as_it_is
+    return _object
 
 
 def thawed(value: Any) -> Any:
@@ -237,11 +221,8 @@ def thawed(value: Any) -> Any:
         if type(frozen) is not list:
             return _twin(frozen, state)
         return [*map(_twin, frozen, state), *frozen[len(state) :]]
-    if kind is Said:
-        message, said = value
-        if type(message) is not list:
-            return _saying(message, said)
-        return [*map(_saying, message, said), *message[len(said) :]]
+    if issubclass(kind, Said):
+        return said_by(value)
     if kind is dict:
         return {key: thawed(item) for key, item in value.items()} if _any_frozen(value.values()) else value
     if kind is list:
@@ -249,14 +230,11 @@ def thawed(value: Any) -> Any:
     return value
 
 
+_SNAPSHOTS = frozenset({Frozen, Said, SaidOnce, SaidPrompt})
+
+
 def _any_frozen(items: Iterable[Any]) -> bool:
-    return any(type(item) is Frozen or type(item) is Said for item in items)
-
-
-def _saying(message: Any, said: Any) -> Any:
-    if type(said) is dict:
-        return _twin(message, said)
-    return message if message.content == said else _twin(message, {**message.__dict__, "content": said})
+    return any(type(item) in _SNAPSHOTS for item in items)
 
 
 def _twin(value: Any, state: Any) -> Any:

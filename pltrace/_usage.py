@@ -37,14 +37,13 @@ class Run(NamedTuple):
     serialized: Mapping[str, Any] | None
     tags: list[str] | None
     metadata: dict[str, Any] | None
-    options: dict[str, Any]
+    invocation_params: Mapping[str, Any] | None
     chat: bool = False
 
     @property
     def parameters(self) -> Mapping[str, Any]:
         """What the model was called with."""
-        found: Mapping[str, Any] = self.options.get("invocation_params") or _NOTHING
-        return found
+        return self.invocation_params or _NOTHING
 
     @property
     def model(self) -> str:
@@ -70,6 +69,7 @@ TAGS, METADATA = Run._fields.index("tags"), Run._fields.index("metadata")
 #: What one ended LLM call adds to the totals of the spans around it: errors, input tokens, output tokens, and what
 #: tells its model and tags.
 Tally = tuple[int, int, int, "tuple[Any, ...]", "tuple[str, ...]"]
+_TALLY = 5
 
 
 class Usage(NamedTuple):
@@ -109,14 +109,15 @@ class Totals:
 
     def __init__(self) -> None:
         self.request_bits: deque[int] = deque(maxlen=MOST_REQUESTS)
-        self._tallies: deque[Tally] = deque()
+        # Flat, so that they are no objects of their own while they wait; `extend` is one step for all threads.
+        self._tallies: deque[Any] = deque()
         # By model, the scope's tags and the run's.
         self._sums: dict[tuple[str, tuple[str, ...], tuple[str, ...]], list[int]] = {}
 
     def add(self, tally: Tally) -> None:
         """Add one ended call; safe from any thread and from a finalizer."""
-        self._tallies.append(tally)
-        if len(self._tallies) > _MOST_TALLIES:
+        self._tallies.extend(tally)
+        if len(self._tallies) > _MOST_TALLIES * _TALLY:
             self.fold(_FEW)
 
     def fold(self, most: int | None = None) -> None:
@@ -127,9 +128,9 @@ class Totals:
                 return  # It is a finalizer that comes in between; what it added is folded later.
             _is_folding = True
             try:
-                waiting = len(self._tallies)
+                waiting, take = len(self._tallies) // _TALLY, self._tallies.popleft
                 for _ in range(waiting if most is None else min(waiting, most)):
-                    self._count(*self._tallies.popleft())
+                    self._count(take(), take(), take(), take(), take())
             finally:
                 _is_folding = False
 
