@@ -11,7 +11,6 @@ from langchain_core.callbacks.base import BaseCallbackHandler
 from langchain_core.callbacks.manager import AsyncCallbackManager
 
 from pltrace import _runs
-from pltrace._blueprint import tokens
 from pltrace._checks import OUTPUTS, checked_tags
 from pltrace._errors import ConfigError
 from pltrace._health import counts, failed, warn_once
@@ -19,7 +18,7 @@ from pltrace._links import seen as rendered_here
 from pltrace._record import Answer, answer_of
 from pltrace._request import Request
 from pltrace._runs import RunId, open_runs, vanished
-from pltrace._scope import Callback, Scope, outermost
+from pltrace._scope import Callback, Scope, current, outermost
 from pltrace._snapshot import snapshot, whole
 from pltrace._span import Span, SpanKind
 
@@ -148,13 +147,15 @@ class SpanHandler(BaseCallbackHandler):
         self, kind: SpanKind, raw_input: Any, run_id: UUID, run: tuple[Any, ...], name: str | None
     ) -> Span | None:
         try:
-            key, parent_key, serialized = run[:3]
+            key, parent_key = run[0], run[1]
             seen = open_runs.get(key)
             if seen is not None:
                 counts["runs_merged"] += 1
                 return seen  # Another of our handlers was first: one run is one span.
             parent_run = None if parent_key is None else open_runs.get(parent_key)
-            scope = self._scope(parent_run)
+            scope = current()
+            if scope is None or scope.left_elsewhere:
+                scope = self._scope(parent_run)
             if scope is None:
                 if parent_key is None:
                     _note_unscoped()
@@ -169,7 +170,7 @@ class SpanHandler(BaseCallbackHandler):
                 parent = _parent_of_run(scope, parent_run)
             trace_bits = parent.trace_bits or recorder.new_bits(128)
             if not name:
-                name = _class_name(serialized)
+                name = _class_name(run[2])
             span = Span(name, kind, inherited, parent or None, trace_bits, recorder.new_bits(64), recorder.now_ns())
             span.scope = scope
             span.run_fields = run
@@ -185,8 +186,8 @@ class SpanHandler(BaseCallbackHandler):
                 _runs.remember_starter(span, key)
                 if kind == "llm":
                     span.rendered = rendered_here()
-                    for around in scope.lineage:
-                        around.totals.request_bits.append(span.span_bits)
+                    for totals in scope.totals:
+                        totals.request_bits.append(span.span_bits)
             if len(open_runs) >= _runs._MANY:
                 _runs.sweep()
             open_runs[key] = span
@@ -242,7 +243,7 @@ class SpanHandler(BaseCallbackHandler):
             span.raw_output = answer
             span.status = "ok"
             span.ended_at_ns = span.inherited.recorder.now_ns()
-            _tally(span, answer, 0)
+            span.count_call(0, answer)
             if span.tried_before:
                 _runs.note_attempt(span)
             span.inherited.recorder.record(span)
@@ -296,7 +297,7 @@ class SpanHandler(BaseCallbackHandler):
                 span.raw_output = answer
             span.ended_at_ns = span.inherited.recorder.now_ns()
             if span.kind == "llm":
-                _tally(span, answer, int(span.status != "partial"))
+                span.count_call(int(span.status != "partial"), answer)
             span.inherited.recorder.record(span)
         except Exception:
             failed("ending a span of a failed LangChain run")
@@ -363,28 +364,6 @@ def _answer(response: Any) -> Answer:
     # By far the most are one, at half the cost.
     flat = generations[0] if len(generations) == 1 else [one for several in generations for one in several]
     return answer_of(flat, response.llm_output)
-
-
-#: The length of an answer with one generation.
-_ONE = 7
-
-
-def _tally(span: Span, answer: Answer | None, errors: int) -> None:
-    """Add an ended call to the totals of the spans around it."""
-    if span.scope.lineage:
-        tokens_in, tokens_out = _tokens(answer) if answer is not None else (0, 0)
-        span.count_call(errors, tokens_in, tokens_out)
-
-
-def _tokens(answer: Answer) -> tuple[int, int]:
-    """Return input and output tokens; nearly always one message says them, at a tenth of the cost of asking all."""
-    if len(answer) == _ONE:
-        usage = answer[4] and answer[4].get("usage_metadata")
-        if usage:
-            # LangChain marks an answer from its cache by a cost of nothing: its tokens were counted before.
-            return (0, 0) if usage.get("total_cost") == 0 else (usage["input_tokens"], usage["output_tokens"])
-    counted = tokens(answer.named(), answer.llm_output)
-    return counted.input_tokens or 0, counted.output_tokens or 0
 
 
 def _class_name(serialized: Any) -> str:

@@ -364,7 +364,7 @@ class SpanRecorder:
                 if type(item) is Span:
                     rows.append(row_of(item, self._encoder, self._service))
                     if item.kind == "llm":
-                        totals.update([around.totals for around in item.lineage])
+                        totals.update(item.scope.totals)
                 elif type(item) is _Ask:
                     operations.append(
                         Asked(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-import threading
 import weakref
 from collections.abc import Callable
+from threading import get_ident
 from typing import Any
 
 from pltrace._attempts import and_another
@@ -66,12 +66,14 @@ def _retriever_here(scope: Scope) -> Span | None:
 
 def _starter_here() -> Any:
     task = _current_task()
-    return threading.get_ident() if task is None else weakref.ref(task)
+    return get_ident() if task is None else weakref.ref(task)
 
 
 def remember_starter(span: Span, key: int) -> None:
     """Note which task or thread started a run that LangChain may never end."""
-    span.starter = _starter_here()
+    asyncio: Any = sys.modules.get("asyncio")  # As `_starter_here`, without its steps.
+    loop = None if asyncio is None else asyncio._get_running_loop()
+    span.starter = get_ident() if loop is None else _starter_here()
     span.scope.open_runs[key] = span
 
 
@@ -170,7 +172,7 @@ def is_in_ainvoke() -> bool:
 
 def _is_gone(starter: Any, here: Any) -> bool:
     if isinstance(starter, int):
-        return here is None and starter == threading.get_ident()
+        return here is None and starter == get_ident()
     task = starter()
     # `cancelling` came with Python 3.11; before, a task that is being cancelled shows only when it is done.
     return task is None or task is here or task.done() or bool(getattr(task, "cancelling", int)())
@@ -187,7 +189,7 @@ def close_cancelled(span: Span, key: int) -> None:
     counts["closed_as_cancelled"] += 1
     note_attempt(span)
     if span.kind == "llm":
-        span.count_call(1, 0, 0)
+        span.count_call(1, None)
     span.inherited.recorder.record(span)
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
     from pltrace._request import Request
+    from pltrace._usage import Totals
 
 __all__ = [
     "Callback", "Inherited", "Recorder", "Scope", "attach",
@@ -95,8 +96,8 @@ class Scope:
     """What is entered with a block or call: its span, what it hands on, and what was around it."""
 
     __slots__ = (
-        "added", "closed", "entered_in", "entry", "inherited", "left_early", "left_elsewhere", "lineage", "open_runs",
-        "outer", "span", "token",
+        "_totals", "added", "closed", "entered_in", "entry", "inherited", "left_early", "left_elsewhere", "lineage",
+        "open_runs", "outer", "span", "token",
     )  # fmt: skip
 
     #: The open scopes with nothing around them, in any thread or task.
@@ -130,6 +131,15 @@ class Scope:
         self.token: Token[Scope | None] | None = None
         #: The LangChain runs inside it that haven't ended, of the kinds that may never be.
         self.open_runs: dict[int, Span] = {}
+        self._totals: tuple[Totals, ...] | None = None
+
+    @property
+    def totals(self) -> tuple[Totals, ...]:
+        """The totals of the spans of its lineage; looked up once, as each LLM call adds to them."""
+        found = self._totals
+        if found is None:
+            found = self._totals = tuple([around.totals for around in self.lineage])
+        return found
 
     def resumed_in(self, run: Span | None) -> Scope:
         """Return the same scope as it holds for a generator's step that is taken inside `run`."""

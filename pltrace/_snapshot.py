@@ -72,10 +72,13 @@ def _copied(value: Any, *, within: bool = False) -> Any:
 
 def whole(messages: Sequence[Any]) -> Any:
     """Return what a model's messages say, each with all that it says."""
+    items: list[Any] = []
     try:
-        return said(messages)
+        for message in messages:
+            note(message, items)
     except (AttributeError, KeyError):  # They are something else.
         return snapshot(messages)
+    return Said(items)
 
 
 def _list(value: Any) -> Any:

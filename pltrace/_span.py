@@ -286,12 +286,19 @@ class Span:
         arguments = {"score": checked_score(value), "score_name": checked_optional_name("name", name)}
         self.inherited.recorder.operate("score", self.trace_bits, self.span_bits, arguments, subtree=True)
 
-    def count_call(self, errors: int, tokens_in: int, tokens_out: int) -> None:
-        """Add this LLM call, which has ended, to the totals of the spans around it."""
+    def count_call(self, errors: int, answer: Any) -> None:
+        """Add this LLM call, which has ended, to the totals of the spans around it.
+
+        Args:
+            errors: 1 if it failed, else 0.
+            answer: The `Answer`, if there is one; it knows the tokens.
+        """
         assert self.run_fields is not None
-        tally = (errors, tokens_in, tokens_out, self.run_fields, self.inherited.tags)
-        for around in self.scope.lineage:
-            around.totals.add(tally)
+        tally = (errors, answer, self.run_fields, self.inherited.tags)
+        for totals in self.scope.totals:
+            totals.add(tally)
+            if not self.inherited.sampled:  # The writer never comes to it.
+                totals.fold()
 
     def add_to_group(self, group_id: int) -> None:
         """Put every LLM request made under this span into a group of PromptLayer's, those to come included.

@@ -66,10 +66,10 @@ class Run(NamedTuple):
 #: Where they are in the bare fields of a run.
 TAGS, METADATA = Run._fields.index("tags"), Run._fields.index("metadata")
 
-#: What one ended LLM call adds to the totals of the spans around it: errors, input tokens, output tokens, and what
-#: tells its model and tags.
-Tally = tuple[int, int, int, "tuple[Any, ...]", "tuple[str, ...]"]
-_TALLY = 5
+#: What one ended LLM call adds to the totals of the spans around it: errors, its answer or None, which knows its
+#: tokens, and what tells its model and tags.
+Tally = tuple[int, Any, "tuple[Any, ...]", "tuple[str, ...]"]
+_TALLY = 4
 
 
 class Usage(NamedTuple):
@@ -130,13 +130,12 @@ class Totals:
             try:
                 waiting, take = len(self._tallies) // _TALLY, self._tallies.popleft
                 for _ in range(waiting if most is None else min(waiting, most)):
-                    self._count(take(), take(), take(), take(), take())
+                    self._count(take(), take(), take(), take())
             finally:
                 _is_folding = False
 
-    def _count(
-        self, errors: int, tokens_in: int, tokens_out: int, run_fields: tuple[Any, ...], scope_tags: tuple[str, ...]
-    ) -> None:
+    def _count(self, errors: int, answer: Any, run_fields: tuple[Any, ...], scope_tags: tuple[str, ...]) -> None:
+        tokens_in, tokens_out = (0, 0) if answer is None else answer.tokens()
         run = Run(*run_fields)
         sums = self._sums.setdefault((run.model, scope_tags, tuple(run.tags or ())), [0, 0, 0, 0])
         sums[:] = sums[0] + 1, sums[1] + errors, sums[2] + tokens_in, sums[3] + tokens_out
