@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import random
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -38,7 +39,11 @@ Run = Callable[[], Any]
 
 
 def in_turns(workload: Workload, tracers: Sequence[Tracer], rounds: int, loop: Any) -> dict[str, Samples]:
-    """Run batches of a workload, one tracer after the other, round after round; the first round warms up."""
+    """Run batches of a workload, one tracer after the other, round after round; the first round warms up.
+
+    The order is drawn anew for each round. In a fixed one Python's garbage collector, which runs after so many
+    objects, comes to run in the batches of one tracer again and again.
+    """
     runs: dict[Tracer, Run] = {}
     for tracer in tracers:
         config = None if tracer.callbacks is None else {"callbacks": tracer.callbacks}
@@ -47,7 +52,8 @@ def in_turns(workload: Workload, tracers: Sequence[Tracer], rounds: int, loop: A
             runs[tracer] = run
     samples = {tracer.name: Samples() for tracer in runs}
     for number in range(rounds + 1):
-        for tracer, run in runs.items():
+        for tracer in random.Random(number).sample(list(runs), len(runs)):
+            run = runs[tracer]
             with tracer.on():
                 cpu, walls = _abatch(run, workload, loop) if workload.is_async else _batch(run, workload)
             tracer.settle()
