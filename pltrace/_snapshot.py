@@ -143,10 +143,14 @@ def _message(value: Any) -> Any:
 
 
 def _prompt(value: Any) -> Any:
+    items: list[Any] = []
     try:
-        return SaidPrompt((*said(value.messages), type(value)))
+        for message in value.messages:
+            note(message, items)
     except (AttributeError, KeyError):
         return value
+    items.append(type(value))
+    return SaidPrompt(items)
 
 
 def _slotted(value: Any) -> Frozen:
