@@ -35,6 +35,7 @@ from pltrace._wrapping import (
     is_decorable,
     is_own_class,
     is_runnable,
+    may_get_an_init,
     rewrap,
     wrapped_call,
 )
@@ -169,11 +170,11 @@ class Traced:
         """Return `function`, traced: each call is a span.
 
         Args:
-            function: Any callable, or a descriptor with functions in it. A class stays what it is; its `__init__` is
-                traced, under the name of the class.
+            function: Any callable, or a descriptor with functions in it. A class with an `__init__` of its own stays
+                what it is; that is traced, under the name of the class.
 
         Raises:
-            ConfigError: It is something else, or a class without an `__init__` of its own.
+            ConfigError: It is something else, or a class that has yet to get its `__init__`, as by `@dataclass`.
         """
         inner = rewrap(function, self)
         if inner is not None:
@@ -182,22 +183,21 @@ class Traced:
             return self._traced_runnable(function)
         if not is_decorable(function):
             raise ConfigError(f"traced: expected a callable, got {function!r}")
-        if is_own_class(function):
+        if is_own_class(function) and "__init__" in vars(function):
             return self._traced_class(function)
+        if may_get_an_init(function):
+            # Wrapped it would be no class to what makes it one, and what is put there, taken for the user's own.
+            raise ConfigError(
+                f"traced: {function!r} defines no __init__ that could be traced; put @traced on its methods, or above "
+                "what makes its __init__, as @dataclass"
+            )
         return in_class(self._wrapped(function, _name_of(function), _module_of(function)), function)
 
     def _wrapped(self, function: Any, name: str, module: str | None) -> Wrapped:
         return wrapped_call(function, self._wrapper_for(function, name, module), _runtime.gate, self)
 
     def _traced_class(self, kind: Any) -> Any:
-        made = vars(kind).get("__init__")
-        # An inherited one can't be put here: what makes one later, as `@dataclass`, would take it for the user's own.
-        if made is None:
-            raise ConfigError(
-                f"traced: {kind!r} defines no __init__ that could be traced; put @traced on its methods, or above what "
-                "makes its __init__, as @dataclass"
-            )
-        kind.__init__ = self._wrapped(made, _name_of(kind), _module_of(kind))
+        kind.__init__ = self._wrapped(vars(kind)["__init__"], _name_of(kind), _module_of(kind))
         return kind
 
     def _traced_runnable(self, runnable: Any) -> RunnableProxy:

@@ -23,6 +23,7 @@ __all__ = [
     "is_decorable",
     "is_own_class",
     "is_runnable",
+    "may_get_an_init",
     "patched",
     "repr_of_wrapped",
     "rewrap",
@@ -330,6 +331,13 @@ _IMMUTABLE = 1 << 8
 def is_own_class(value: Any) -> bool:
     """Return whether it is a class that was written in Python: it can be changed, others are callables like any."""
     return issubclass(type(value), type) and not value.__flags__ & _IMMUTABLE
+
+
+def may_get_an_init(value: Any) -> bool:
+    """Return whether it is a class with fields that nothing has made an `__init__` of yet, as `@dataclass` does."""
+    return type(value) is type and is_own_class(value) and bool(
+        value.__annotations__ and "__init__" not in vars(value) and not issubclass(value, tuple)
+    )  # fmt: skip
 
 
 def is_decorable(function: Any) -> bool:

@@ -990,10 +990,29 @@ def test_a_decorated_class_stays_the_class(seen: CapturedSpans) -> None:
     assert (seen[0].input, seen[0].output) == ({"a": 1}, None)
 
 
-def test_a_class_without_anything_to_trace() -> None:
-    """A class that makes its objects by inherited code is refused, with a remedy; what isn't Python's is wrapped."""
-    with pytest.raises(ConfigError, match=r"Finished'> defines no __init__ .* above what makes its __init__"):
-        traced(Finished)
+def test_a_class_without_an_init(seen: CapturedSpans) -> None:
+    """One that makes its objects by inherited code is wrapped; one that may be about to become a dataclass refused."""
+
+    class Undecorated:
+        field: int = 0
+
+    @traced
+    class Model(BaseModel):
+        field: int = 0
+
+    @traced
+    class Pair(typing.NamedTuple):
+        field: int = 0
+
+    @traced
+    class Choice(enum.Enum):
+        ONE = 1
+
+    with pytest.raises(ConfigError, match=r"Undecorated'> defines no __init__ .* above what makes its __init__"):
+        traced(Undecorated)
+    assert (Model(field=1).field, Pair(1).field, Choice(1)) == (1, 1, Choice.ONE)
+    assert isinstance(Model(), Model)
+    assert [span.name.rpartition(".")[2] for span in seen] == ["Model", "Pair", "Choice", "Model"]
     assert traced(dict)(a=1) == {"a": 1}
     assert (RunnableLambda(str) | traced(str) | len).invoke(7) == 1
 
