@@ -20,24 +20,48 @@ Measured = Callable[[str, float, str], None]
 
 #: Begins a program that records. It works with `Timed`, which measures every call on the caller's path.
 PRELUDE = """
-import json, os, signal, sys, threading, time
+import gc, json, os, signal, sys, threading, time
 import pltrace
 from pltrace import traced
 
+collected_ns = 0
+
+def _collects(phase, info):
+    global collected_ns
+    collected_ns += time.perf_counter_ns() if phase == "stop" else -time.perf_counter_ns()
+
+gc.callbacks.append(_collects)
+
 class Timed:
-    '''Calls `work(number)` so many times, so many a second (0: without a pause), and keeps how long each took.'''
+    '''Calls `work(number)` so many times, so many a second (0: without a pause), and keeps how long each took.
+
+    Of the worst it keeps how long the thread was ready and had no processor, and how long Python's garbage collector
+    was at work.
+    '''
 
     def __init__(self):
         self.took_ns = []
+        self.forget()
+
+    def forget(self):
+        self.took_ns.clear()
+        self.worst_ns = (0, 0, 0)
 
     def __call__(self, work, count, rate=0, start=0):
+        schedule = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+        without_processor = lambda: int(os.pread(schedule, 100, 0).split()[1])
         began = time.monotonic()
         for number in range(start, start + count):
             if rate:
                 time.sleep(max(0.0, began + (number - start) / rate - time.monotonic()))
+            waited, collected = without_processor(), collected_ns
             before = time.perf_counter_ns()
             work(number)
-            self.took_ns.append(time.perf_counter_ns() - before)
+            took = time.perf_counter_ns() - before
+            self.took_ns.append(took)
+            if took > self.worst_ns[0]:
+                self.worst_ns = (took, without_processor() - waited, collected_ns - collected)
+        os.close(schedule)
 
     def report(self, **more):
         took = sorted(self.took_ns)
@@ -46,6 +70,8 @@ class Timed:
             "p50_us": took[len(took) // 2] / 1e3,
             "p99_us": took[len(took) * 99 // 100] / 1e3,
             "worst_ms": took[-1] / 1e6,
+            "worst_waited_ms": self.worst_ns[1] / 1e6,
+            "worst_collected_ms": self.worst_ns[2] / 1e6,
             **more,
         }), flush=True)
 
@@ -147,6 +173,14 @@ def told(program: Ended, code: int = 0) -> dict[str, Any]:
     assert "Traceback" not in program.err, program.err
     report: dict[str, Any] = json.loads(program.out.splitlines()[-1])
     return report
+
+
+def measure_worst(measured: Measured, *reports: dict[str, Any], what: str = "worst call") -> None:
+    """Notes the worst call of some programs, and what of it is the machine's or Python's."""
+    worst = max(reports, key=lambda report: float(report["worst_ms"]))
+    measured(what, worst["worst_ms"], "ms")
+    measured(f"{what}: ready, without a processor", worst["worst_waited_ms"], "ms")
+    measured(f"{what}: in Python's garbage collector", worst["worst_collected_ms"], "ms")
 
 
 def deliver_rest(folder: Path, **settings: object) -> Ended:
