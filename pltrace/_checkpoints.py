@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import random
 import sqlite3
 import threading
 import time
@@ -11,19 +10,16 @@ from contextlib import suppress
 from pathlib import Path
 from weakref import WeakSet
 
-from pltrace._background import Background, sleep
+from pltrace._background import Background
 from pltrace._health import failed
 from pltrace._store_file import MOST_WAL_BYTES, close_quickly, opened_beside
 
 __all__ = ["Checkpoints", "after_fork_in_child", "after_fork_in_parent", "before_fork"]
 
-#: A log that has grown so large is moved into the file, and started over.
-_LARGE_BYTES = 2**22
-#: How often that is tried, while somebody who reads stands in the way.
-_EVERY_S = 0.1
-#: To start it over.
-_TRIES, _LONGEST_PAUSE_S = 20, 0.003
-#: A commit after which the log is beyond its bound waits so long for it to be moved.
+#: A log that has grown so large is moved into the file, so often; and goes on growing, since the commit that starts it
+#: over waits for the disk. One beyond its bound is started over, and one far beyond it is waited for.
+_LARGE_BYTES, _FAR_BYTES, _EVERY_S = 2**22, 2 * MOST_WAL_BYTES, 0.2
+#: A commit waits so long for that.
 _LONGEST_WAIT_S = 1.0
 _INTERRUPT_EVERY_S = 0.0005
 
@@ -51,7 +47,7 @@ class Checkpoints:
         self._next_at = 0.0
 
     def committed(self, path: Path, file: tuple[int, int] | None) -> None:
-        """Begin a checkpoint if the log has grown large; wait for it if the log is beyond its bound.
+        """Begin a checkpoint if the log has grown large; wait for it if the log is far beyond its bound.
 
         Args:
             path: Where the file is.
@@ -66,7 +62,7 @@ class Checkpoints:
                 Background(lambda: work.run(self._run, path, file), "pltrace-checkpoint").start()
             except RuntimeError:  # No thread runs here, or none any more.
                 self._run(path, file)
-        if _log_holds(path, MOST_WAL_BYTES):
+        if _log_holds(path, _FAR_BYTES):
             self.end()
 
     def end(self) -> None:
@@ -80,11 +76,12 @@ class Checkpoints:
             with _connecting:
                 _connection = opened_beside(path, file)
                 try:
-                    _connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-                    if _log_holds(path, MOST_WAL_BYTES):
-                        _connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-                    else:
-                        _start_over(_connection)
+                    # The second moves what was committed during the first, so that little is left for the third, which
+                    # keeps others from committing.
+                    last = "TRUNCATE" if _log_holds(path, _FAR_BYTES) else "RESTART"
+                    for how in ("PASSIVE", "PASSIVE", last)[: 3 if _log_holds(path, MOST_WAL_BYTES) else 1]:
+                        if not _fork_waits:
+                            _connection.execute(f"PRAGMA wal_checkpoint({how})").fetchall()
                 finally:
                     connection, _connection = _connection, None
                     close_quickly(connection)
@@ -94,20 +91,6 @@ class Checkpoints:
             failed("moving the store's log into its file")
         finally:
             self._running.release()
-
-
-def _start_over(connection: sqlite3.Connection) -> None:
-    """Have the next commit start the log over.
-
-    That takes a moment in which nobody reads or writes, and one is looked for: who waits for it keeps others from
-    writing, which is done when the log is beyond its bound.
-    """
-    connection.execute("PRAGMA busy_timeout = 0")
-    for _ in range(_TRIES):
-        is_busy = connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0]
-        if not is_busy or _fork_waits:
-            return
-        sleep(random.uniform(0.0, _LONGEST_PAUSE_S))
 
 
 def _log_holds(path: Path, size: int) -> bool:

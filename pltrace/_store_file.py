@@ -95,7 +95,7 @@ CREATE TABLE counters (                    -- what happened to runs and spans, f
     count           INTEGER NOT NULL
 );
 """
-#: Past it the file's log is cut back as soon as no reader is in the way, and commits wait for that.
+#: Past it the file's log is started over as soon as no reader is in the way.
 MOST_WAL_BYTES = 2**24
 #: Memory takes no more than this: then writing fails as on a full disk.
 _MOST_MEMORY_BYTES = 3 * 2**27

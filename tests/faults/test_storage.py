@@ -387,7 +387,7 @@ pltrace.configure(store=sys.argv[1])
 def large(number):
     with traced("large") as block:
         block.update(output="x" * 20_000)
-timed(large, 1500)
+timed(large, 3000)
 assert pltrace.flush(30)
 print(os.path.getsize(sys.argv[1] + "-wal"))
 """
@@ -395,8 +395,8 @@ print(os.path.getsize(sys.argv[1] + "-wal"))
     for _ in range(2):
         program = run(source, tmp_path, store)
         assert program.code == 0, program.err
-        assert int(program.out) < 1.5 * 2**24
-    assert len(stored(store)) == 3000
+        assert int(program.out) < 2.5 * 2**24
+    assert len(stored(store)) == 6000
 
 
 def test_space_is_given_back(tmp_path: Path, local: Path) -> None:
