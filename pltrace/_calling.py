@@ -9,7 +9,7 @@ from pltrace import _runs, _runtime
 from pltrace._checks import INPUTS, OUTPUTS
 from pltrace._health import failed
 from pltrace._scope import Scope, attach, current, detach
-from pltrace._snapshot import Arguments, snapshot
+from pltrace._snapshot import PLAIN, Arguments, snapshot
 
 if TYPE_CHECKING:
     from pltrace._traced import Traced
@@ -136,7 +136,7 @@ def end(scope: Scope, error: BaseException | None, value: Any = None) -> None:
         else:
             span.status = "ok"
             if value is not None and scope.inherited.capture & OUTPUTS and not span.output_is_set:
-                span.raw_output = snapshot(value)
+                span.raw_output = value if type(value) in PLAIN else snapshot(value)
         recorder = scope.inherited.recorder
         span.ended_at_ns = recorder.now_ns()
         recorder.record(span)

@@ -92,7 +92,7 @@ class SpanRecorder:
         self.new_bits = self._random.getrandbits
         self.now_ns = time.time_ns
         self._forked_at_ns = 0
-        self._put: Callable[[Span | _Ask], None] = self._enqueue
+        self._successor: Callable[[Span | _Ask], None] | None = None  # Takes all, once there are other settings.
         self._retired = False
         self._start_afresh()
 
@@ -130,7 +130,15 @@ class SpanRecorder:
             counts["sampled_out"] += 1
             counts["runs_seen"] += span.run_fields is not None
         elif span.started_at_ns > self._forked_at_ns or self._clock_went_back():
-            self._put(span)
+            if self._successor is not None:
+                self._successor(span)
+                return
+            queue = self._queue  # As in `_enqueue`: a call for each span would be a tenth of all that is done here.
+            queue.append(span)
+            if self._asleep or self._thread is None:
+                self._rouse()
+            if len(queue) > self._most_queued:
+                self._press_back()
 
     def operate(
         self, kind: str, trace_bits: int, span_bits: int, arguments: Mapping[str, Any], *, subtree: bool
@@ -141,6 +149,12 @@ class SpanRecorder:
     def track(self, kind: str, request_id: int, arguments: Mapping[str, Any]) -> None:
         """Take something that is asked of a request by its id."""
         self._put(_Ask(kind, 0, 0, dict(arguments), False, request_id))
+
+    def _put(self, item: Span | _Ask) -> None:
+        if self._successor is not None:
+            self._successor(item)
+        else:
+            self._enqueue(item)
 
     def _enqueue(self, item: Span | _Ask) -> None:
         queue = self._queue
@@ -455,7 +469,7 @@ class SpanRecorder:
             if not same_store and type(item) is _Ask:
                 self._enqueue(item)
 
-        self._put = put
+        self._successor = put
 
     def retire(self) -> None:
         """Let the writer's thread end when nothing is left to write; what still comes starts another."""

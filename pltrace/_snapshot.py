@@ -11,7 +11,7 @@ from typing import Any
 
 from pltrace._messages import Said, SaidOnce, SaidPrompt, is_noted, note, said, said_by
 
-__all__ = ["Arguments", "arguments_of", "named", "snapshot", "thawed", "whole"]
+__all__ = ["PLAIN", "Arguments", "arguments_of", "named", "snapshot", "thawed", "whole"]
 
 #: What is copied of one container; more isn't kept anyway. Of a list of objects, so many are copied too.
 _MOST_ITEMS = 10_000
@@ -24,7 +24,7 @@ _MOST_MESSAGES = 8
 _MOST_TYPES = 2_000
 
 #: What can't change, by far the most: told by one look-up.
-_PLAIN = frozenset({type(None), str, int, float, bool, bytes})
+PLAIN = frozenset({type(None), str, int, float, bool, bytes})
 
 
 class Frozen(tuple[Any, Any]):
@@ -47,12 +47,12 @@ def snapshot(value: Any) -> Any:
     kind = type(value)
     try:
         if kind is dict and len(value) <= _MOST_ITEMS:
-            return {key: item if type(item) in _PLAIN else _copied(item) for key, item in value.items()}
+            return {key: item if type(item) in PLAIN else _copied(item) for key, item in value.items()}
         if kind is list or kind is tuple:
             if _way_of_items(value) in _LISTED:
                 return _list(value)
-            return [item if type(item) in _PLAIN else _copied(item) for item in value[:_MOST_ITEMS]]
-        return value if kind in _PLAIN else _copied(value, within=True)
+            return [item if type(item) in PLAIN else _copied(item) for item in value[:_MOST_ITEMS]]
+        return value if kind in PLAIN else _copied(value, within=True)
     except Exception:  # Another thread is changing it right now, or its class is a strange one.
         return value
 
@@ -63,9 +63,9 @@ def _copied(value: Any, *, within: bool = False) -> Any:
     copy = _copies.get(kind) or _learn(kind)
     made = copy(value)
     if within and copy is _dict:
-        return {key: item if type(item) in _PLAIN else _copied(item) for key, item in made.items()}
+        return {key: item if type(item) in PLAIN else _copied(item) for key, item in made.items()}
     if within and copy is _object:
-        state = {key: item if type(item) in _PLAIN else _copied(item) for key, item in made[1].items()}
+        state = {key: item if type(item) in PLAIN else _copied(item) for key, item in made[1].items()}
         return Frozen((value, state))
     return made
 
@@ -107,9 +107,9 @@ def _way_of_items(items: Any) -> Any:
     if not items:
         return None
     kind = type(items[0])
-    if kind in _PLAIN:
+    if kind in PLAIN:
         kind = type(items[-1])
-        if kind in _PLAIN:
+        if kind in PLAIN:
             return None
     return _copies.get(kind) or _learn(kind)
 
@@ -282,12 +282,12 @@ def arguments_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: di
     The tuple and the dict are the call's own.
     """
     for item in args:
-        if type(item) not in _PLAIN:
+        if type(item) not in PLAIN:
             return function, [snapshot(one) for one in args], {key: snapshot(one) for key, one in kwargs.items()}
     if not kwargs:
         return function, args, _NO_KEYWORDS
     for item in kwargs.values():
-        if type(item) not in _PLAIN:
+        if type(item) not in PLAIN:
             return function, args, {key: snapshot(one) for key, one in kwargs.items()}
     return function, args, kwargs
 
