@@ -40,6 +40,8 @@ class Outbox:
         self._sent_from: dict[str, int] = {}  # By exporter: which file the batch is from that is on its way.
         #: By exporter: number of a span → file and row, of those that were written of late.
         self._recent: dict[str, dict[int, tuple[int, Row]]] = {exporter: {} for exporter in self._exporters}
+        #: By exporter: what was replaced since the batch was claimed that is on its way.
+        self._replaced: dict[str, set[int]] = {exporter: set() for exporter in self._exporters}
 
     def written(self, rows: Sequence[tuple[int, Row]]) -> None:
         """Keep spans that are being written, so that they needn't be read: the oldest, which are claimed first.
@@ -55,14 +57,16 @@ class Outbox:
                     recent.pop(seq, None)
 
     def forget(self, seqs: Iterable[int]) -> None:
-        """Read these spans anew: they are not what they were."""
+        """Read these spans anew, and send them anew if they are on their way: they are not what they were."""
         for seq in seqs:
-            for recent in self._recent.values():
+            for exporter, recent in self._recent.items():
                 recent.pop(seq, None)
+                self._replaced[exporter].add(seq)
 
     def claim(self, exporter: str, most: int, most_bytes: int) -> list[ReadSpan]:
         """Return the oldest pending spans of this process, at most `most` and about `most_bytes` of them."""
         with self._database.reading() as connection:
+            self._replaced[exporter].clear()
             waiting = pending(connection, exporter, self.lease.owner, most)
             if not waiting:
                 return []
@@ -153,7 +157,10 @@ class Outbox:
                     "INSERT OR REPLACE INTO requests SELECT CAST(key AS INTEGER), value FROM json_each(?)",
                     (json.dumps(got),),
                 )
-            self._note(connection, exporter, batch, Delivery(DELIVERED))
+            # Not of an LLM call: one that is sent again would be logged again.
+            again = [one for one in batch if one.seq in self._replaced[exporter] and one.row.kind != "llm"]
+            self._note(connection, exporter, [one for one in batch if one not in again], Delivery(DELIVERED))
+            self._note(connection, exporter, again, Delivery(PENDING, self.lease.owner))
             if not self._keep:
                 delete(connection, [span.seq for span in batch], "state = 0")
 

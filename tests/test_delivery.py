@@ -79,6 +79,23 @@ def tried(server: PromptLayerServer, count: int, timeout: float = 10.0) -> None:
 # When all is well.
 
 
+def test_a_span_that_is_updated_while_it_is_sent(deliver: Deliver, promptlayer: PromptLayerServer) -> None:
+    """What is added to a span in the moment that it is on its way arrives too."""
+    deliver()
+    with traced("order") as span:
+        pass
+
+    def update(request: Any) -> None:
+        """Stands for a program that goes on while the server takes its time."""
+        if request.path.endswith("/spans-bulk") and not span.added_tags:
+            span.update(tags=["late"])
+            pltrace.flush(timeout=0.5)  # The post can't end before; but what was added is written.
+
+    promptlayer.faults.append(update)
+    assert pltrace.flush()
+    assert [span["attributes"]["tags"] for span in promptlayer.spans.values()] == [["late"]]
+
+
 def test_spans_share_requests(deliver: Deliver, promptlayer: PromptLayerServer) -> None:
     """Hundreds of spans go out in batches of a hundred, each span once, and `flush` waits for them."""
     deliver()
