@@ -147,7 +147,7 @@ class SpanHandler(BaseCallbackHandler):
         self, kind: SpanKind, raw_input: Any, run_id: UUID, run: tuple[Any, ...], name: str | None
     ) -> Span | None:
         try:
-            key, parent_key = run[0], run[1]
+            key, parent_key, serialized, tags, metadata, invocation_params, is_chat = run
             seen = open_runs.get(key)
             if seen is not None:
                 counts["runs_merged"] += 1
@@ -170,16 +170,22 @@ class SpanHandler(BaseCallbackHandler):
                 parent = _parent_of_run(scope, parent_run)
             trace_bits = parent.trace_bits or recorder.new_bits(128)
             if not name:
-                name = _class_name(run[2])
+                name = _class_name(serialized)
             span = Span(name, kind, inherited, parent or None, trace_bits, recorder.new_bits(64), recorder.now_ns())
             span.scope = scope
-            span.run_fields = run
+            span.run_key, span.parent_run_key, span.serialized = key, parent_key, serialized
+            if tags:
+                span.run_tags = tags
+            if metadata:
+                span.run_metadata = metadata
+            if kind == "llm":
+                span.invocation_params, span.is_chat = invocation_params, is_chat
             if parent is not parent_run:
                 span.run_around = parent_run
             if parent.tried:
                 span.tried_before = parent.tried
             if inherited.capture or kind == "llm":  # A call is linked to its prompt by what it says.
-                span.raw_input = whole(raw_input) if run[6] else snapshot(raw_input)
+                span.raw_input = whole(raw_input) if is_chat else snapshot(raw_input)
             span.run_id = run_ref = RunId(run_id, vanished)
             run_ref.key = key
             if kind not in _CHAINS:

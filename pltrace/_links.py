@@ -369,7 +369,7 @@ def _steps_around(span: Span | None) -> Iterator[tuple[int, Span]]:
         around = span.run_around or span.parent
         if not isinstance(around, Span):
             return
-        for tag in (span.run_fields[3] if span.run_fields is not None else None) or ():
+        for tag in span.run_tags:
             if tag.startswith(_STEP) and tag[len(_STEP) :].isdigit():
                 yield int(tag[len(_STEP) :]), around
         span = around

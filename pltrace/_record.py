@@ -200,7 +200,7 @@ def _needed_capture(span: Span) -> tuple[int, int]:
     if span.kind == "parser":
         return OUTPUTS, OUTPUTS
     around = span.run_around or span.parent
-    if span.kind == "chain" and isinstance(around, Span) and around.run_fields is not None:
+    if span.kind == "chain" and isinstance(around, Span) and around.run_key is not None:
         return INPUTS | OUTPUTS, INPUTS | OUTPUTS
     return INPUTS, OUTPUTS
 

@@ -128,7 +128,7 @@ class SpanRecorder:
         """
         if not span.inherited.sampled:
             counts["sampled_out"] += 1
-            counts["runs_seen"] += span.run_fields is not None
+            counts["runs_seen"] += span.run_key is not None
         elif span.started_at_ns > self._forked_at_ns or self._clock_went_back():
             if self._successor is not None:
                 self._successor(span)
@@ -411,7 +411,7 @@ class SpanRecorder:
 
     def _tell(self, spans: list[Span], written: list[Written]) -> None:
         """Register who waits for the ids of these requests, and give out those that are known already."""
-        counts["runs_seen"] += sum(span.run_fields is not None for span in spans)
+        counts["runs_seen"] += sum(span.run_key is not None for span in spans)
         for span in spans:
             if span.kind == "llm" and span.inherited.callbacks:
                 given_up = self.registry.expect(span.trace_bits, span.span_bits, span.inherited.callbacks)

@@ -199,7 +199,7 @@ def note_attempt(span: Span) -> None:
     A success that came after failures is remembered only on a run: a block may be around a million of them.
     """
     parent = span.parent
-    if isinstance(parent, Span) and (span.error is not None or (span.tried_before and parent.run_fields is not None)):
+    if isinstance(parent, Span) and (span.error is not None or (span.tried_before and parent.run_key is not None)):
         span.noted_attempt = span.attempt
         parent.tried = and_another(parent.tried, span.noted_attempt)
 

@@ -29,7 +29,7 @@ class _DeafRecorder:
 
     def record(self, span: Span) -> None:
         # A redactor's, but also a finalizer's or signal handler's that came in the middle of our work.
-        counts["runs_seen"] += span.run_fields is not None
+        counts["runs_seen"] += span.run_key is not None
         counts["dropped_in_own_work"] += 1
 
     def operate(

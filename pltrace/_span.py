@@ -16,7 +16,7 @@ from pltrace._checks import (
     checked_tags,
 )
 from pltrace._snapshot import Arguments, snapshot
-from pltrace._usage import METADATA, TAGS, Run, Totals, Usage
+from pltrace._usage import Run, Totals, Usage
 
 if TYPE_CHECKING:
     from pltrace._request import Request
@@ -77,8 +77,15 @@ class Span:
     above: tuple[Span, ...] = ()
     #: The scope that a LangChain run is in.
     scope: Scope
-    #: The fields of `run`, as a bare tuple: making a named one costs the caller five times as much.
-    run_fields: tuple[Any, ...] | None = None
+    #: What LangChain said of a run when it started; `run` names it. Not an object of its own, which would have to be
+    #: made and held for each. Of a function or block there is no key.
+    run_key: int | None = None
+    parent_run_key: int | None = None
+    serialized: Mapping[str, Any] | None = None
+    run_tags: Sequence[str] = ()
+    run_metadata: Mapping[str, Any] = _NOTHING
+    invocation_params: Mapping[str, Any] | None = None
+    is_chat: bool = False
     #: The run that the LangChain run's parent id names, where the scope's span is the parent instead.
     run_around: Span | None = None
     first_token_at_ns: int = 0
@@ -140,7 +147,12 @@ class Span:
     @property
     def run(self) -> Run | None:
         """What LangChain said of the run; None for a function or block."""
-        return None if self.run_fields is None else Run(*self.run_fields)
+        if self.run_key is None:
+            return None
+        return Run(
+            self.run_key, self.parent_run_key, self.serialized, self.run_tags, self.run_metadata,
+            self.invocation_params, self.is_chat,
+        )  # fmt: skip
 
     @property
     def attempt(self) -> Attempt:
@@ -163,12 +175,12 @@ class Span:
     @property
     def metadata(self) -> dict[str, Any]:
         """The metadata of the blocks and runs around it and its own; the inner wins."""
-        own = self._run_metadata
+        own = self.run_metadata
         around = self.around
-        if around is None or around.run_fields is None:
+        if around is None or around.run_key is None:
             return {**self.inherited.metadata, **own, **self.added_metadata}
         # LangChain hands metadata down to a run; what comes from outside the scope must not win over the scope's.
-        handed = around._run_metadata
+        handed = around.run_metadata
         new = {key: value for key, value in own.items() if key not in handed or handed[key] is not value}
         mine = self.inherited.metadata
         outside = {key: value for key, value in around._said()[1].items() if key in own or key in mine}
@@ -183,27 +195,18 @@ class Span:
         return kept[1]
 
     @property
-    def run_tags(self) -> Sequence[str]:
-        """The tags that LangChain gave the run."""
-        return self.run_fields[TAGS] or () if self.run_fields is not None else ()
-
-    @property
-    def _run_metadata(self) -> Mapping[str, Any]:
-        return self.run_fields[METADATA] or _NOTHING if self.run_fields is not None else _NOTHING
-
-    @property
     def around(self) -> Span | None:
         """Return the span of the LangChain run that this run is in, whatever its parent is."""
-        if self.run_fields is None:
+        if self.run_key is None:
             return None
-        if self.run_around is None and isinstance(self.parent, Span) and self.parent.run_fields is not None:
+        if self.run_around is None and isinstance(self.parent, Span) and self.parent.run_key is not None:
             return self.parent
         return self.run_around
 
     @property
     def lineage(self) -> tuple[Span, ...]:
         """The spans of the blocks and calls around it, outermost first; of a block or call its own too."""
-        return (*self.above, self) if self.run_fields is None else self.scope.lineage
+        return (*self.above, self) if self.run_key is None else self.scope.lineage
 
     @property
     def input(self) -> Any:
@@ -293,8 +296,10 @@ class Span:
             errors: 1 if it failed, else 0.
             answer: The `Answer`, if there is one; it knows the tokens.
         """
-        assert self.run_fields is not None
-        tally = (errors, answer, self.run_fields, self.inherited.tags)
+        tally = (
+            errors, answer, self.serialized, self.run_metadata, self.invocation_params, self.run_tags,
+            self.inherited.tags,
+        )  # fmt: skip
         for totals in self.scope.totals:
             totals.add(tally)
             if not self.inherited.sampled:  # The writer never comes to it.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from operator import add
 from typing import Any, NamedTuple
 
-__all__ = ["INTERNAL_TAGS", "METADATA", "TAGS", "Run", "Totals", "Usage", "forked"]
+__all__ = ["INTERNAL_TAGS", "Run", "Totals", "Usage", "forked"]
 
 _NOTHING: Mapping[str, Any] = {}
 
@@ -35,8 +35,8 @@ class Run(NamedTuple):
     run_id: int
     parent_run_id: int | None
     serialized: Mapping[str, Any] | None
-    tags: list[str] | None
-    metadata: dict[str, Any] | None
+    tags: Sequence[str]
+    metadata: Mapping[str, Any]
     invocation_params: Mapping[str, Any] | None
     chat: bool = False
 
@@ -47,29 +47,36 @@ class Run(NamedTuple):
 
     @property
     def model(self) -> str:
-        """The model's name: what LangChain says, else what it was called with, else its class."""
-        serialized = self.serialized or _NOTHING
-        return str(
-            (self.metadata or _NOTHING).get("ls_model_name")
-            or self.parameters.get("model")
-            or self.parameters.get("model_name")
-            or serialized.get("name")
-            or (serialized.get("id") or ["unknown"])[-1]
-        )
+        """The model's name."""
+        return model_of(self.serialized, self.metadata, self.invocation_params)
 
     @property
     def provider(self) -> str:
         """Who serves the model, as LangChain names it."""
-        return str((self.metadata or _NOTHING).get("ls_provider") or self.parameters.get("_type") or "unknown")
+        return str(self.metadata.get("ls_provider") or self.parameters.get("_type") or "unknown")
 
 
-#: Where they are in the bare fields of a run.
-TAGS, METADATA = Run._fields.index("tags"), Run._fields.index("metadata")
+def model_of(
+    serialized: Mapping[str, Any] | None, metadata: Mapping[str, Any], parameters: Mapping[str, Any] | None
+) -> str:
+    """Return a model's name: what LangChain says, else what it was called with, else its class."""
+    serialized, parameters = serialized or _NOTHING, parameters or _NOTHING
+    return str(
+        metadata.get("ls_model_name")
+        or parameters.get("model")
+        or parameters.get("model_name")
+        or serialized.get("name")
+        or (serialized.get("id") or ["unknown"])[-1]
+    )
+
 
 #: What one ended LLM call adds to the totals of the spans around it: errors, its answer or None, which knows its
-#: tokens, and what tells its model and tags.
-Tally = tuple[int, Any, "tuple[Any, ...]", "tuple[str, ...]"]
-_TALLY = 4
+#: tokens; what tells its model; the run's tags and the scope's.
+Tally = tuple[
+    int, Any, "Mapping[str, Any] | None", "Mapping[str, Any]", "Mapping[str, Any] | None", "Sequence[str]",
+    "tuple[str, ...]",
+]  # fmt: skip
+_TALLY = 7
 
 
 class Usage(NamedTuple):
@@ -130,14 +137,16 @@ class Totals:
             try:
                 waiting, take = len(self._tallies) // _TALLY, self._tallies.popleft
                 for _ in range(waiting if most is None else min(waiting, most)):
-                    self._count(take(), take(), take(), take())
+                    self._count(*[take() for _ in range(_TALLY)])
             finally:
                 _is_folding = False
 
-    def _count(self, errors: int, answer: Any, run_fields: tuple[Any, ...], scope_tags: tuple[str, ...]) -> None:
+    def _count(
+        self, errors: int, answer: Any, serialized: Any, metadata: Any, parameters: Any, tags: Any, scope_tags: Any
+    ) -> None:
         tokens_in, tokens_out = (0, 0) if answer is None else answer.tokens()
-        run = Run(*run_fields)
-        sums = self._sums.setdefault((run.model, scope_tags, tuple(run.tags or ())), [0, 0, 0, 0])
+        key = (model_of(serialized, metadata, parameters), scope_tags, tuple(tags))
+        sums = self._sums.setdefault(key, [0, 0, 0, 0])
         sums[:] = sums[0] + 1, sums[1] + errors, sums[2] + tokens_in, sums[3] + tokens_out
 
     def read(self) -> Usage:

@@ -253,9 +253,9 @@ class _CapturingRecorder(SpanRecorder):
         """Take an ended span; one that is changed afterwards comes again."""
         if span.inherited.sampled and "_captured" not in span.__dict__:
             span.__dict__["_captured"] = True
-            if self._counts and span.run_fields is not None:  # The ids of LangChain's runs: those of their spans.
+            if self._counts and span.run_key is not None:  # The ids of LangChain's runs: those of their spans.
                 around = span.around
-                span.run_fields = (span.span_bits, around and around.span_bits, *span.run_fields[2:])
+                span.run_key, span.parent_run_key = span.span_bits, around.span_bits if around is not None else None
             self.captured.append(span)
         super().record(span)
 

@@ -39,7 +39,7 @@ _ONE, _SAME = traced("block"), traced("same", tags=["t"])
 def parent_of(span: Span) -> object:
     """Gives the block or call around a span, past the LangChain runs in between."""
     parent = span.parent
-    while isinstance(parent, Span) and parent.run_fields is not None:
+    while isinstance(parent, Span) and parent.run_key is not None:
         parent = parent.parent
     return parent
 

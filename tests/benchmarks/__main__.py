@@ -141,8 +141,9 @@ def _say(text: str, end: str = "") -> None:
 def _method(options: argparse.Namespace) -> str:
     return (
         "Each process measures no tracer, the no-op handler and one tracer in turns, batch by batch; the numbers are "
-        "the difference of the lower quartiles of the batches (what disturbs a measurement only makes it longer), and "
-        f"the median of {options.processes} processes. The background works while the next calls are timed, and is "
+        "differences within a round, of which the middle half is averaged (what makes the machine slower for a while "
+        f"does so to all that is measured then), and the median of {options.processes} processes. The background works "
+        "while the next calls are timed, and is "
         "waited for after each batch. Percentiles and worst are of all calls, of all processes."
     )
 

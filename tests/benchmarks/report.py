@@ -29,31 +29,53 @@ class Results:
         #: The tracers, in the order they were measured, `none` first.
         self.tracers = list(dict.fromkeys(result["tracer"] for result in self.all if "tracer" in result))
 
-    def of(self, section: str, workload: str, tracer: str, what: str) -> list[tuple[list[float], list[float]]]:
+    def of(self, section: str, workload: str, tracer: str) -> list[tuple[Result, Result]]:
         """Return, for each process that measured it, the samples of a tracer and those of nobody beside it."""
         pairs = []
-        beside: list[float] = []
+        beside: Result = {}
         for result in self.all:
             if result["section"] == section and result.get("workload", "") == workload:
                 if result["tracer"] == "none":
-                    beside = result[what]
+                    beside = result
                 if result["tracer"] == tracer:
-                    pairs.append((result[what], beside))
+                    pairs.append((result, beside))
         return pairs
 
     def added(self, section: str, workload: str, tracer: str, what: str = "cpu") -> float | None:
         """Return what a tracer adds to an operation, in microseconds: the median over the processes.
 
-        What disturbs a measurement makes it longer, never shorter, so each side is taken at its lower quartile.
+        Of each round its own: what makes a machine faster or slower for a while does it to all that is measured then.
+        Of the rounds the mean of the middle half: it leaves out what disturbed one alone.
         """
-        pairs = self.of(section, workload, tracer, what)
+        pairs = self.of(section, workload, tracer)
         if not pairs:
             return None
-        return statistics.median(quantile(own, 0.25) - quantile(beside, 0.25) for own, beside in pairs)
+        return statistics.median(
+            _middle([mine - theirs for mine, theirs in zip(_rounds(own, what), _rounds(beside, what), strict=True)])
+            for own, beside in pairs
+        )
+
+    def bare(self, section: str, workload: str, what: str) -> float:
+        """Return what an operation takes with no tracer, in microseconds."""
+        return statistics.median(_middle(_rounds(one, what)) for one, _ in self.of(section, workload, "none"))
 
     def walls(self, section: str, workload: str, tracer: str) -> list[float]:
         """Return all wall times of a tracer."""
-        return [wall for own, _ in self.of(section, workload, tracer, "wall") for wall in own]
+        return [wall for own, _ in self.of(section, workload, tracer) for wall in own["wall"]]
+
+
+def _rounds(result: Result, what: str) -> list[float]:
+    """Return what was measured round by round: the caller's CPU is, of the wall time each call."""
+    values: list[float] = result[what]
+    calls = len(values) // len(result["cpu"])
+    return [statistics.median(values[start : start + calls]) for start in range(0, len(values), calls)]
+
+
+def _middle(values: Sequence[float]) -> float:
+    """Return the mean of the middle half."""
+    ordered = sorted(values)
+    quarter = len(ordered) // 4
+    return statistics.fmean(ordered[quarter : len(ordered) - quarter])
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -85,8 +107,8 @@ def _added_table(joined: Results, tracers: Sequence[str], what: str) -> str:
     for workload in WORKLOADS:
         added = [joined.added("calls", workload.name, name, what) for name in tracers]
         if any(value is not None for value in added):
-            bare = [quantile(own, 0.25) for own, _ in joined.of("calls", workload.name, "none", what)]
-            rows.append([workload.name, _number(statistics.median(bare)), *map(_number, added), _ratio(tracers, added)])
+            bare = joined.bare("calls", workload.name, what)
+            rows.append([workload.name, _number(bare), *map(_number, added), _ratio(tracers, added)])
     return _table(["", "none takes", *tracers, "pltrace / no-op"], rows)
 
 
