@@ -27,7 +27,15 @@ from pltrace._store_file import (
     set_aside,
 )  # fmt: skip
 
-__all__ = ["SCHEMA_VERSION", "STORE_TROUBLE", "TOO_LARGE", "UNSTORABLE", "Database", "InterruptedUseError"]
+__all__ = [
+    "MANY_VALUES",
+    "SCHEMA_VERSION",
+    "STORE_TROUBLE",
+    "TOO_LARGE",
+    "UNSTORABLE",
+    "Database",
+    "InterruptedUseError",
+]
 
 _MOST_BUSY_S = 30.0
 _MOST_BUSY_AT_OPENING_S = 5.0
@@ -51,6 +59,8 @@ _unused: list[sqlite3.Connection] = []
 _usable = True
 #: What is raised while the disk is full or failing, or others keep the file.
 STORE_TROUBLE = sqlite3.OperationalError
+#: Whether a statement may have 32,766 values; before SQLite 3.32 it may have 999.
+MANY_VALUES = sqlite3.sqlite_version_info >= (3, 32)
 #: What is raised for an answer of a billion bytes.
 TOO_LARGE = sqlite3.DataError
 #: What is raised for a value that can't be stored, and never can.

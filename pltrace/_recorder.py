@@ -9,9 +9,10 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 from pltrace._background import Background, is_ours, sleep
+from pltrace._commit import Ask, Commit
 from pltrace._database import UNSTORABLE
 from pltrace._encoding import Encoder
 from pltrace._health import counts, failed, warn_sometimes
@@ -22,7 +23,6 @@ from pltrace._silence import be_silent, silence
 from pltrace._slices import Slices
 from pltrace._span import Span
 from pltrace._store import Asked, Store, Written
-from pltrace._usage import Totals
 
 __all__ = ["SpanRecorder"]
 
@@ -41,20 +41,11 @@ _WARN_AFTER_S = 10.0
 _TRY_AGAIN_S = 0.05
 #: How long the writer gathers before it commits.
 GROUP_COMMIT_S = 0.002
-_MOST_IN_COMMIT, _FEWEST_QUEUED = 256, 32
+_MOST_IN_COMMIT, _FEWEST_QUEUED = 1_024, 32
+#: With so many waiting the writer is behind.
+_BEHIND = 256
 #: The writer goes to sleep after so many empty rounds; until then, recording needs no wake-up.
 _ROUNDS_AWAKE = 25
-
-
-class _Ask(NamedTuple):
-    """An operation in the queue; its arguments are encoded by the writer."""
-
-    kind: str
-    trace_bits: int
-    span_bits: int
-    arguments: Mapping[str, Any]
-    subtree: bool
-    request_id: int | None = None
 
 
 class SpanRecorder:
@@ -92,16 +83,15 @@ class SpanRecorder:
         self.new_bits = self._random.getrandbits
         self.now_ns = time.time_ns
         self._forked_at_ns = 0
-        self._successor: Callable[[Span | _Ask], None] | None = None  # Takes all, once there are other settings.
+        self._successor: Callable[[Span | Ask], None] | None = None  # Takes all, once there are other settings.
         self._retired = False
         self._start_afresh()
 
     def _start_afresh(self) -> None:
-        self._queue: deque[Span | _Ask] = deque()
+        self._queue: deque[Span | Ask] = deque()
         self._writing = threading.RLock()  # Held from taking items off the queue until they are committed.
         self._is_writing = False
-        self._inflight: list[Span | _Ask] = []
-        self._encoded: tuple[list[Row], list[Asked]] | None = None  # What is in flight, once it is.
+        self._next = Commit()  # What is in flight: taken off the queue, and not committed yet.
         self._most_queued = MOST_QUEUED
         self._wrote_at = time.monotonic()
         self._began_at = 0.0  # When the commit began that isn't done yet; 0 between commits.
@@ -144,19 +134,19 @@ class SpanRecorder:
         self, kind: str, trace_bits: int, span_bits: int, arguments: Mapping[str, Any], *, subtree: bool
     ) -> None:
         """Take something that is asked of a request, or of all requests under a span."""
-        self._put(_Ask(kind, trace_bits, span_bits, dict(arguments), subtree))
+        self._put(Ask(kind, trace_bits, span_bits, dict(arguments), subtree))
 
     def track(self, kind: str, request_id: int, arguments: Mapping[str, Any]) -> None:
         """Take something that is asked of a request by its id."""
-        self._put(_Ask(kind, 0, 0, dict(arguments), False, request_id))
+        self._put(Ask(kind, 0, 0, dict(arguments), False, request_id))
 
-    def _put(self, item: Span | _Ask) -> None:
+    def _put(self, item: Span | Ask) -> None:
         if self._successor is not None:
             self._successor(item)
         else:
             self._enqueue(item)
 
-    def _enqueue(self, item: Span | _Ask) -> None:
+    def _enqueue(self, item: Span | Ask) -> None:
         queue = self._queue
         queue.append(item)
         if self._asleep or self._thread is None:
@@ -248,7 +238,7 @@ class SpanRecorder:
         be_silent()
         empty_rounds = 0
         while True:
-            if self._queue or self._inflight:
+            if self._queue or self._next:
                 empty_rounds = 0
                 sleep(GROUP_COMMIT_S)
                 if self.drain():
@@ -291,7 +281,7 @@ class SpanRecorder:
             return False
         self._is_writing = True
         try:
-            while self._queue or self._inflight:
+            while self._queue or self._next:
                 if not self._commit():
                     if time.monotonic() + _TRY_AGAIN_S > give_up_at:
                         return False
@@ -307,13 +297,11 @@ class SpanRecorder:
     def _commit(self) -> bool:
         """Write up to `_MOST_IN_COMMIT` items, which count as in flight until they are committed."""
         self._began_at = time.monotonic()
-        if self._encoded is None:
-            most = min(_MOST_IN_COMMIT, self._most_queued)
-            while self._queue and len(self._inflight) < most:
-                self._inflight.append(self._queue.popleft())
+        commit = self._next
+        if not commit:
             with silence():  # This runs code of the user's: redactors, the `repr` of objects.
-                self._encoded = self._encode(self._inflight)
-        rows, operations = self._encoded
+                self._encode(commit)
+        rows, operations = commit.rows, commit.operations
         new_counts = self._new_counts()
         try:
             with silence():  # What we use may be instrumented, as `json` is in our own documentation.
@@ -326,13 +314,12 @@ class SpanRecorder:
             return False
         else:
             self._counted.update(new_counts)
-        spans = [item for item in self._inflight if type(item) is Span]
-        self._inflight, self._encoded = [], None
+        self._next = Commit()
         self._wrote_at = time.monotonic()
         self._began_at, self._fails = 0.0, False
         self._most_queued = self._room()
         counts["recorded"] += len(rows)
-        self._tell(spans, written)
+        self._tell(commit, written)
         return True
 
     def _room(self) -> int:
@@ -367,32 +354,23 @@ class SpanRecorder:
             finally:
                 self._writing.release()
 
-    def _encode(self, items: list[Span | _Ask]) -> tuple[list[Row], list[Asked]]:
-        rows: list[Row] = []
-        operations: list[Asked] = []
-        totals: set[Totals] = set()
-        slices = Slices()
-        for item in items:
+    def _encode(self, commit: Commit) -> None:
+        """Take items off the queue and encode them, one by one: what is encoded needn't be held any more."""
+        most = min(_MOST_IN_COMMIT, self._most_queued)
+        queue = self._queue
+        slices = Slices(behind=len(queue) > _BEHIND)
+        while queue and len(commit) < most:
             slices.between()
+            item = queue[0]  # Only then taken off: what interrupts us must not lose it.
             try:
-                if type(item) is Span:
-                    rows.append(row_of(item, self._encoder, self._service))
-                    if item.kind == "llm":
-                        totals.update(item.scope.totals)
-                elif type(item) is _Ask:
-                    operations.append(
-                        Asked(
-                            item.kind, f"{item.trace_bits:032x}", f"{item.span_bits:016x}",
-                            self._encoder.dumps(item.arguments), item.subtree, item.request_id,
-                        )
-                    )  # fmt: skip
+                commit.add(item, self._encoder, self._service)
             except Exception:
                 self._drop("not_encodable", 1)
                 failed("encoding a span")
-        for one in totals:
+            queue.popleft()
+        for totals in commit.totals:
             slices.between()
-            one.fold()
-        return rows, operations
+            totals.fold()
 
     def _cannot_write(self, error: Exception) -> None:
         """Keep what is in flight for the next try, and how many may wait behind it."""
@@ -409,14 +387,13 @@ class SpanRecorder:
             )
         self._wrote()  # What was delivered may make room.
 
-    def _tell(self, spans: list[Span], written: list[Written]) -> None:
+    def _tell(self, commit: Commit, written: list[Written]) -> None:
         """Register who waits for the ids of these requests, and give out those that are known already."""
-        counts["runs_seen"] += sum(span.run_key is not None for span in spans)
-        for span in spans:
-            if span.kind == "llm" and span.inherited.callbacks:
-                given_up = self.registry.expect(span.trace_bits, span.span_bits, span.inherited.callbacks)
-                if given_up:
-                    counts["callbacks_given_up"] += given_up
+        counts["runs_seen"] += commit.runs_seen
+        for trace_bits, span_bits, callbacks in commit.awaited:
+            given_up = self.registry.expect(trace_bits, span_bits, callbacks)
+            if given_up:
+                counts["callbacks_given_up"] += given_up
         if written:
             self.registry.resolve({int(span_id, 16): request_id for span_id, request_id in written})
         self._wrote()
@@ -462,11 +439,11 @@ class SpanRecorder:
     def _retire_for(self, successor: SpanRecorder) -> None:
         same_store = successor.store.database is self.store.database
 
-        def put(item: Span | _Ask) -> None:
+        def put(item: Span | Ask) -> None:
             # What is asked of a request is of use where the request's span is; those under a span may be in both.
-            if same_store or type(item) is Span or (type(item) is _Ask and item.subtree):
+            if same_store or type(item) is Span or (type(item) is Ask and item.subtree):
                 successor._put(item)
-            if not same_store and type(item) is _Ask:
+            if not same_store and type(item) is Ask:
                 self._enqueue(item)
 
         self._successor = put
@@ -480,7 +457,7 @@ class SpanRecorder:
     @property
     def left(self) -> int:
         """How many spans and operations wait in memory to be written."""
-        return len(self._queue) + len(self._inflight)
+        return len(self._queue) + len(self._next)
 
     def shutting_down(self) -> None:
         """From now on commit on the recording thread: the process may end before the writer wakes."""

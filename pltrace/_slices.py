@@ -8,21 +8,27 @@ __all__ = ["Slices"]
 
 #: So long one of our threads keeps the interpreter at most, item by item. One that encodes hundreds of spans in one go
 #: makes a quarter of the callers wait for it, up to Python's switch interval of 5 ms each time that they let go.
-_SLICE_S = 0.0005
+_SLICE_S, _LONG_SLICE_S = 0.0005, 0.002
 #: Not zero: since Python 3.13 a sleep of nothing returns before any waiting thread has woken.
 _PAUSE_S = 0.00001
 
 
 class Slices:
-    """Cuts a long piece of work up; made when it begins."""
+    """Cuts a long piece of work up; made when it begins.
 
-    __slots__ = ("_until",)
+    Args:
+        behind: More comes in than is worked off. To get the interpreter back from a thread that never waits takes 5 ms,
+            whatever one does with it then.
+    """
 
-    def __init__(self) -> None:
-        self._until = perf_counter() + _SLICE_S
+    __slots__ = ("_length", "_until")
+
+    def __init__(self, *, behind: bool = False) -> None:
+        self._length = _LONG_SLICE_S if behind else _SLICE_S
+        self._until = perf_counter() + self._length
 
     def between(self) -> None:
         """Let other threads run, if this one had its slice; called between items."""
         if perf_counter() > self._until:
             sleep(_PAUSE_S)
-            self._until = perf_counter() + _SLICE_S
+            self._until = perf_counter() + self._length

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pltrace._database import Database
+from pltrace._database import MANY_VALUES, Database
 from pltrace._deliveries import DELIVERED, PENDING, Delivery, add, change
 from pltrace._lease import Lease
 from pltrace._outbox import Outbox
@@ -16,8 +16,8 @@ from pltrace._rows import ASKED, LOCAL, SPANS, Row, lineage_of, record_from
 
 __all__ = ["Asked", "Store", "Written"]
 
-#: SQLite may allow no more than 999 values in a statement.
-_MOST_IN_INSERT = 64
+#: A power of two, so that all its values go into one statement.
+_MOST_IN_INSERT = 512 if MANY_VALUES else 64
 #: The last number; which of some spans are there already; whether something is asked of whole subtrees of some traces.
 _LOOKING = """
 SELECT (SELECT coalesce(max(seq), 0) FROM spans),

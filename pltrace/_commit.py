@@ -1,0 +1,60 @@
+"""Gathers what goes into one commit: ended spans, encoded, and what was asked of requests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from pltrace._encoding import Encoder
+from pltrace._record import row_of
+from pltrace._rows import Row
+from pltrace._scope import Callback
+from pltrace._span import Span
+from pltrace._store import Asked
+from pltrace._usage import Totals
+
+__all__ = ["Ask", "Commit"]
+
+
+class Ask(NamedTuple):
+    """An operation in the queue; its arguments are encoded by the writer."""
+
+    kind: str
+    trace_bits: int
+    span_bits: int
+    arguments: Mapping[str, Any]
+    subtree: bool
+    request_id: int | None = None
+
+
+class Commit:
+    """What goes into one commit, without the spans themselves, and what is to be done after it."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self.operations: list[Asked] = []
+        #: LLM calls whose requests' ids somebody waits for: trace, span, callbacks.
+        self.awaited: list[tuple[int, int, tuple[Callback, ...]]] = []
+        self.runs_seen = 0
+        #: What its LLM calls were added to.
+        self.totals: set[Totals] = set()
+
+    def __len__(self) -> int:
+        return len(self.rows) + len(self.operations)
+
+    def add(self, item: Span | Ask, encoder: Encoder, service: str) -> None:
+        """Encode a span, or what was asked, and add it."""
+        if type(item) is Ask:
+            self.operations.append(
+                Asked(
+                    item.kind, f"{item.trace_bits:032x}", f"{item.span_bits:016x}", encoder.dumps(item.arguments),
+                    item.subtree, item.request_id,
+                )
+            )  # fmt: skip
+        elif type(item) is Span:
+            self.rows.append(row_of(item, encoder, service))
+            self.runs_seen += item.run_key is not None
+            if item.kind == "llm":
+                self.totals.update(item.scope.totals)
+                if item.inherited.callbacks:
+                    self.awaited.append((item.trace_bits, item.span_bits, item.inherited.callbacks))
