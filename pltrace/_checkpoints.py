@@ -19,6 +19,8 @@ __all__ = ["Checkpoints", "after_fork_in_child", "after_fork_in_parent", "before
 #: A log that has grown so large is moved into the file, so often; and goes on growing, since the commit that starts it
 #: over waits for the disk. One beyond its bound is started over, and one far beyond it is waited for.
 _LARGE_BYTES, _FAR_BYTES, _EVERY_S = 2**22, 2 * MOST_WAL_BYTES, 0.2
+#: How often it is looked at: each look lets go of the interpreter five times, and has to get it back.
+_LOOK_EVERY_S = 0.05
 #: A commit waits so long for that.
 _LONGEST_WAIT_S = 1.0
 _INTERRUPT_EVERY_S = 0.0005
@@ -44,7 +46,7 @@ class Checkpoints:
 
     def _forked(self) -> None:
         self._running = threading.Lock()
-        self._next_at = 0.0
+        self._next_at = self._look_at = 0.0
 
     def committed(self, path: Path, file: tuple[int, int] | None) -> None:
         """Begin a checkpoint if the log has grown large; wait for it if the log is far beyond its bound.
@@ -53,6 +55,10 @@ class Checkpoints:
             path: Where the file is.
             file: Which file it is.
         """
+        now = time.monotonic()
+        if now < self._look_at:
+            return
+        self._look_at = now + _LOOK_EVERY_S
         if not _log_holds(path, _LARGE_BYTES):
             return
         if time.monotonic() >= self._next_at and self._running.acquire(blocking=False):

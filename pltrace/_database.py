@@ -18,7 +18,6 @@ from pltrace._errors import StoreError
 from pltrace._forks import at_fork
 from pltrace._health import warn_once
 from pltrace._store_file import (
-    BUSY_TIMEOUT_MS,
     SCHEMA_VERSION,
     close_quickly,
     identity,
@@ -156,12 +155,7 @@ class Database:
             try:
                 connection = self._connected()
                 if begin:
-                    # Not by SQLite's waiting, which takes long steps, and keeps this process's threads and forks too.
-                    connection.execute("PRAGMA busy_timeout = 0")
-                    try:
-                        connection.execute(begin)
-                    finally:
-                        connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+                    connection.execute(begin)
                 return connection
             except BaseException as error:
                 replaced = self._replace_if_damaged(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -147,12 +148,12 @@ class Store:
         """
         if not rows:
             return []
-        start = 0
-        while start < len(rows):
-            # Powers of two, so that there are few statements to keep prepared.
-            part = rows[start : start + min(_MOST_IN_INSERT, 1 << (len(rows) - start).bit_length() - 1)]
-            connection.execute(_inserting(len(part)), [value for seq, row in part for value in (seq, *row)])
-            start += len(part)
+        for start in range(0, len(rows), _MOST_IN_INSERT):
+            part = rows[start : start + _MOST_IN_INSERT]
+            # Filled up to a power of two, so that there are few statements to keep prepared.
+            places = 1 << (len(part) - 1).bit_length()
+            values = [value for seq, row in part for value in (seq, *row)]
+            connection.execute(_inserting(places), values + [None] * ((places - len(part)) * _VALUES))
         for exporter in self.exporters:
             add(connection, exporter, rows[0][0], rows[-1][0], self.lease.owner)
         if not self._local_ids:
@@ -261,7 +262,11 @@ class Store:
         self.database.close()
 
 
-def _inserting(rows: int) -> str:
-    """Return the statement that inserts so many spans; as there are few, SQLite's connection keeps them prepared."""
-    values = f"({', '.join('?' * (len(Row._fields) + 1))})"
-    return f"INSERT INTO spans VALUES {', '.join([values] * rows)}"
+_VALUES = len(Row._fields) + 1
+
+
+@cache
+def _inserting(places: int) -> str:
+    """Return the statement that inserts spans into the store, as many of these places as aren't empty."""
+    values = f"({', '.join('?' * _VALUES)})"
+    return f"INSERT INTO spans SELECT * FROM (VALUES {', '.join([values] * places)}) WHERE column1 IS NOT NULL"

@@ -271,6 +271,8 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         connection.execute(pragma)
     if is_new:  # An old file is opened without a wait for who writes to it.
         _make(connection)
+    # From now on we wait ourselves: SQLite does it in long steps, and keeps this process's threads and forks too.
+    connection.execute("PRAGMA busy_timeout = 1")
 
 
 def _make(connection: sqlite3.Connection) -> None:
