@@ -141,7 +141,7 @@ def _say(text: str, end: str = "") -> None:
 def _method(options: argparse.Namespace) -> str:
     return (
         "Each process measures no tracer, the no-op handler and one tracer in turns, batch by batch; the numbers are "
-        "differences within a round, of which the middle half is averaged (what makes the machine slower for a while "
+        "differences within a round, averaged without the tenth at each end (what makes the machine slower for a while "
         f"does so to all that is measured then), and the median of {options.processes} processes. The background works "
         "while the next calls are timed, and is "
         "waited for after each batch. Percentiles and worst are of all calls, of all processes."

@@ -45,7 +45,8 @@ class Results:
         """Return what a tracer adds to an operation, in microseconds: the median over the processes.
 
         Of each round its own: what makes a machine faster or slower for a while does it to all that is measured then.
-        Of the rounds the mean of the middle half: it leaves out what disturbed one alone.
+        Of the rounds the mean without the tenth at each end: it leaves out what disturbed one alone, and not Python's
+        garbage collector, which comes in many.
         """
         pairs = self.of(section, workload, tracer)
         if not pairs:
@@ -72,10 +73,10 @@ def _rounds(result: Result, what: str) -> list[float]:
 
 
 def _middle(values: Sequence[float]) -> float:
-    """Return the mean of the middle half."""
+    """Return the mean without the tenth at each end."""
     ordered = sorted(values)
-    quarter = len(ordered) // 4
-    return statistics.fmean(ordered[quarter : len(ordered) - quarter])
+    tenth = len(ordered) // 10
+    return statistics.fmean(ordered[tenth : len(ordered) - tenth])
 
 
 def quantile(values: Sequence[float], share: float) -> float:

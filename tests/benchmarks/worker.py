@@ -39,7 +39,7 @@ def _calls(tracers: list[Tracer], scale: float) -> Iterator[Result]:
     for usual in WORKLOADS:
         # Fewer rounds first; smaller batches only where next to nothing is asked for.
         workload = replace(usual, calls=_times(usual.calls, min(1.0, 10 * scale)))
-        yield from _results("calls", timing.in_turns(workload, tracers, _times(75, scale), loop), workload.name)
+        yield from _results("calls", timing.in_turns(workload, tracers, _times(30, scale), loop), workload.name)
     loop.close()
 
 
