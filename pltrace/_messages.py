@@ -84,7 +84,11 @@ def note(message: Any, items: list[Any]) -> None:
         if value is not default and (default is not _EMPTY or value):
             if rest is None:
                 rest = {}
-            rest[name] = value if name != "tool_calls" else [call.copy() for call in value]
+            if type(value) is dict:
+                value = value.copy()
+            elif name == "tool_calls":
+                value = [call.copy() for call in value]
+            rest[name] = value
     if message.__pydantic_extra__:
         rest = {**(rest or {}), _EXTRA: message.__pydantic_extra__.copy()}
     content = state["content"]
@@ -117,9 +121,12 @@ def _learn(kind: type) -> tuple[tuple[str, Any], ...]:
 
 def _can_be_made_again(kind: Any) -> bool:
     is_message = any(base.__name__ == "BaseMessage" for base in kind.__mro__)
-    return is_message and {"content", "id"} <= kind.model_fields.keys() and not (
-        kind.__private_attributes__ or hasattr(kind, "__del__")
-    )  # fmt: skip
+    if not is_message or not hasattr(kind, "__pydantic_validator__") or hasattr(kind, "__del__"):
+        return False
+    fields = kind.model_fields
+    # The factories of users aren't ours to call.
+    known = all(field.default_factory in (None, list, dict) for field in fields.values())
+    return known and {"content", "id"} <= fields.keys() and not kind.__private_attributes__
 
 
 def said_by(items: Said) -> Any:

@@ -51,9 +51,11 @@ class Answer(tuple[Any, ...]):
         """Return input and output tokens; nearly always one message says them, at a tenth of the cost of asking all."""
         if len(self) == 7:
             usage = self[4] and self[4].get("usage_metadata")
-            if usage:
-                # LangChain marks an answer from its cache by a cost of nothing: its tokens were counted before.
-                return (0, 0) if usage.get("total_cost") == 0 else (usage["input_tokens"], usage["output_tokens"])
+            if type(usage) is dict:
+                given, answered = usage.get("input_tokens"), usage.get("output_tokens")
+                if type(given) is int and type(answered) is int:
+                    # LangChain marks an answer from its cache by a cost of nothing: its tokens were counted before.
+                    return (0, 0) if usage.get("total_cost") == 0 else (given, answered)
         counted = _blueprint.tokens(self.named(), self.llm_output)
         return counted.input_tokens or 0, counted.output_tokens or 0
 
@@ -83,7 +85,7 @@ def answer_of(generations: Iterable[Any], llm_output: Mapping[str, Any] | None) 
         message = state.get("message")
         try:
             note(message, items)
-        except (AttributeError, KeyError):
+        except Exception:  # None, or something else, or it holds what has no truth.
             items += (snapshot(message), None, None, None)
         items += (None if type(items[-3]) is str else state["text"], state["generation_info"])
     return Answer(items)
@@ -110,6 +112,8 @@ def row_of(span: Span, encoder: Encoder, service: str) -> Row:
         The row, in which nothing of the user's objects is referred to.
     """
     inherited = span.inherited
+    if any(type(tag) is not str for tag in span.run_tags):  # LangChain takes any.
+        span.run_tags = [str(tag) for tag in span.run_tags]
     tags, metadata = span.tags, encoder.dumps_again(span.metadata)
     own = [] if span.error is None else ['"error":' + quoted(encoder.text(span.error))]
     lineage = '","'.join([f"{around.span_bits:016x}" for around in span.lineage])

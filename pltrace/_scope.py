@@ -65,7 +65,7 @@ class Inherited:
     more, without Python's garbage collector.
     """
 
-    __slots__ = ("callbacks", "capture", "metadata", "recorder", "sampled", "session", "tags", "user")
+    __slots__ = ("__weakref__", "callbacks", "capture", "metadata", "recorder", "sampled", "session", "tags", "user")
 
     def __init__(
         self,
@@ -89,7 +89,10 @@ class Inherited:
 
     def with_(self, **changes: Any) -> Inherited:
         """Return the same with other values of some attributes."""
-        return Inherited(**{name: changes.get(name, getattr(self, name)) for name in Inherited.__slots__})
+        return Inherited(**{name: changes.get(name, getattr(self, name)) for name in _INHERITED})
+
+
+_INHERITED = Inherited.__slots__[1:]
 
 
 class Scope:

@@ -76,7 +76,7 @@ def whole(messages: Sequence[Any]) -> Any:
     try:
         for message in messages:
             note(message, items)
-    except (AttributeError, KeyError):  # They are something else.
+    except Exception:  # They are something else, or hold what has no truth.
         return snapshot(messages)
     return Said(items)
 
@@ -87,12 +87,12 @@ def _list(value: Any) -> Any:
     way = _way_of_items(items)
     if way not in _HELD:
         return items
-    if way is _message and len(items) <= _MOST_OBJECTS:
+    held = items if len(items) <= _MOST_OBJECTS else items[:_MOST_OBJECTS]
+    if way is _message:
         try:
             return said(items, max(len(items) - _MOST_MESSAGES, 0))
-        except (AttributeError, KeyError):  # There are other things among them.
-            pass
-    held = items if len(items) <= _MOST_OBJECTS else items[:_MOST_OBJECTS]
+        except Exception:  # There are other things among them.
+            return [item if type(item) in PLAIN else _copied(item) for item in held] + items[len(held) :]
     return Frozen((items, [item.__dict__.copy() if type(item) in _data else _state(item) for item in held]))
 
 
@@ -147,7 +147,7 @@ def _prompt(value: Any) -> Any:
     try:
         for message in value.messages:
             note(message, items)
-    except (AttributeError, KeyError):
+    except Exception:
         return value
     items.append(type(value))
     return SaidPrompt(items)

@@ -6,6 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+from weakref import ref
 
 from pltrace import _runs, _runtime
 from pltrace._calling import Call, end, leave
@@ -30,12 +31,12 @@ from pltrace._wrapping import (
     RunnableProxy,
     Wrapped,
     code_flags,
+    has_to_stay_a_class,
     in_class,
     is_coroutine,
     is_decorable,
     is_own_class,
     is_runnable,
-    may_get_an_init,
     rewrap,
     wrapped_call,
 )
@@ -61,13 +62,19 @@ AnyDescriptor = TypeVar(
 
 _NO_TAGS: tuple[str, ...] = ()
 
+_Maybe = Callable[[], "Inherited | None"]
+
+
+def _nothing() -> None:
+    return None
+
 
 class Traced:
     """A declaration made by `traced(...)`; it never changes, so it can be used anywhere, by many at once, and again."""
 
     __slots__ = (
-        "_added", "_adds", "_callback", "_capture", "_metadata", "_module", "_name", "_on_request", "_open", "_parent",
-        "_sample", "_session", "_tags", "_user",
+        "_added", "_adds", "_callback", "_capture", "_is_async", "_metadata", "_module", "_name", "_on_request",
+        "_open", "_parent", "_sample", "_session", "_tags", "_user",
     )  # fmt: skip
 
     def __init__(
@@ -93,9 +100,10 @@ class Traced:
         self._capture = capture
         self._sample = sample
         self._parent = parent
+        self._is_async = on_request is not None and is_coroutine(on_request)
         self._adds = bool(tags or metadata or on_request or user or session) or capture != CAPTURE_ALL
         #: What holds inside, and what and who it was made from: mostly the same again.
-        self._added: tuple[Inherited | None, Library | None, Inherited | None] = (None, None, None)
+        self._added: tuple[_Maybe, Library | None, _Maybe] = (_nothing, None, _nothing)
         self._module = module  # Where it was made: a block belongs to it, as a function does to its own.
         # Blocks that are open, latest last: for one that is left in another context than it was entered in. Told by
         # their spans: a scope is copied where it goes on inside another run.
@@ -185,7 +193,7 @@ class Traced:
             raise ConfigError(f"traced: expected a callable, got {function!r}")
         if is_own_class(function) and "__init__" in vars(function):
             return self._traced_class(function)
-        if may_get_an_init(function):
+        if has_to_stay_a_class(function):
             # Wrapped it would be no class to what makes it one, and what is put there, taken for the user's own.
             raise ConfigError(
                 f"traced: {function!r} defines no __init__ that could be traced; put @traced on its methods, or above "
@@ -287,16 +295,20 @@ class Traced:
             span = Span(name, kind, inherited, None, recorder.new_bits(128), recorder.new_bits(64), recorder.now_ns())
         above = span.above = base.lineage
         # A test's scopes are of a kind of their own.
-        scope = type(base)(inherited, span, (*above, span), outer, entry, run, self._metadata)
+        # What a carrier brings is this block's own too.
+        added = self._metadata if remote is None else inherited.metadata
+        scope = type(base)(inherited, span, (*above, span), outer, entry, run, added)
         if outer is None:
             Scope.roots.add(scope)
         return scope
 
     def _added_to(self, inherited: Inherited, library: Library | None) -> Inherited:
         """Return what holds inside; made anew only when something else holds around."""
-        around, found_library, found = self._added
-        if found is not None and around is inherited and found_library is library:
-            return found
+        around, found_library, made = self._added
+        if around() is inherited and found_library is library:
+            found = made()
+            if found is not None:
+                return found
         tags, metadata, callbacks = self._tags, self._metadata, inherited.callbacks
         capture = inherited.capture & self._capture
         if library is not None:
@@ -315,8 +327,9 @@ class Traced:
             capture,
             inherited.sampled,
         )
-        if self._callback is None or callbacks[0].loop is None:  # An async one belongs to the loop it is entered on.
-            self._added = inherited, library, found
+        if not self._is_async:  # Else its callback belongs to the loop it is entered on.
+            # Weakly, or a declaration would keep what was around its last entry.
+            self._added = ref(inherited), library, ref(found)
         return found
 
     def _begun(self, inherited: Inherited, remote: Any) -> Inherited:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from operator import add
 from typing import Any, NamedTuple
 
+from pltrace._health import failed
+
 __all__ = ["INTERNAL_TAGS", "Run", "Totals", "Usage", "forked"]
 
 _NOTHING: Mapping[str, Any] = {}
@@ -137,7 +139,11 @@ class Totals:
             try:
                 waiting, take = len(self._tallies) // _TALLY, self._tallies.popleft
                 for _ in range(waiting if most is None else min(waiting, most)):
-                    self._count(*[take() for _ in range(_TALLY)])
+                    tally = [take() for _ in range(_TALLY)]
+                    try:
+                        self._count(*tally)
+                    except Exception:
+                        failed("counting an LLM call")
             finally:
                 _is_folding = False
 
@@ -145,7 +151,7 @@ class Totals:
         self, errors: int, answer: Any, serialized: Any, metadata: Any, parameters: Any, tags: Any, scope_tags: Any
     ) -> None:
         tokens_in, tokens_out = (0, 0) if answer is None else answer.tokens()
-        key = (model_of(serialized, metadata, parameters), scope_tags, tuple(tags))
+        key = (model_of(serialized, metadata, parameters), scope_tags, tuple(map(str, tags)))
         sums = self._sums.setdefault(key, [0, 0, 0, 0])
         sums[:] = sums[0] + 1, sums[1] + errors, sums[2] + tokens_in, sums[3] + tokens_out
 

@@ -18,12 +18,12 @@ __all__ = [
     "Wrapped",
     "class_of_wrapped",
     "code_flags",
+    "has_to_stay_a_class",
     "in_class",
     "is_coroutine",
     "is_decorable",
     "is_own_class",
     "is_runnable",
-    "may_get_an_init",
     "patched",
     "repr_of_wrapped",
     "rewrap",
@@ -333,11 +333,15 @@ def is_own_class(value: Any) -> bool:
     return issubclass(type(value), type) and not value.__flags__ & _IMMUTABLE
 
 
-def may_get_an_init(value: Any) -> bool:
-    """Return whether it is a class with fields that nothing has made an `__init__` of yet, as `@dataclass` does."""
-    return type(value) is type and is_own_class(value) and bool(
-        value.__annotations__ and "__init__" not in vars(value) and not issubclass(value, tuple)
-    )  # fmt: skip
+def has_to_stay_a_class(value: Any) -> bool:
+    """Return whether it is a class that may get an `__init__` yet, as by `@dataclass`, or is of no use wrapped.
+
+    An exception is caught by its class, and an enum's class is iterated over.
+    """
+    if not is_own_class(value) or "__init__" in vars(value):
+        return False
+    fields = type(value) is type and not issubclass(value, tuple) and value.__annotations__
+    return bool(fields) or issubclass(value, BaseException) or hasattr(type(value), "__iter__")
 
 
 def is_decorable(function: Any) -> bool:

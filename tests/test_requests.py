@@ -368,6 +368,27 @@ async def test_an_async_on_request_runs_on_the_loop(local: Path, llm: ScriptedOp
     assert await asyncio.wait_for(called, 10) == (1, asyncio.get_running_loop(), threading.get_ident())
 
 
+def test_an_async_on_request_of_a_declaration_that_is_used_again(local: Path, llm: ScriptedOpenAI) -> None:
+    """One declaration, entered without a loop and then on one, calls its function on the loop that entered it last."""
+    threads: list[str] = []
+
+    async def note(request: pltrace.Request) -> None:
+        threads.append(threading.current_thread().name)
+
+    declared = traced("root", on_request=note)
+    with declared:
+        chat(llm).invoke("Hi!")
+    assert pltrace.flush()
+
+    async def main() -> None:
+        async with declared:
+            await chat(llm).ainvoke("Hi!")
+        await asyncio.to_thread(pltrace.flush)
+
+    asyncio.run(main())
+    assert threads[1:] == [threading.main_thread().name]
+
+
 def test_an_async_on_request_without_a_loop(local: Path, llm: ScriptedOpenAI) -> None:
     """An async `on_request` of a scope that was entered on no loop runs in the background."""
     threads: list[threading.Thread] = []

@@ -653,3 +653,18 @@ def test_only_callables_can_be_decorated() -> None:
     """So does what can't be called, given to a declaration."""
     with pytest.raises(ConfigError, match="'text'"):
         traced("name")("text")  # type: ignore[call-overload]
+
+
+def test_a_carrier_inside_a_run(local: Path, llm: ScriptedOpenAI) -> None:
+    """Inside a chain too, what a carrier brings wins over what is around it here."""
+    with traced("far", metadata={"who": "far", "far": 1}):
+        carrier = pltrace.inject()
+
+    def near(_: Any) -> None:
+        with traced("near", parent=carrier, metadata={"near": 1}):
+            chat(llm).invoke("Hi!")
+
+    with traced("here", metadata={"who": "here"}):
+        RunnableLambda(near).invoke("go")
+    metadata = next(span["metadata"] for span in spans(local) if span["kind"] == "llm")
+    assert {key: metadata[key] for key in ("who", "far", "near")} == {"who": "far", "far": 1, "near": 1}

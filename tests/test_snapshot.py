@@ -5,16 +5,20 @@ from __future__ import annotations
 import array
 import collections
 import gc
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from langchain_core.documents import Document
+from langchain_core.language_models.fake_chat_models import FakeListChatModel, GenericFakeChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import RunnableLambda
 from pydantic import BaseModel
+from pydantic import Field as field_of_pydantic
 
 from pltrace import traced
 from pltrace.testing import capture_spans
@@ -107,6 +111,9 @@ _CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     ),
     "message": (lambda: HumanMessage("a"), lambda value: setattr(value, "content", "b")),
     "messages": (lambda: [HumanMessage("a"), AIMessage("b")], lambda value: setattr(value[1], "content", "c")),
+    "blocks of a message beside others": (
+        lambda: [HumanMessage([{"type": "text"}]), "b"], lambda value: value[0].content[0].update(text="b"),
+    ),
     "messages and others": (lambda: [HumanMessage("a"), "b"], lambda value: setattr(value[0], "content", "c")),
     "state": (lambda: {"messages": [HumanMessage("a")]}, lambda value: value["messages"].append(HumanMessage("b"))),
     "messages in a state": (
@@ -203,3 +210,59 @@ def test_the_messages_of_a_call(local: Path, llm: ScriptedOpenAI) -> None:
     assert call["input"]["messages"][0]["name"] == "bo"
     assert call["output"]["messages"][0]["content"] == [{"type": "text", "text": "Hello."}]
     assert not call["output"]["messages"][0].get("tool_calls")
+
+
+class NoTruth:
+    """Is neither true nor false, as an array."""
+
+    def __bool__(self) -> bool:
+        raise ValueError("ambiguous")
+
+
+class Vector(HumanMessage):
+    """A message with something that has no truth where an empty list is usual."""
+
+    vector: Any = field_of_pydantic(default_factory=list)
+
+
+class Counted(HumanMessage):
+    """A message whose default is made by a function of the user's."""
+
+    number: int = field_of_pydantic(default_factory=lambda: Counted.made())
+
+    made: ClassVar[Callable[[], int]] = itertools.count().__next__
+
+
+@pytest.mark.parametrize("make", [lambda: Vector("a", vector=NoTruth()), lambda: Counted("a")])
+def test_strange_messages(make: Callable[[], HumanMessage]) -> None:
+    """Messages of the user's own classes are recorded with their calls, and no code of theirs is run for it."""
+    before = Counted.made()
+    with capture_spans() as seen, traced("ask"):
+        FakeListChatModel(responses=["Hello."]).invoke([make()])
+    assert seen.requests[0].body["input"]["messages"][0]["content"] == [{"type": "text", "text": "a"}]
+    assert Counted.made() - before <= 2
+
+
+@pytest.mark.parametrize("usage", [{"total_tokens": 5}, {"input_tokens": "1"}, [1]])
+def test_strange_token_counts(usage: Any) -> None:
+    """A model that counts its tokens in a way of its own loses no call, and no total."""
+
+    class Strange(FakeListChatModel):
+        def _generate(self, *arguments: Any, **options: Any) -> ChatResult:
+            message = AIMessage("Hello.")
+            message.usage_metadata = usage
+            return ChatResult(generations=[ChatGeneration(message=message)])
+
+    with capture_spans() as seen, traced("ask") as span:
+        Strange(responses=["a"]).invoke("Hi!", {"tags": [1, "b"]})  # type: ignore[list-item]
+        assert span.usage.requests in (0, 1)
+    assert [request.tags for request in seen.requests] == [["1", "b"]]
+
+
+def test_tokens_that_are_changed_afterwards() -> None:
+    """What a program does with the usage of an answer doesn't change the totals."""
+    answer = AIMessage("a", usage_metadata={"input_tokens": 1, "output_tokens": 1, "total_tokens": 2})
+    with capture_spans(), traced("ask") as span:
+        told: Any = GenericFakeChatModel(messages=iter([answer])).invoke("Hi!")
+        told.usage_metadata["input_tokens"] = 1_000
+        assert span.usage.input_tokens == 1
