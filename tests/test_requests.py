@@ -376,7 +376,7 @@ def test_an_async_on_request_of_a_declaration_that_is_used_again(local: Path, ll
         threads.append(threading.current_thread().name)
 
     declared = traced("root", on_request=note)
-    with declared:
+    with declared as first:  # Held: with it what its block handed on.
         chat(llm).invoke("Hi!")
     assert pltrace.flush()
 
@@ -387,6 +387,7 @@ def test_an_async_on_request_of_a_declaration_that_is_used_again(local: Path, ll
 
     asyncio.run(main())
     assert threads[1:] == [threading.main_thread().name]
+    assert first
 
 
 def test_an_async_on_request_without_a_loop(local: Path, llm: ScriptedOpenAI) -> None:
