@@ -141,7 +141,7 @@ class DeliveryWorker(Worker):
         """Start afresh, as in the child of a fork."""
         super().forked()
         self._batch: list[ReadSpan] = []  # What a retry sends again: the same spans, so the same bytes.
-        self._refused_in_a_row = 0
+        self._refused_in_a_row, self._took_some = 0, False
         self._witness = 0  # Spans up to this number are refused for what is in them: a newer one was taken since.
 
     def _is_left(self, up_to: int) -> bool:
@@ -160,7 +160,7 @@ class DeliveryWorker(Worker):
                 self._witness = 0
                 self.pace.finished()
                 return
-            self._batch = batch
+            self._batch, self._took_some = batch, False
             try:
                 result = self._send(batch)
                 if result.outcome == "rejected":
@@ -169,6 +169,8 @@ class DeliveryWorker(Worker):
                 self._batch = []  # It may have arrived, and the store failed to take note: it knows that it may have.
                 raise
             if result.outcome != "delivered":
+                if self._took_some:  # In the middle of a search for what is refused: the other side works.
+                    self.pace.succeeded()
                 self.pace.back_off(result)
                 return
             self._batch = []
@@ -199,7 +201,7 @@ class DeliveryWorker(Worker):
     def _taken(self, batch: Sequence[ReadSpan], result: ExportResult) -> None:
         taken = [span for span in batch if span.span_id not in result.refused]
         self._outbox.delivered(self.exporter.name, taken, result.request_ids)
-        self._refused_in_a_row = 0
+        self._refused_in_a_row, self._took_some = 0, bool(taken)
         counts["delivered"] += len(taken)
         if len(taken) < len(batch):
             aside = [span for span in batch if span.span_id in result.refused]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pltrace._database import MANY_VALUES, Database
-from pltrace._deliveries import DELIVERED, PENDING, Delivery, add, change
+from pltrace._deliveries import DELIVERED, PENDING, QUARANTINED, Delivery, add, change
 from pltrace._lease import Lease
 from pltrace._outbox import Outbox
 from pltrace._retention import Retention
@@ -170,8 +170,11 @@ class Store:
         connection.execute(f"UPDATE spans SET {changes} WHERE seq = ?", (*row, seq))
         self.outbox.forget([seq])
         if row.kind != "llm":  # An LLM call that is sent again would be logged again.
+            # What is on its way without an answer is no longer what may be there: it is sent whatever is known there.
+            pending = Delivery(PENDING, self.lease.owner)
             for exporter in self.exporters:
-                change(connection, exporter, [seq], Delivery(DELIVERED), Delivery(PENDING, self.lease.owner))
+                for held in (Delivery(DELIVERED), Delivery(QUARANTINED), pending):
+                    change(connection, exporter, [seq], held, pending)
 
     def _ask(self, connection: Any, asked: Asked) -> None:
         """Store an operation; one on a subtree also as one operation on each request that is there already."""
