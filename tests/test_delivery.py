@@ -99,12 +99,13 @@ def test_a_span_that_is_updated_while_it_is_sent(deliver: Deliver, promptlayer: 
 def test_an_update_of_what_was_sent_without_an_answer(deliver: Deliver, promptlayer: PromptLayerServer) -> None:
     """What is added to a span arrives too where PromptLayer took the former version and its answer was lost."""
     deliver()
-    promptlayer.faults.append(on("/spans-bulk", STORE_THEN_CLOSE, 1))
+    promptlayer.faults.append(on("/spans-bulk", STORE_THEN_HANG, 1))
     with traced("order") as span:
         pass
     promptlayer.wait_for(lambda: promptlayer.spans)
     span.update(tags=["late"])
     deliver(tags=["other settings"])  # Others deliver now, who know only what the store says.
+    promptlayer.release()
     recover()
     assert [span["attributes"]["tags"] for span in promptlayer.spans.values()] == [["late"]]
 
