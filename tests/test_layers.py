@@ -29,7 +29,7 @@ RANKS = {
     "_snapshot": 1,
     "_tree": 0,
     "_typing": 0,
-    "_usage": 0,
+    "_usage": 1,
     "_wrapping": 0,
     "_attempts": 2,
     "_background": 1,
