@@ -76,7 +76,7 @@ class Lease:
 
     def _gone(self, connection: Any) -> list[str]:
         """Return the owners of something that is pending here whose processes have ended or lost their lease."""
-        known = {row["owner"]: self._is_gone(row) for row in connection.execute("SELECT * FROM owners")}
+        # Looked at first: a process that comes in between has its own row by then, which it commits with its first span.
         owners = {
             row[0]
             for table, only in (
@@ -88,6 +88,7 @@ class Lease:
                 {"only": only},
             )
         }
+        known = {row["owner"]: self._is_gone(row) for row in connection.execute("SELECT * FROM owners")}
         pending = [owner for owner in owners if owner != self.owner and known.get(owner, True)]
         return pending + [owner for owner, is_gone in known.items() if is_gone and owner not in owners]
 
