@@ -76,7 +76,7 @@ class Lease:
 
     def _gone(self, connection: Any) -> list[str]:
         """Return the owners of something that is pending here whose processes have ended or lost their lease."""
-        # Looked at first: a process that comes in between has its own row by then, which it commits with its first span.
+        # Looked at first: a process that comes in between has its row by then, which it commits with its first span.
         owners = {
             row[0]
             for table, only in (
