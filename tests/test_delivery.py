@@ -138,6 +138,7 @@ def test_delivered_without_being_asked(deliver: Deliver, promptlayer: PromptLaye
     deliver()
     record("by itself")
     promptlayer.wait_for(lambda: promptlayer.spans, timeout=10.0)
+    assert arrived(promptlayer) == ["by itself"]
 
 
 def test_ids_come_back(deliver: Deliver, promptlayer: PromptLayerServer, store: Path) -> None:
