@@ -55,7 +55,7 @@ def said(messages: Sequence[Any], early: int = 0) -> Said:
     """Return what messages say; of so many at the beginning only the content is noted, and they are held.
 
     Raises:
-        AttributeError: There are other things among them.
+        Exception: There are other things among them, or what has no truth.
     """
     items: list[Any] = []
     for message in messages[:early]:
@@ -69,7 +69,7 @@ def note(message: Any, items: list[Any]) -> None:
     """Add what a message says to a list.
 
     Raises:
-        AttributeError: It is something else.
+        Exception: It is something else, or holds what has no truth.
     """
     kind = type(message)
     fields = _fields.get(kind)

@@ -72,13 +72,10 @@ def _copied(value: Any, *, within: bool = False) -> Any:
 
 def whole(messages: Sequence[Any]) -> Any:
     """Return what a model's messages say, each with all that it says."""
-    items: list[Any] = []
     try:
-        for message in messages:
-            note(message, items)
+        return said(messages)
     except Exception:  # They are something else, or hold what has no truth.
         return snapshot(messages)
-    return Said(items)
 
 
 def _list(value: Any) -> Any:
