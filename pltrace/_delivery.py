@@ -19,6 +19,8 @@ __all__ = ["DeliveryWorker", "OperationWorker"]
 
 MOST_SPANS = 200
 MOST_BYTES = 2_000_000
+#: Of spans that may have arrived, each trace has to be asked for: not too many questions for one try to fail at.
+_MOST_UNCERTAIN = 20
 #: A span waits so long for others to share its request.
 LINGER_S = 0.5
 #: How often processes that ended are looked for, and the lease is renewed.
@@ -160,6 +162,8 @@ class DeliveryWorker(Worker):
                 self._witness = 0
                 self.pace.finished()
                 return
+            if any(span.uncertain for span in batch):
+                batch = batch[:_MOST_UNCERTAIN]
             self._batch, self._took_some = batch, False
             try:
                 result = self._send(batch)

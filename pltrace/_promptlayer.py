@@ -24,8 +24,6 @@ __all__ = ["PromptLayerExporter"]
 
 #: Refusals for what a batch holds; splitting it finds the span that is meant.
 _REJECTED = frozenset({400, 413, 422})
-#: A gateway's answers that leave open whether the server behind it took the batch.
-_UNCERTAIN = frozenset({408, 502, 504})
 
 
 class PromptLayerExporter:
@@ -203,7 +201,10 @@ def _refusal(answer: Answer) -> ExportResult:
         return ExportResult("unauthorized", reason)
     if answer.status in _REJECTED:
         return ExportResult("rejected", reason)
-    return ExportResult("retry", reason, retry_after_s=answer.retry_after_s(), uncertain=answer.status in _UNCERTAIN)
+    # A server that fails may do so after it took the batch, and a gateway can't know: asking costs little, a call that
+    # is logged twice can't be taken back.
+    uncertain = answer.status >= 500 or answer.status == 408
+    return ExportResult("retry", reason, retry_after_s=answer.retry_after_s(), uncertain=uncertain)
 
 
 def _message(answer: Answer) -> str:

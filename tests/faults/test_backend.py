@@ -118,12 +118,13 @@ def test_another_process_sends_the_same_bytes(tmp_path: Path, promptlayer: Promp
     bodies: list[bytes] = []
 
     def keep(request: Any) -> Fault | None:
-        if request.path == "/spans-bulk":
-            bodies.append(request.body)
+        if request.path != "/spans-bulk":
+            return None
+        bodies.append(request.body)
         return Fault(status=503) if len(bodies) == 1 else None
 
     promptlayer.faults.append(keep)
-    told(run(PRELUDE + "warm()\ntimed(ask, 20)\ntimed.report()", tmp_path, PLTRACE_SERVICE="shop", **settings))
+    told(run(PRELUDE + "warm()\ntimed(ask, 10)\ntimed.report()", tmp_path, PLTRACE_SERVICE="shop", **settings))
     assert module("sync", **settings).code == 0
     assert bodies[0] == bodies[1]
     assert {span["resource"]["attributes"]["service.name"] for span in promptlayer.spans.values()} == {"shop"}
