@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import io
 import sys
 import types
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator
 from typing import Any, Protocol
 
 from pltrace._wrapping import ObjectProxy, repr_of_wrapped
@@ -113,8 +114,18 @@ def _awaited(steps: Steps, source: Awaitable[Any]) -> Generator[Any, Any, Any]:
     except BaseException as error:
         steps.end(error)
         raise
-    steps.end(value=value)
-    return value
+    return _ended(steps, value)
+
+
+def _ended(steps: Steps, value: Any) -> Any:
+    """End the span with what was awaited; or let it go on, if that is a stream, while that is consumed."""
+    drive = None if type(value) in FINISHED else consumed(value)
+    # What else can be consumed, as a database's cursor or client, is given back as it is.
+    if drive is None or drive is _driven:
+        steps.end(value=value)
+        return value
+    steps.is_awaited = False
+    return drive(steps, value)
 
 
 class _Unawaited:
@@ -138,8 +149,7 @@ async def _coroutine(steps: Steps, unawaited: _Unawaited) -> Any:
     except BaseException as error:
         steps.end(error)
         raise
-    steps.end(value=value)
-    return value
+    return _ended(steps, value)
 
 
 def coroutine(steps: Steps, source: Any) -> Any:
@@ -189,6 +199,18 @@ def _first_step_of(source: AsyncGenerator[Any, Any]) -> Callable[[Any], Any]:
             sys.set_asyncgen_hooks(*hooks)
 
     return asend
+
+
+async def _each(source: AsyncIterable[Any]) -> AsyncGenerator[Any, Any]:
+    async for item in source:
+        yield item
+
+
+def _response(steps: Steps, response: Any) -> Any:
+    """Drive the body of a response, which the server asks for when the call is over."""
+    body = response.body_iterator
+    response.body_iterator = async_generator(steps, body if inspect.isasyncgen(body) else _each(body))
+    return response
 
 
 class Driven(ObjectProxy):
@@ -316,36 +338,44 @@ FINISHED = frozenset({type(None), str, int, float, bool, bytes, list, dict, tupl
 _FILE: type[Any] = io.IOBase.__base__  # type: ignore[assignment]
 #: What marks a type whose objects are consumed step by step.
 _MARKERS = ("__next__", "__anext__", "__await__")
+#: So many types are remembered.
+_MOST_TYPES = 2_000
 
 
 def consumed(result: Any) -> Callable[[Steps, Any], Any] | None:
     """Return what drives the result of a plain function while it is consumed; None if it is a finished value."""
-    kind = type(result)
-    if kind in FINISHED:
-        return None
-    if kind is types.GeneratorType:
-        return generator
-    if kind is types.CoroutineType:
-        return coroutine
-    if kind is types.AsyncGeneratorType:
-        return async_generator
+    kind: Any = type(result)
     try:
-        return _driven if _is_consumed(result, kind) else None
+        drive = _way_of(kind)
+        if drive is _response:
+            return drive if "body_iterator" in vars(result) else None
+        # A proxy has all markers; what it stands for, which is all that counts, is what it says it is. One that stands
+        # for nothing yet says that it is itself.
+        if drive is _driven and len({hasattr(result.__class__, marker) for marker in _MARKERS}) == 1:
+            return None
+        return drive
     except Exception:  # Its class answers in its own way, even when asked what it has.
         return None
 
 
-def _is_consumed(result: Any, kind: type) -> bool:
+_DRIVERS: dict[type, Callable[[Steps, Any], Any]] = {
+    types.GeneratorType: generator,
+    types.CoroutineType: coroutine,
+    types.AsyncGeneratorType: async_generator,
+}
+
+
+@functools.lru_cache(_MOST_TYPES)
+def _way_of(kind: type) -> Callable[[Steps, Any], Any] | None:
+    if kind in _DRIVERS:
+        return _DRIVERS[kind]
+    # FastAPI's too; whoever made one has imported it.
+    if issubclass(kind, getattr(sys.modules.get("starlette.responses"), "Response", ())):
+        return _response
     # Files are read later by design, and futures and tasks run by themselves. The mark is how asyncio knows its own.
-    if issubclass(kind, _FILE) or hasattr(kind, "_asyncio_future_blocking"):
-        return False
-    for marker in _MARKERS:
-        if hasattr(kind, marker):
-            # A proxy or a mock has them all; what it stands for, which is all that counts, is what it says it is. One
-            # that stands for nothing yet says that it is itself.
-            said = [hasattr(result.__class__, other) for other in _MARKERS]
-            return kind.__module__ != "unittest.mock" and any(said) and not all(said)
-    return False
+    if issubclass(kind, _FILE) or hasattr(kind, "_asyncio_future_blocking") or kind.__module__ == "unittest.mock":
+        return None
+    return _driven if any(hasattr(kind, marker) for marker in _MARKERS) else None
 
 
 def _named(driver: Any, source: Any) -> Any:

@@ -267,6 +267,14 @@ def kinds(wrap: Callable[[Any], Any]) -> dict[str, Callable[..., Any]]:
         future.set_result(body(a, b))
         return future
 
+    @wrap
+    async def returning_generator(a: int, b: int = 2) -> Iterator[int]:
+        return plain_generator(a, b)
+
+    @wrap
+    async def returning_async_generator(a: int, b: int = 2) -> AsyncIterator[int]:
+        return plain_async_generator(a, b)
+
     adder = Adder()
     return {
         "function": function,
@@ -312,6 +320,8 @@ def kinds(wrap: Callable[[Any], Any]) -> dict[str, Callable[..., Any]]:
         "function returning an awaitable": wrap(lambda a, b=2: Promise(a, b)),
         "function returning a future": returning_future,
         "function returning a task": wrap(lambda a, b=2: asyncio.ensure_future(plain_coroutine(a, b))),
+        "coroutine function returning a generator": returning_generator,
+        "coroutine function returning an async generator": returning_async_generator,
         "decorated twice": wrap(wrap(plain_coroutine)),
     }  # fmt: skip
 
@@ -339,7 +349,7 @@ def call(kind: str, callables: dict[str, Callable[..., Any]]) -> Any:
 async def consume(result: Any) -> Any:
     """Uses a result up; gives all that came out of it."""
     if inspect.isawaitable(result):
-        return await result
+        result = await result
     if hasattr(result, "__anext__"):
         return [item async for item in result]
     if hasattr(result, "__next__"):
@@ -1595,6 +1605,83 @@ async def test_fastapi(seen: CapturedSpans) -> None:
     assert names[:2] == ["token", "user"]
     # Newer versions throw into a dependency what was wrong with the request.
     assert {span.error_types[0] for span in seen if span.status != "ok"} <= {"RequestValidationError"}
+
+
+@pytest.mark.parametrize("way", ["async", "sync", "iterable"])
+async def test_streamed_responses(way: str, seen: CapturedSpans) -> None:
+    """A route's span lasts until its response is sent, and the scope is inside the body; not in what runs after it."""
+    fastapi, httpx = pytest.importorskip("fastapi"), pytest.importorskip("httpx")
+    from fastapi.responses import StreamingResponse
+    from langchain_core.output_parsers import StrOutputParser
+    from starlette.background import BackgroundTask
+
+    app, scopes = fastapi.FastAPI(), []
+
+    async def lines() -> AsyncIterator[str]:
+        async for chunk in chain.astream("Why?"):
+            scopes.append(current_span().name)
+            yield chunk
+
+    def sync_lines() -> Iterator[str]:  # It runs in a thread.
+        for chunk in chain.stream("Why?"):
+            scopes.append(current_span().name)
+            yield chunk
+
+    class Lines:
+        def __aiter__(self) -> AsyncIterator[str]:
+            return lines()
+
+    @app.get("/")
+    @traced("route", tags=["t"])
+    async def route() -> Any:
+        afterwards = BackgroundTask(lambda: scopes.append((current_span().name, seen[-1].name)))
+        return StreamingResponse({"async": lines, "sync": sync_lines, "iterable": Lines}[way](), background=afterwards)
+
+    with ScriptedOpenAI("one two three") as llm:
+        chain = chat(llm) | StrOutputParser()
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+            assert (await client.get("/")).text == "one two three"
+    assert {*scopes[:-1]} == {"route"}
+    assert scopes[-1] == ("", "route")
+    assert seen.tree() == [["route", ["RunnableSequence", ["ChatOpenAI"], ["StrOutputParser"]]]]
+    assert {(span.status, span.tags[0]) for span in seen} == {("ok", "t")}
+
+
+@pytest.mark.parametrize(("version", "status"), [("2.3", "cancelled"), ("2.4", "ok")])
+async def test_a_client_that_leaves_a_stream(version: str, status: str, seen: CapturedSpans) -> None:
+    """A response that is not read to its end leaves nothing open, however the server tells that the client is gone."""
+    fastapi = pytest.importorskip("fastapi")
+    from fastapi.responses import StreamingResponse
+
+    app, began = fastapi.FastAPI(), asyncio.Event()
+
+    @app.get("/")
+    @traced("route")
+    async def route() -> Any:
+        async def lines() -> AsyncIterator[str]:
+            async for chunk in chat(llm).astream("Why?"):
+                yield str(chunk.content)
+                await asyncio.Event().wait()
+
+        return StreamingResponse(lines())
+
+    async def receive() -> dict[str, Any]:
+        await began.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.body":
+            began.set()
+            if version == "2.4":
+                raise OSError("gone")
+
+    request = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}
+    with ScriptedOpenAI("one two three") as llm:
+        with contextlib.suppress(Exception):  # Starlette says of the second kind alone that the client is gone.
+            await app({**request, "asgi": {"version": "3.0", "spec_version": version}}, receive, send)
+        while len(seen) < 2:  # The loop closes what was left.
+            await asyncio.sleep(0)
+    assert {span.name: span.status for span in seen} == {"route": status, "ChatOpenAI": "partial"}
 
 
 def test_contextmanager(seen: CapturedSpans) -> None:
