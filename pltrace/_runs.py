@@ -87,15 +87,35 @@ class RunId(weakref.ref[Any]):
 def vanished(run: RunId) -> None:
     """Close a run whose id nobody holds any longer: a cancelled `ainvoke` drops its run manager, and says nothing.
 
-    It is called wherever the id dies, in the middle of other code and by the garbage collector too.
+    It is called wherever the id dies, in the middle of other code and by the garbage collector too. That tells of ids
+    before it closes the generators that held them: a stream has yet to say how it ended, and with what text.
     """
     span = open_runs.get(run.key)
     if span is not None and span.run_id is run:
-        try:
-            finish(span, run.key)
-            close_cancelled(span, run.key)
-        except Exception:
-            failed("closing a run that LangChain dropped")
+        if span.is_stream or span.starter is None:
+            _NextCollection(span, run.key)
+        else:
+            _close(span, run.key)
+
+
+def _close(span: Span, key: int) -> None:
+    try:
+        if open_runs.get(key) is span:
+            finish(span, key)
+            close_cancelled(span, key)
+    except Exception:
+        failed("closing a run that LangChain dropped")
+
+
+class _NextCollection:
+    """Closes a run when the garbage collector comes by again: it is a cycle that nobody holds."""
+
+    def __init__(self, span: Span, key: int) -> None:
+        self._run = span, key
+        self._itself = self
+
+    def __del__(self) -> None:
+        _close(*self._run)
 
 
 def finish(span: Span, key: int) -> None:

@@ -603,17 +603,22 @@ def test_runs_of_a_loop_that_was_stopped(local: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("how", ["stream", "astream"])
+@pytest.mark.parametrize("how", ["stream", "astream", "garbage"])
 async def test_an_abandoned_stream(how: str, deliver: Callable[..., None], promptlayer: PromptLayerServer) -> None:
-    """A stream that is closed half-way is logged as WARNING, a partial response with the text so far."""
+    """A stream that is closed or collected half-way is logged as WARNING, a partial response with the text so far."""
     deliver()
     with ScriptedOpenAI(Reply("One two three four", pause=0.005)) as server, traced("root"):
         model, got = chat(server), ""
-        if how == "stream":
-            pieces = model.stream("Hi")
+        if how != "astream":
+            pieces: Any = model.stream("Hi")
             while "two" not in got:
                 got += str(next(pieces).content)
-            pieces.close()  # type: ignore[attr-defined]
+            if how == "stream":
+                pieces.close()
+            cycle = [pieces]
+            cycle.append(cycle)
+            del pieces, cycle
+            gc.collect()
         else:
             apieces: AsyncIterator[Any] = model.astream("Hi")
             while "two" not in got:
