@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from pltrace._encoding import Encoder
 from pltrace._record import row_of
-from pltrace._rows import Row
+from pltrace._rows import Rows
 from pltrace._scope import Callback
 from pltrace._span import Span
 from pltrace._store import Asked
@@ -31,7 +31,7 @@ class Commit:
     """What goes into one commit, without the spans themselves, and what is to be done after it."""
 
     def __init__(self) -> None:
-        self.rows: list[Row] = []
+        self.rows = Rows()
         self.operations: list[Asked] = []
         #: LLM calls whose requests' ids somebody waits for: trace, span, callbacks.
         self.awaited: list[tuple[int, int, tuple[Callback, ...]]] = []
@@ -52,7 +52,7 @@ class Commit:
                 )
             )  # fmt: skip
         elif type(item) is Span:
-            self.rows.append(row_of(item, encoder, service))
+            self.rows.add(row_of(item, encoder, service))
             self.runs_seen += item.run_key is not None
             if item.kind == "llm":
                 self.totals.update(item.scope.totals)

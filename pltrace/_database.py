@@ -7,9 +7,10 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from weakref import WeakSet, finalize
 
 from pltrace import _checkpoints
@@ -27,6 +28,7 @@ from pltrace._store_file import (
 )  # fmt: skip
 
 __all__ = [
+    "CONFLICT",
     "MANY_VALUES",
     "SCHEMA_VERSION",
     "STORE_TROUBLE",
@@ -62,6 +64,8 @@ STORE_TROUBLE = sqlite3.OperationalError
 MANY_VALUES = sqlite3.sqlite_version_info >= (3, 32)
 #: What is raised for an answer of a billion bytes.
 TOO_LARGE = sqlite3.DataError
+#: What is raised for what is there already.
+CONFLICT = sqlite3.IntegrityError
 #: What is raised for a value that can't be stored, and never can.
 UNSTORABLE = (
     ValueError, OverflowError, TypeError, sqlite3.DataError, sqlite3.IntegrityError, sqlite3.ProgrammingError,
@@ -146,7 +150,29 @@ class Database:
         if self.path is not None:
             self._checkpoints.committed(self.path, self._file)
 
-    def _take(self, begin: str, patience_s: float) -> sqlite3.Connection:
+    @contextmanager
+    def written(self, statement: str, values: Sequence[Any], patience_s: float) -> Iterator[None]:
+        """Commit one statement; in the body it is done, and no other thread of this process has used the file yet.
+
+        Each statement lets go of the interpreter, and has to get it back from threads that never wait.
+
+        Args:
+            statement: A transaction of its own.
+            values: Its parameters.
+            patience_s: The longest wait for other threads and processes.
+
+        Raises:
+            sqlite3.OperationalError: The disk is full or failing, or others kept the file for so long.
+        """
+        self._take(statement, patience_s, values)
+        try:
+            yield
+        finally:
+            _give_back()
+        if self.path is not None:
+            self._checkpoints.committed(self.path, self._file)
+
+    def _take(self, begin: str, patience_s: float, values: Sequence[Any] = ()) -> sqlite3.Connection:
         """Return the connection with the lock held, which is free while other processes are waited for."""
         began = time.monotonic()
         give_up_at = began + patience_s
@@ -155,7 +181,7 @@ class Database:
             try:
                 connection = self._connected()
                 if begin:
-                    connection.execute(begin)
+                    connection.execute(begin, values)
                 return connection
             except BaseException as error:
                 replaced = self._replace_if_damaged(error)

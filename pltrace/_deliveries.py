@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["DELIVERED", "PENDING", "QUARANTINED", "Delivery", "add", "change", "cut", "pending"]
+__all__ = ["DELIVERED", "PENDING", "QUARANTINED", "Delivery", "change", "cut", "pending"]
 
 PENDING, DELIVERED, QUARANTINED = 0, 1, 2
 
@@ -38,23 +38,6 @@ SELECT first, last, state, owner, uncertain, error FROM delivery_ranges WHERE ex
 AND first >= coalesce((SELECT max(first) FROM delivery_ranges WHERE exporter = :exporter AND first < :first), 0)
 AND first <= :last + 1 ORDER BY first
 """
-
-
-#: Makes the last range longer, if it is alike.
-_FOLLOWING = """
-UPDATE delivery_ranges SET last = ? WHERE exporter = ?
-AND first = (SELECT max(first) FROM delivery_ranges WHERE exporter = ?)
-AND last = ? AND owner = ? AND state = 0 AND uncertain = 0
-"""
-
-
-def add(connection: Any, exporter: str, first: int, last: int, owner: str) -> None:
-    """Note that new spans are pending: those with the numbers from `first` to `last`."""
-    # Mostly they follow on those before, with one statement.
-    if connection.execute(_FOLLOWING, (last, exporter, exporter, first - 1, owner)).rowcount:
-        return
-    before = _around(connection, exporter, first, last)
-    _put(connection, exporter, before, [*before, _Range(first, last, Delivery(PENDING, owner))])
 
 
 def pending(connection: Any, exporter: str, owner: str, most: int) -> dict[int, bool]:

@@ -51,22 +51,25 @@ class Lease:
 
     def renew(self) -> None:
         """Renew it, when it is getting old."""
-        if self._is_old():
+        if self.is_old:
             with self._database.writing() as connection:
                 self.renew_in(connection)
 
     def renew_in(self, connection: Any) -> None:
         """Renew it in a transaction that is open anyway."""
-        if self._exporters and self._is_old():
+        if self.is_old:
             connection.execute(
                 "INSERT OR REPLACE INTO owners VALUES (?, ?, ?, ?)",
                 (self.owner, _host(), os.getpid(), time.monotonic_ns()),
             )
             self._seen_at, self._seen_in = time.monotonic(), self._database.openings
 
-    def _is_old(self) -> bool:
+    @property
+    def is_old(self) -> bool:
+        """Whether it has to be renewed; with no exporters there is none."""
         elsewhere = self._seen_in != self._database.openings
-        return not self._seen_at or elsewhere or time.monotonic() - self._seen_at > LEASE_S / 4
+        old = not self._seen_at or elsewhere or time.monotonic() - self._seen_at > LEASE_S / 4
+        return old and bool(self._exporters)
 
     def adopt(self) -> int:
         """Take over what processes left that ended or lost their lease; return how many spans and operations."""

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pltrace._database import TOO_LARGE, Database
 from pltrace._deliveries import DELIVERED, PENDING, QUARANTINED, Delivery, change, pending
 from pltrace._exporter import Operation
 from pltrace._lease import Lease
-from pltrace._rows import DONE, REFUSED, ReadSpan, Row, delete, read_spans
+from pltrace._rows import DONE, REFUSED, ReadSpan, Rows, delete, read_spans
 
 __all__ = ["Outbox"]
 
-#: So many spans that were written last are kept in memory for each exporter, if they are no longer than this.
-_MOST_RECENT, _LONGEST_RECENT = 4_000, 8_000
+#: So many spans that were written last are kept in memory for each exporter, and so many characters of them.
+_MOST_RECENT, _MOST_CHARACTERS = 4_000, 2**24
+
+
+class _Recent(NamedTuple):
+    """What one commit has written.
+
+    Attributes:
+        file: Which of the files it is in that this process has used.
+        first: The number of the first span, the others follow.
+        last: That of the last.
+        rows: The spans.
+    """
+
+    file: int
+    first: int
+    last: int
+    rows: Rows
 
 
 class Outbox:
@@ -38,29 +55,36 @@ class Outbox:
     def forked(self) -> None:
         """Start afresh, as in the child of a fork."""
         self._sent_from: dict[str, int] = {}  # By exporter: which file the batch is from that is on its way.
-        #: By exporter: number of a span → file and row, of those that were written of late.
-        self._recent: dict[str, dict[int, tuple[int, Row]]] = {exporter: {} for exporter in self._exporters}
+        #: By exporter: what was written of late, in the order of the numbers.
+        self._recent: dict[str, deque[_Recent]] = {exporter: deque() for exporter in self._exporters}
         #: By exporter: what was replaced since the batch was claimed that is on its way.
         self._replaced: dict[str, set[int]] = {exporter: set() for exporter in self._exporters}
 
-    def written(self, rows: Sequence[tuple[int, Row]]) -> None:
+    def written(self, rows: Rows, first: int) -> None:
         """Keep spans that are being written, so that they needn't be read: the oldest, which are claimed first.
 
-        Inside the transaction: nobody else can claim them before, and what a number meant earlier is forgotten.
+        Before anybody else can claim them; and what their numbers meant earlier is forgotten.
         """
-        file = self._database.files
+        self.forget_from(first)
+        written = _Recent(self._database.files, first, first + len(rows) - 1, rows)
         for recent in self._recent.values():
-            for seq, row in rows:
-                if len(recent) < _MOST_RECENT and len(row.body) <= _LONGEST_RECENT:
-                    recent[seq] = (file, row)
-                else:
-                    recent.pop(seq, None)
+            spans = sum([len(one.rows) for one in recent], len(rows))
+            characters = sum([one.rows.characters for one in recent], rows.characters)
+            if rows and spans <= _MOST_RECENT and characters <= _MOST_CHARACTERS:
+                recent.append(written)
+
+    def forget_from(self, first: int) -> None:
+        """Read spans from a number on anew."""
+        for recent in self._recent.values():
+            while recent and recent[-1].last >= first:
+                recent.pop()
 
     def forget(self, seqs: Iterable[int]) -> None:
         """Read these spans anew, and send them anew if they are on their way: they are not what they were."""
         for seq in seqs:
             for exporter, recent in self._recent.items():
-                recent.pop(seq, None)
+                for one in [one for one in recent if one.first <= seq <= one.last]:
+                    recent.remove(one)
                 self._replaced[exporter].add(seq)
 
     def claim(self, exporter: str, most: int, most_bytes: int) -> list[ReadSpan]:
@@ -80,19 +104,15 @@ class Outbox:
     def _from_memory(self, exporter: str, waiting: Mapping[int, bool]) -> list[ReadSpan]:
         """Return spans that were written of late, or none if some weren't."""
         recent, file = self._recent[exporter], self._database.files
-        found = [(seq, uncertain, recent.pop(seq, None)) for seq, uncertain in waiting.items()]
-        spans = [
-            ReadSpan.read(seq, known[1], uncertain=uncertain, file=file)
-            for seq, uncertain, known in found
-            if known is not None and known[0] == file
-        ]
-        if len(spans) == len(waiting):
-            return spans
-        last = max(waiting)
-        for seq in list(recent):  # What was claimed before it came here.
-            if seq < last:
-                recent.pop(seq, None)
-        return []
+        spans: list[ReadSpan] = []
+        for seq, uncertain in waiting.items():
+            while recent and recent[0].last < seq:  # Those before have been claimed.
+                recent.popleft()
+            if not recent or recent[0].first > seq or recent[0].file != file:
+                return []
+            row = recent[0].rows[seq - recent[0].first]
+            spans.append(ReadSpan.read(seq, row, uncertain=uncertain, file=file))
+        return spans
 
     def _read(self, connection: Any, waiting: Mapping[int, bool]) -> list[ReadSpan]:
         try:

@@ -18,11 +18,11 @@ from pltrace._encoding import Encoder
 from pltrace._health import counts, failed, warn_sometimes
 from pltrace._record import row_of
 from pltrace._request import Registry, Request, Waiting
-from pltrace._rows import Row, record_of
+from pltrace._rows import Rows, record_of
 from pltrace._silence import be_silent, silence
 from pltrace._slices import Slices
 from pltrace._span import Span
-from pltrace._store import Asked, Store, Written
+from pltrace._store import Asked, Store
 
 __all__ = ["SpanRecorder"]
 
@@ -326,15 +326,15 @@ class SpanRecorder:
         """Return how many spans of the size of late may wait in memory."""
         return max(min(MOST_QUEUED, int(MOST_QUEUED_BYTES / self.store.span_bytes)), _FEWEST_QUEUED)
 
-    def _write_each(self, rows: list[Row], operations: list[Asked]) -> list[Written]:
+    def _write_each(self, rows: Rows, operations: list[Asked]) -> dict[int, int]:
         """Write one by one, giving up what can't be stored."""
-        written: list[Written] = []
-        parts: list[tuple[list[Row], list[Asked]]] = [([row], []) for row in rows]
-        parts += [([], [asked]) for asked in operations]
+        written: dict[int, int] = {}
+        parts: list[tuple[Rows, list[Asked]]] = [(Rows([row]), []) for row in rows]
+        parts += [(Rows(), [asked]) for asked in operations]
         for part in parts:
             try:
                 with silence():
-                    written += self.store.write(*part)
+                    written.update(self.store.write(*part))
             except UNSTORABLE:
                 self._drop("not_encodable", 1)
                 failed("storing a span")
@@ -349,7 +349,7 @@ class SpanRecorder:
         new_counts = self._new_counts()
         if new_counts and self._writing.acquire(timeout=_PATIENCE_S):
             try:
-                self.store.write([], [], new_counts, _PATIENCE_S)
+                self.store.write(Rows(), [], new_counts, _PATIENCE_S)
                 self._counted.update(new_counts)
             finally:
                 self._writing.release()
@@ -387,7 +387,7 @@ class SpanRecorder:
             )
         self._wrote()  # What was delivered may make room.
 
-    def _tell(self, commit: Commit, written: list[Written]) -> None:
+    def _tell(self, commit: Commit, written: Mapping[int, int]) -> None:
         """Register who waits for the ids of these requests, and give out those that are known already."""
         counts["runs_seen"] += commit.runs_seen
         for trace_bits, span_bits, callbacks in commit.awaited:
@@ -395,7 +395,7 @@ class SpanRecorder:
             if given_up:
                 counts["callbacks_given_up"] += given_up
         if written:
-            self.registry.resolve({int(span_id, 16): request_id for span_id, request_id in written})
+            self.registry.resolve(written)
         self._wrote()
 
     def _drop(self, reason: str, count: int) -> None:

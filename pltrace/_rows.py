@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pltrace._deliveries import cut
 from pltrace._exporter import StoredSpan
 
 __all__ = [
-    "ASKED", "COLUMNS", "DONE", "FIELDS", "LINE", "LOCAL", "REFUSED", "SPANS", "ReadSpan", "Row",
-    "delete", "lineage_of", "read_spans", "record_from", "record_of", "size",
+    "ASKED", "COLUMNS", "DONE", "FIELDS", "LINE", "LOCAL", "REFUSED", "SPANS", "WIDTH", "ReadSpan", "Row",
+    "Rows", "delete", "lineage_of", "read_spans", "record_from", "record_of", "size",
 ]  # fmt: skip
 
 #: States of operations.
@@ -47,6 +47,54 @@ class Row(NamedTuple):
     body: str
 
 
+class Rows:
+    """Rows on their way to the store, without an object for each: hundreds wait, and Python's collector goes over them.
+
+    Attributes:
+        values: For each row its number, None at first, and its columns.
+        calls: The places of those that are LLM calls.
+        characters: Of all bodies together.
+    """
+
+    __slots__ = ("calls", "characters", "values")
+
+    def __init__(self, rows: Iterable[Row] = ()) -> None:
+        self.values: list[Any] = []
+        self.calls: list[int] = []
+        self.characters = 0
+        for row in rows:
+            self.add(row)
+
+    def __len__(self) -> int:
+        return len(self.values) // WIDTH
+
+    def __getitem__(self, place: int) -> Row:
+        if not 0 <= place < len(self):
+            raise IndexError(place)
+        return Row._make(self.values[place * WIDTH + 1 : (place + 1) * WIDTH])
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self[place] for place in range(len(self)))
+
+    def add(self, row: Row) -> None:
+        """Add one."""
+        if row.kind == "llm":
+            self.calls.append(len(self))
+        self.values.append(None)
+        self.values += row
+        self.characters += len(row.body)
+
+    def number(self, first: int) -> None:
+        """Give them their numbers."""
+        self.values[::WIDTH] = range(first, first + len(self))
+
+    def column(self, name: str) -> list[Any]:
+        """Return the values of one column."""
+        return self.values[1 + Row._fields.index(name) :: WIDTH]
+
+
+#: Values of a row, with its number.
+WIDTH = len(Row._fields) + 1
 COLUMNS = Row._fields[:-1]
 #: The lines of a body after its two objects; LLM calls have all of them.
 FIELDS = ("lineage", "input", "output", "parameters", "request_metadata")

@@ -8,17 +8,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pltrace._database import MANY_VALUES, Database
-from pltrace._deliveries import DELIVERED, PENDING, QUARANTINED, Delivery, add, change
+from pltrace._database import CONFLICT, MANY_VALUES, Database
+from pltrace._deliveries import DELIVERED, PENDING, QUARANTINED, Delivery, change
 from pltrace._lease import Lease
 from pltrace._outbox import Outbox
 from pltrace._retention import Retention
-from pltrace._rows import ASKED, LOCAL, SPANS, Row, lineage_of, record_from
+from pltrace._rows import ASKED, LOCAL, SPANS, WIDTH, Row, Rows, lineage_of, record_from
 
-__all__ = ["Asked", "Store", "Written"]
+__all__ = ["Asked", "Store"]
 
-#: A power of two, so that all its values go into one statement.
-_MOST_IN_INSERT = 512 if MANY_VALUES else 64
+#: So many rows go into one statement, one of them for what goes with them; a power of two.
+_MOST_AT_ONCE = 512 if MANY_VALUES else 64
+#: Where in a row's values they are.
+_SPAN_ID, _TRACE_ID = 1 + Row._fields.index("span_id"), 1 + Row._fields.index("trace_id")
 #: The last number; which of some spans are there already; whether something is asked of whole subtrees of some traces.
 _LOOKING = """
 SELECT (SELECT coalesce(max(seq), 0) FROM spans),
@@ -36,13 +38,6 @@ class Asked(NamedTuple):
     arguments: str
     subtree: bool
     request_id: int | None = None  # Given instead of the span.
-
-
-class Written(NamedTuple):
-    """An LLM call that a commit put into the store with its local id."""
-
-    span_id: str
-    request_id: int
 
 
 class Store:
@@ -67,6 +62,8 @@ class Store:
         self.outbox = Outbox(self.database, self.lease, self.exporters, keep=keep)
         self.retention = Retention(self.database)
         self._local_ids = local_ids
+        #: The number of the span that was written last, and whether it was that of all processes.
+        self._last, self._is_alone = 0, False
         #: How large the spans are that were written of late.
         self.span_bytes = 1_000.0
         #: Whether this process may have operations to send; until then nobody has to look for them.
@@ -81,11 +78,11 @@ class Store:
 
     def write(
         self,
-        rows: Sequence[Row],
-        operations: Sequence[Asked],
+        rows: Rows,
+        operations: Sequence[Asked] = (),
         counts: Mapping[str, int] | None = None,
         patience_s: float = 30.0,
-    ) -> list[Written]:
+    ) -> Mapping[int, int]:
         """Commit ended spans and operations together.
 
         Args:
@@ -95,73 +92,115 @@ class Store:
             patience_s: The longest wait for other processes.
 
         Returns:
-            The LLM calls that got a local id.
+            The local ids of the LLM calls by their spans' ids, if it gives any.
 
         Raises:
             sqlite3.Error: Nothing was written.
         """
         if rows:
-            self.span_bytes += (sum([len(row.body) for row in rows]) / len(rows) - self.span_bytes) / 2
-        numbered: list[tuple[int, Row]] = []
+            self.span_bytes += (rows.characters / len(rows) - self.span_bytes) / 2
+        if self._is_alone and 0 < len(rows) < _MOST_AT_ONCE and not operations and not self.lease.is_old:
+            try:
+                return self._write_at_once(rows, counts or {}, patience_s)
+            except CONFLICT:
+                pass  # Others have written, or some are known already, or something is asked of them.
+        return self._write_in_steps(rows, operations, counts or {}, patience_s)
+
+    def _write_at_once(self, rows: Rows, counts: Mapping[str, int], patience_s: float) -> Mapping[int, int]:
+        """Write what is new with one statement, as long as nobody else has written.
+
+        Raises:
+            sqlite3.IntegrityError: It isn't so.
+        """
+        self._is_alone = False  # Until that is known again.
+        first = self._last + 1
+        rows.number(first)
+        traces = list(dict.fromkeys(rows.values[place * WIDTH + _TRACE_ID] for place in rows.calls))
+        statement, values = self._of_commit(rows, 0, first, traces, counts)
+        with self.database.written(statement, values, patience_s):
+            self.outbox.written(rows, first)
+        self._last += len(rows)
+        self._is_alone = True
+        return self._local_ids_of(rows)
+
+    def _write_in_steps(
+        self, rows: Rows, operations: Sequence[Asked], counts: Mapping[str, int], patience_s: float
+    ) -> Mapping[int, int]:
+        first = None
         try:
             with self.database.writing(patience_s) as connection:
-                numbered += self._numbered(connection, rows)
-                written = self._insert(connection, numbered)
+                self.lease.renew_in(connection)
+                last, new = self._new(connection, rows)
+                first = last + 1
+                new.number(first)
+                for start in range(0, len(new), _MOST_AT_ONCE - 1) or (0,):
+                    connection.execute(*self._of_commit(new, start, first, (), {} if start else counts))
                 for asked in operations:
                     self._ask(connection, asked)
-                if counts:
-                    connection.execute(
-                        "INSERT INTO counters SELECT key, value FROM json_each(?) WHERE true"
-                        " ON CONFLICT (reason) DO UPDATE SET count = count + excluded.count",
-                        (json.dumps(counts),),
-                    )
-                self.outbox.written(numbered)
+                self.outbox.written(new, first)
         except BaseException:
-            self.outbox.forget(seq for seq, _ in numbered)  # The numbers are given to others.
+            if first is not None:
+                self.outbox.forget_from(first)  # The numbers are given to others.
             raise
-        return written
+        self._is_alone, self._last = last == self._last, last + len(new)
+        return self._local_ids_of(new)
 
-    def _numbered(self, connection: Any, rows: Sequence[Row]) -> list[tuple[int, Row]]:
-        """Return the spans that are new, with their numbers, after replacing those that aren't."""
-        self.lease.renew_in(connection)
-        calls = [row for row in rows if row.kind == "llm"]
-        last, found, asks = connection.execute(_LOOKING, [
-            json.dumps([row.span_id for row in rows]), json.dumps(list({row.trace_id for row in calls})),
-        ]).fetchone()  # fmt: skip
-        known = set((found or "").split(","))
+    def _new(self, connection: Any, rows: Rows) -> tuple[int, Rows]:
+        """Return the last number, and the spans that are new, after replacing those that aren't."""
+        calls = [rows[place] for place in rows.calls]
+        span_ids = rows.column("span_id")
+        last, found, asks = connection.execute(
+            _LOOKING, [json.dumps(span_ids), json.dumps(list({row.trace_id for row in calls}))]
+        ).fetchone()
+        known = set(found.split(",")) if found else set()
+        if asks:
+            self._spread_known(connection, calls)
+        if not known and len(set(span_ids)) == len(span_ids):
+            return last, rows
         new: dict[str, Row] = {}
         for row in rows:
             if row.span_id in known:
                 self._rewrite(connection, row)
             else:
                 new[row.span_id] = row
-        if asks:
-            self._spread_known(connection, calls)
-        return list(enumerate(new.values(), last + 1))
+        return last, Rows(new.values())
 
-    def _insert(self, connection: Any, rows: Sequence[tuple[int, Row]]) -> list[Written]:
-        """Insert new spans, many with one statement: each statement lets go of the interpreter and has to get it back.
+    def _of_commit(
+        self, rows: Rows, start: int, first: int, traces: Sequence[str], counts: Mapping[str, int]
+    ) -> tuple[str, list[Any]]:
+        """Return the statement that commits some rows with all that goes with them, and its values.
 
         Args:
-            connection: In a transaction.
-            rows: Each with its number.
+            rows: Numbered.
+            start: The place of the first of them; as many follow as go into one statement.
+            first: The first number of all of them.
+            traces: Those of which nothing may be asked yet.
+            counts: Added to what is known.
         """
-        if not rows:
-            return []
-        for start in range(0, len(rows), _MOST_IN_INSERT):
-            part = rows[start : start + _MOST_IN_INSERT]
-            # Filled up to a power of two, so that there are few statements to keep prepared.
-            places = 1 << (len(part) - 1).bit_length()
-            values = [value for seq, row in part for value in (seq, *row)]
-            connection.execute(_inserting(places), values + [None] * ((places - len(part)) * _VALUES))
-        for exporter in self.exporters:
-            add(connection, exporter, rows[0][0], rows[-1][0], self.lease.owner)
+        values = rows.values[start * WIDTH : (start + _MOST_AT_ONCE - 1) * WIDTH]
+        number = len(values) // WIDTH
+        values += [None] * (WIDTH - 1)
+        values.append(
+            json.dumps({
+                "first": first + start,
+                "last": first + start + number - 1,
+                "exporters": self.exporters if number else (),
+                "owner": self.lease.owner,
+                "local_ids": self._local_ids,
+                "traces": traces,
+                "counts": counts,
+            })
+        )  # fmt: skip
+        # Filled up to a power of two, so that there are few statements to keep prepared.
+        places = 1 << number.bit_length()
+        values += [None] * ((places - number - 1) * WIDTH)
+        return _committing(places), values
+
+    def _local_ids_of(self, rows: Rows) -> Mapping[int, int]:
         if not self._local_ids:
-            return []
-        connection.execute(
-            "INSERT INTO requests SELECT seq, seq FROM spans WHERE seq >= ? AND kind = 'llm'", (rows[0][0],)
-        )
-        return [Written(row.span_id, seq) for seq, row in rows if row.kind == "llm"]
+            return {}
+        values = rows.values
+        return {int(values[place * WIDTH + _SPAN_ID], 16): values[place * WIDTH] for place in rows.calls}
 
     def _rewrite(self, connection: Any, row: Row) -> None:
         """Replace a span that was updated after it had ended, and deliver it again: backends upsert by span id."""
@@ -265,11 +304,8 @@ class Store:
         self.database.close()
 
 
-_VALUES = len(Row._fields) + 1
-
-
 @cache
-def _inserting(places: int) -> str:
-    """Return the statement that inserts spans into the store, as many of these places as aren't empty."""
-    values = f"({', '.join('?' * _VALUES)})"
-    return f"INSERT INTO spans SELECT * FROM (VALUES {', '.join([values] * places)}) WHERE column1 IS NOT NULL"
+def _committing(places: int) -> str:
+    """Return the statement that commits so many rows; empty ones have no effect."""
+    row = f"({', '.join('?' * WIDTH)})"
+    return f"INSERT INTO commits VALUES {', '.join([row] * places)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import sqlite3
 import stat
 import sys
@@ -22,7 +23,7 @@ __all__ = [
 
 _SUFFIXES = (".db", ".sqlite", ".sqlite3")
 APPLICATION_ID = 0x706C7472  # "pltr"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 was before the first release.
 SCHEMA = """
 CREATE TABLE spans (
     seq             INTEGER PRIMARY KEY,   -- order of recording; with no PromptLayer, the id of a request
@@ -84,6 +85,36 @@ CREATE TABLE operations (                  -- what was asked of requests: scores
 CREATE INDEX operations_by_span ON operations (span_id);
 CREATE INDEX operations_by_trace ON operations (trace_id) WHERE subtree = 1;
 CREATE INDEX operations_pending ON operations (owner, id) WHERE state = 0;
+CREATE VIEW commits AS                     -- what a commit adds: rows of spans, and one with no number for what goes
+SELECT * FROM spans                        -- with them, which is in its body (_store.Store._of_commit)
+;
+CREATE TRIGGER commits_span INSTEAD OF INSERT ON commits WHEN NEW.seq IS NOT NULL BEGIN
+    INSERT INTO spans VALUES (
+        NEW.seq, NEW.span_id, NEW.trace_id, NEW.parent_id, NEW.name, NEW.kind, NEW.status, NEW.started_at_ns,
+        NEW.ended_at_ns, NEW.input_tokens, NEW.output_tokens, NEW.body
+    );
+END;
+CREATE TRIGGER commits_rest INSTEAD OF INSERT ON commits WHEN NEW.seq IS NULL AND NEW.body IS NOT NULL BEGIN
+    SELECT RAISE(ABORT, 'something is asked of whole subtrees') WHERE EXISTS (
+        SELECT 1 FROM operations
+        WHERE subtree = 1 AND trace_id IN (SELECT value FROM json_each(NEW.body, '$.traces'))
+    );
+    UPDATE delivery_ranges SET last = json_extract(NEW.body, '$.last') WHERE (exporter, first) IN (
+        SELECT value, (SELECT max(first) FROM delivery_ranges WHERE exporter = value)
+        FROM json_each(NEW.body, '$.exporters')
+    ) AND last = json_extract(NEW.body, '$.first') - 1
+    AND owner = json_extract(NEW.body, '$.owner') AND state = 0 AND uncertain = 0;
+    INSERT INTO delivery_ranges SELECT
+        value, json_extract(NEW.body, '$.first'), json_extract(NEW.body, '$.last'), 0,
+        json_extract(NEW.body, '$.owner'), 0, NULL
+    FROM json_each(NEW.body, '$.exporters') WHERE json_extract(NEW.body, '$.first') > coalesce(
+        (SELECT last FROM delivery_ranges WHERE exporter = value ORDER BY first DESC LIMIT 1), 0
+    );
+    INSERT INTO requests SELECT seq, seq FROM spans WHERE json_extract(NEW.body, '$.local_ids')
+    AND seq BETWEEN json_extract(NEW.body, '$.first') AND json_extract(NEW.body, '$.last') AND kind = 'llm';
+    INSERT INTO counters SELECT key, value FROM json_each(NEW.body, '$.counts') WHERE true
+    ON CONFLICT (reason) DO UPDATE SET count = count + excluded.count;
+END;
 CREATE TABLE owners (                      -- the processes that have something to deliver
     owner           TEXT PRIMARY KEY,
     host            TEXT NOT NULL,         -- machine and process namespace, where pid means something
@@ -267,6 +298,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         "PRAGMA wal_autocheckpoint = 0",  # Not in a commit: that would wait for the disk.
         f"PRAGMA journal_size_limit = {MOST_WAL_BYTES}",
         "PRAGMA secure_delete = ON",
+        "PRAGMA temp_store = MEMORY",  # What a commit adds passes through a temporary table: no file elsewhere.
     ):
         connection.execute(pragma)
     if is_new:  # An old file is opened without a wait for who writes to it.
@@ -280,7 +312,7 @@ def _make(connection: sqlite3.Connection) -> None:
     try:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version == 0:  # Looked at again: another process may have been faster.
-            for statement in SCHEMA.split(";\n"):
+            for statement in re.split(r";\n(?=CREATE )", SCHEMA):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -305,6 +337,8 @@ def _check_ours(connection: sqlite3.Connection, path: Path) -> int:
             f"Can't use the store {str(path)!r}: it is a database of another program; set another path with "
             "PLTRACE_STORE"
         )
+    if 0 < version < SCHEMA_VERSION:
+        raise sqlite3.DatabaseError("it is of a version before the first release")
     if version > SCHEMA_VERSION:
         raise StoreError(
             f"Can't use the store {str(path)!r}: its schema version is {version} and this pltrace knows "

@@ -25,7 +25,7 @@ from pltrace import traced
 from pltrace._encoding import Encoder
 from pltrace._promptlayer import PromptLayerExporter
 from pltrace._record import row_of
-from pltrace._rows import ReadSpan, Row
+from pltrace._rows import ReadSpan, Row, Rows
 from pltrace._store import Store
 from tests.support.http_double import STORE_THEN_HANG, on
 from tests.support.programs import deliveries, ended, rows, run, start, stored
@@ -476,7 +476,7 @@ def test_a_backlog_makes_nothing_slower() -> None:
         """Counts in hundreds what SQLite does for one batch."""
         store = Store(None, ["promptlayer"], local_ids=False)
         for first in range(0, waiting, 500):
-            store.write([_a_row(number) for number in range(first, first + 500)], [])
+            store.write(Rows(_a_row(number) for number in range(first, first + 500)))
         counted = 0
 
         def count() -> int:
@@ -493,7 +493,7 @@ def test_a_backlog_makes_nothing_slower() -> None:
         assert store.outbox.newest("promptlayer", batch[-1].seq) is not None
         assert not store.outbox.due_operations(1)
         assert not store.outbox.hopeless_operations(1)
-        store.write([_a_row(waiting)], [])
+        store.write(Rows([_a_row(waiting)]))
         store.lease.adopt()
         store.close()
         return counted
@@ -515,7 +515,7 @@ def test_each_span_has_its_state(seed: int) -> None:
         batch = on_their_way.pop(owner, None)
         if batch is None and chance.random() < 0.5:
             new = range(len(expected) + 1, len(expected) + 1 + chance.randrange(1, 8))
-            store.write([_a_row(number) for number in new], [])
+            store.write(Rows(_a_row(number) for number in new))
             expected.update(dict.fromkeys(new, (0, owner, 0)))
         elif batch is None:
             batch = outbox.claim("promptlayer", chance.randrange(1, 12), 10**9)
@@ -548,9 +548,9 @@ def test_read_or_remembered(tmp_path: Path) -> None:
         FakeListChatModel(responses=['It\'s "so".']).invoke("Be\nbrief.")
         with pytest.raises(ZeroDivisionError), traced("fails"):
             raise ZeroDivisionError("no")
-    written = [row_of(span, Encoder(), "service") for span in spans]
+    written = Rows(row_of(span, Encoder(), "service") for span in spans)
     store = Store(tmp_path / "traces.db", ["promptlayer"], local_ids=False)
-    store.write(written, [])
+    store.write(written)
     sent.append(exporter.body(store.outbox.claim("promptlayer", 100, 10**9)))
     store.outbox.forget(range(10))
     sent.append(exporter.body(store.outbox.claim("promptlayer", 100, 10**9)))
@@ -562,21 +562,62 @@ def test_read_or_remembered(tmp_path: Path) -> None:
 def test_what_is_remembered_is_what_is_stored() -> None:
     """A span that is updated before it is sent, or whose number another got in its place, is sent as it is stored."""
     store = Store(None, ["promptlayer"], local_ids=False)
-    store.write([_a_row(1)], [])
-    store.write([_a_row(1)._replace(name="renamed")], [])
+    store.write(Rows([_a_row(1)]))
+    store.write(Rows([_a_row(1)._replace(name="renamed")]))
     with pytest.raises(TypeError):
-        store.write([_a_row(2)], [], {"cannot": object()})  # type: ignore[dict-item]
-    store.write([_a_row(3)], [])
+        store.write(Rows([_a_row(2)]), [], {"cannot": object()})  # type: ignore[dict-item]
+    store.write(Rows([_a_row(3)]))
     batch = store.outbox.claim("promptlayer", 100, 10**9)
     assert [(span.seq, span.record["name"]) for span in batch] == [(1, "renamed"), (2, "span-003")]
     store.close()
+
+
+def test_processes_take_turns(tmp_path: Path) -> None:
+    """Whoever writes to a shared file, alone for a while or in turns with others, each span is there for its owner."""
+    one, other = (Store(tmp_path / "traces.db", ["promptlayer"], local_ids=False) for _ in range(2))
+    numbers = iter(range(1, 100))
+    for store, count in (
+        (one, 1),
+        (one, 2),
+        (other, 3),
+        (one, 1),
+        (one, 4),
+        (one, 2),
+        (other, 1),
+        (one, 1),
+        (other, 5),
+    ):
+        store.write(Rows(_a_row(next(numbers)) for _ in range(count)), [], {"recorded": count})
+    waiting = [store.outbox.claim("promptlayer", 100, 10**9) for store in (one, other)]
+    assert [[span.seq for span in spans] for spans in waiting] == [
+        [1, 2, 3, 7, 8, 9, 10, 11, 12, 13, 15], [4, 5, 6, 14, 16, 17, 18, 19, 20],
+    ]  # fmt: skip
+    assert all(span.record["name"] == f"span-{span.seq:03}" for spans in waiting for span in spans)
+    with one.database.reading() as connection:
+        assert tuple(connection.execute("SELECT * FROM counters").fetchone()) == ("recorded", 20)
+    one.close()
+    other.close()
+
+
+def test_a_store_from_before_the_first_release(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A file of a version that was never released is renamed, which a warning says, and a new one begun."""
+    path = tmp_path / "traces.db"
+    Store(path).close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 1")
+    store = Store(path)
+    store.write(Rows([_a_row(1)]))
+    store.close()
+    assert stored(path) == ["span-001"]
+    assert "before the first release" in caplog.text
+    assert len(list(tmp_path.glob("traces.db.corrupt-*"))) == 1
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="SQLite's limits can't be set")
 def test_a_batch_larger_than_sqlite_takes() -> None:
     """Spans that together are more than SQLite takes for one value, a billion bytes, are delivered one by one."""
     store = Store(None, ["promptlayer"])
-    store.write([_a_row(number) for number in range(30)], [])
+    store.write(Rows(_a_row(number) for number in range(30)))
     store.outbox.forget(range(31))  # As another process would read them.
     with store.database.reading() as connection:
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 50_000)
@@ -612,7 +653,7 @@ def test_old_spans_go(tmp_path: Path, promptlayer: PromptLayerServer, deliver: C
 def test_size_is_bounded(tmp_path: Path) -> None:
     """Beyond the most bytes the oldest delivered spans go, and never one that is still to be delivered."""
     store = Store(tmp_path / "traces.db", ["promptlayer"])
-    store.write([_a_row(number) for number in range(400)], [])
+    store.write(Rows(_a_row(number) for number in range(400)))
     batch = store.outbox.claim("promptlayer", 300, 10**9)
     store.outbox.delivered("promptlayer", batch, {})
     size = (tmp_path / "traces.db").stat().st_size + (tmp_path / "traces.db-wal").stat().st_size
@@ -629,7 +670,7 @@ def test_size_is_bounded(tmp_path: Path) -> None:
 def test_memory_is_bounded() -> None:
     """In memory alone, beyond the most bytes the oldest spans are given up, also undelivered ones, and counted."""
     store = Store(None, ["promptlayer"])
-    store.write([_a_row(number) for number in range(1_000)], [])
+    store.write(Rows(_a_row(number) for number in range(1_000)))
     assert store.retention.drop(2**30) == 0
     assert store.retention.prune(0, 2**21) == 0
     dropped = 0

@@ -401,11 +401,12 @@ print(os.path.getsize(sys.argv[1] + "-wal"))
 
 def test_space_is_given_back(tmp_path: Path, local: Path) -> None:
     """What is pruned makes the file smaller."""
+    from pltrace._rows import Rows
     from pltrace._store import Store
     from tests.test_store import _a_row
 
     store = Store(tmp_path / "pruned.db")
-    store.write([_a_row(number) for number in range(2000)], [])
+    store.write(Rows(_a_row(number) for number in range(2000)))
     store.close()
     before = (tmp_path / "pruned.db").stat().st_size
     while store.retention.prune(2 * 10**18, 2**30):
