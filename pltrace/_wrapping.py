@@ -125,9 +125,6 @@ class Wrapped(FunctionWrapper, metaclass=_BehindWrapt):
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """Bind in its own way, if what it wraps does; a result that is a method becomes one of this wrapper."""
-        if not hasattr(type(self.__wrapped__), "__get__"):
-            # Before Python 3.13 `classmethod` asks what has this method to bind itself, and binds all else on its own.
-            return self if instance is None or instance is not owner else MethodType(self, instance)
         bound = self.__wrapped__.__get__(instance, owner)
         if bound is self.__wrapped__:
             return self
@@ -183,7 +180,22 @@ class WrappedFunction(Wrapped):
         return self if instance is None else MethodType(self, instance)
 
 
-class WrappedClass(Wrapped):
+class _Unseen(_Absent):
+    """A `__get__` that Python finds, as wrapt's classes have one, but nobody who asks whether there is one."""
+
+    def __call__(self, wrapper: Wrapped, instance: Any, owner: type | None = None) -> Any:
+        # Before Python 3.13 `classmethod` asks what has this method to bind itself, and binds all else on its own.
+        return wrapper if instance is None or instance is not owner else MethodType(wrapper, instance)
+
+
+class WrappedObject(Wrapped):
+    """The same for what doesn't bind: a partial, a builtin or another callable object."""
+
+    __annotations__ = annotations_of_wrapped
+    __get__ = _Unseen()
+
+
+class WrappedClass(WrappedObject):
     """The same for a class of C, which `inspect` looks into instead of asking it what is wrapped."""
 
     __annotations__ = annotations_of_wrapped
@@ -192,6 +204,14 @@ class WrappedClass(Wrapped):
     def __signature__(self) -> inspect.Signature:
         """The signature of the class."""
         return inspect.signature(self.__wrapped__)
+
+
+def _kind_for(wrapped: Any) -> type[Wrapped]:
+    if type(wrapped) is FunctionType:
+        return WrappedFunction
+    if isinstance(wrapped, type):
+        return WrappedClass
+    return Wrapped if hasattr(type(wrapped), "__get__") else WrappedObject
 
 
 def wrapped_call(wrapped: Any, wrapper: Wrapper, gate: list[Any], declaration: Any) -> Wrapped:
@@ -203,8 +223,7 @@ def wrapped_call(wrapped: Any, wrapper: Wrapper, gate: list[Any], declaration: A
         gate: wrapt tests it in C.
         declaration: What it was decorated with, for who asks.
     """
-    kind = WrappedFunction if type(wrapped) is FunctionType else WrappedClass if isinstance(wrapped, type) else Wrapped
-    made = kind(wrapped, wrapper, enabled=gate)
+    made = _kind_for(wrapped)(wrapped, wrapper, enabled=gate)
     # Again, by the base's own: for a "builtin" no call looks for the object that it is bound to, which on a function
     # fails, by an exception that takes 0.5 µs. How it is bound is ours to say.
     _FunctionWrapperBase.__init__(made, wrapped, None, wrapper, gate, "builtin")

@@ -328,13 +328,8 @@ def kinds(wrap: Callable[[Any], Any]) -> dict[str, Callable[..., Any]]:
 
 PLAIN, TRACED = kinds(lambda it: it), kinds(traced)
 KINDS = sorted(PLAIN)
-#: Decorated objects bind as functions do when they lie in a class, and all that is decorated can be referred to weakly
-#: and has a module.
-_MORE_THAN_BEFORE = {
-    *((kind, "routine") for kind in KINDS if "partial" in kind or "object" in kind or kind == "bound method"),
-    ("bound method", "weak reference"),
-    ("bound method", "module"),
-} - {("under partial", "routine")}
+#: All that is decorated can be referred to weakly and has a module.
+_MORE_THAN_BEFORE = {("bound method", "weak reference"), ("bound method", "module")}
 #: How many spans a call makes where it isn't one.
 SPANS = {"decorated twice": 2}
 
@@ -481,6 +476,8 @@ _QUESTIONS: dict[str, Callable[[Any], Any]] = {
     "type": lambda it: isinstance(it, type(PLAIN["function"])),
     "builtin": inspect.isbuiltin,
     "routine": inspect.isroutine,
+    "method descriptor": inspect.ismethoddescriptor,
+    "data descriptor": inspect.isdatadescriptor,
     "function": inspect.isfunction,
     "method": inspect.ismethod,
     "class": inspect.isclass,
