@@ -6,6 +6,7 @@ import inspect
 from collections import UserDict, UserList, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
+from sys import getsizeof
 from types import FunctionType
 from typing import Any
 
@@ -16,8 +17,11 @@ __all__ = ["PLAIN", "Arguments", "arguments_of", "named", "snapshot", "thawed", 
 #: What is copied of one container; more isn't kept anyway. Of a list of objects, so many are copied too.
 _MOST_ITEMS = 10_000
 _MOST_OBJECTS = 1_000
-#: A longer buffer is left as it is: copying it would take longer than the rest of the call.
+#: Of a longer buffer, only its size is noted: copying it would take longer than the rest of the call.
 _MOST_BYTES = 100_000
+#: Of the containers in a long list, so many bytes are copied; a list of up to `_FEW` has no such limit.
+_MOST_COPIED = 250_000
+_FEW = 20
 #: Of a list of messages, so many are noted with all their attributes, the latest; of those before, what they say.
 _MOST_MESSAGES = 8
 #: So many types are remembered; who makes types as the program runs must not fill the memory with them.
@@ -51,7 +55,9 @@ def snapshot(value: Any) -> Any:
         if kind is list or kind is tuple:
             if _way_of_items(value) in _LISTED:
                 return _list(value)
-            return [item if type(item) in PLAIN else _copied(item) for item in value[:_MOST_ITEMS]]
+            if len(value) > _FEW:
+                return _copied_while_there_is_room(value[:_MOST_ITEMS])
+            return [item if type(item) in PLAIN else _copied(item) for item in value]
         return value if kind in PLAIN else _copied(value, within=True)
     except Exception:  # Another thread is changing it right now, or its class is a strange one.
         return value
@@ -68,6 +74,21 @@ def _copied(value: Any, *, within: bool = False) -> Any:
         state = {key: item if type(item) in PLAIN else _copied(item) for key, item in made[1].items()}
         return Frozen((value, state))
     return made
+
+
+def _copied_while_there_is_room(items: Sequence[Any]) -> list[Any]:
+    """Return the items of a long list, the first of them copied: so many as take no longer than is fit for a call."""
+    if PLAIN.issuperset(map(type, items)):
+        return [*items]
+    room, made = _MOST_COPIED, []
+    for item in items:
+        if type(item) not in PLAIN:
+            item = _copied(item)
+            room -= getsizeof(item)
+            if room < 0:
+                break
+        made.append(item)
+    return [*made, *items[len(made) :]]
 
 
 def whole(messages: Sequence[Any]) -> Any:
@@ -159,16 +180,30 @@ def _boxed(value: Any) -> Frozen:
     return Frozen((value, {**value.__dict__, "data": snapshot(value.data)}))
 
 
-def _buffered(copy: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda value: copy(value) if (getattr(value, "nbytes", 0) or len(value)) <= _MOST_BYTES else value
+def _buffered(copy: Callable[[Any], Any], size: Callable[[Any], int]) -> Callable[[Any], Any]:
+    return lambda value: copy(value) if size(value) <= _MOST_BYTES else _outline(value)
+
+
+def _outline(value: Any) -> str:
+    """Return what is noted of a buffer that is too long to be copied."""
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    text = f"{len(value):,} items" if shape is None else f"shape {tuple(shape)}"
+    return f"<{type(value).__name__} of {text}{'' if dtype is None else f', {dtype}'}>"
 
 
 def _as_it_is(value: Any) -> Any:
     return value
 
 
-#: The names of the types of mutable buffers, be they imported or not, and of their methods that copy one.
-_BUFFERS = {"bytearray": "copy", "array": "__copy__", "ndarray": "copy"}
+#: Mutable buffers by package and name, be they imported or not: the method that copies one, and its size in bytes.
+_BUFFERS: dict[tuple[str, str], tuple[str, Callable[[Any], int]]] = {
+    ("builtins", "bytearray"): ("copy", len),
+    ("builtins", "memoryview"): ("tobytes", lambda value: int(value.nbytes)),
+    ("array", "array"): ("__copy__", lambda value: len(value) * int(value.itemsize)),
+    ("numpy", "ndarray"): ("copy", lambda value: int(value.nbytes)),
+    ("pandas", "DataFrame"): ("copy", lambda value: 8 * int(value.size)),
+    ("pandas", "Series"): ("copy", lambda value: 8 * int(value.size)),
+}
 _OBJECTS = frozenset({_object, _slotted})
 _LISTED = _OBJECTS | {_message}
 _HELD = _LISTED | {_dict}
@@ -196,10 +231,10 @@ def _way_of(kind: type) -> Callable[[Any], Any]:
         return _list
     if issubclass(kind, set):
         return _set
-    bases = {base.__name__: base for base in kind.__mro__}
-    for name, copy in _BUFFERS.items():
-        if hasattr(bases.get(name), copy):
-            return _buffered(getattr(bases[name], copy))
+    for base in kind.__mro__:
+        copy, size = _BUFFERS.get((base.__module__.partition(".")[0], base.__name__), ("", len))
+        if hasattr(base, copy):
+            return _buffered(getattr(base, copy), size)
     # A second object of a class that cleans up after its objects would do so twice.
     boxed = issubclass(kind, (UserDict, UserList))
     data = any(hasattr(kind, mark) for mark in ("__dataclass_fields__", "__attrs_attrs__", "__pydantic_validator__"))
@@ -212,7 +247,7 @@ def _way_of(kind: type) -> Callable[[Any], Any]:
     if is_noted(kind):
         return _message
     # Nobody changes what a prompt was rendered to.
-    if "PromptValue" in bases:
+    if any(base.__name__ == "PromptValue" for base in kind.__mro__):
         return _prompt if kind.__name__ == "ChatPromptValue" else _as_it_is
     return _object
 

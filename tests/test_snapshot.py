@@ -78,6 +78,16 @@ def stepped(value: Any) -> None:
     value.step = 9
 
 
+def numpy() -> Any:
+    """NumPy, where it is installed."""
+    return pytest.importorskip("numpy")
+
+
+def pandas() -> Any:
+    """pandas, where it is installed."""
+    return pytest.importorskip("pandas")
+
+
 _CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "dict": (lambda: {"a": 1}, cleared),
     "dict of lists": (lambda: {"a": [1]}, lambda value: value["a"].append(2)),
@@ -95,6 +105,15 @@ _CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "bytearray": (lambda: bytearray(b"a"), lambda value: value.extend(b"b")),
     "bytearray in a dict": (lambda: {"a": bytearray(b"a")}, lambda value: value["a"].clear()),
     "array": (lambda: array.array("i", [1]), extended),
+    "memoryview": (lambda: memoryview(bytearray(b"a")), lambda value: value.__setitem__(0, 98)),
+    "long buffer": (lambda: bytearray(200_000), cleared),
+    "array of numpy": (lambda: numpy().zeros(3), lambda value: value.fill(1)),
+    "long array of numpy": (lambda: numpy().zeros((200, 200)), lambda value: value.fill(1)),
+    "arrays of numpy in a list": (lambda: [numpy().zeros(3)] * 30, lambda value: value[29].fill(1)),
+    "data frame": (lambda: pandas().DataFrame({"a": [1]}), lambda value: value.insert(0, "b", 2)),
+    "cell of a data frame": (lambda: pandas().DataFrame({"a": [1]}), lambda value: value.__setitem__("a", 2)),
+    "long data frame": (lambda: pandas().DataFrame({"a": range(20_000)}), lambda value: value.pop("a")),
+    "series": (lambda: {"a": pandas().Series([1])}, lambda value: value["a"].__setitem__(0, 2)),
     "user dict": (lambda: collections.UserDict(a=1), cleared),
     "list in a user dict": (lambda: collections.UserDict(a=[1]), lambda value: value["a"].append(2)),
     "user list in a dict": (lambda: {"a": collections.UserList([1])}, lambda value: value["a"].append(2)),
@@ -164,6 +183,16 @@ def test_what_is_changed_afterwards(change: str) -> None:
         assert [(span.name.rpartition(".")[2], span.input, span.output) for span in seen] == [
             ("run", given["argument"], got), ("block", given["argument"], None), ("function", given, got),
         ]  # fmt: skip
+
+
+def test_what_is_too_long_to_be_copied() -> None:
+    """Of a long buffer its size is recorded, and of a long list of long lists all that there is room for."""
+    array_ = numpy().zeros((200, 200))
+    with capture_spans() as seen:
+        traced("f")(lambda *them: None)(bytearray(200_000), array_, [[0] * 1000] * 100)
+    buffer, shape, lists = seen[0].input["them"]
+    assert (buffer, shape) == ("<bytearray of 200,000 items>", "<ndarray of shape (200, 200), float64>")
+    assert len(lists) == 100
 
 
 @pytest.mark.parametrize("value", [Strange(), Strange, [Strange()], {"a": Strange()}])
