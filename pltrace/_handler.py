@@ -175,7 +175,7 @@ class SpanHandler(BaseCallbackHandler):
             span.scope = scope
             span.run_key, span.parent_run_key, span.serialized = key, parent_key, serialized
             if tags:
-                span.run_tags = tags
+                span.run_tags = _shared(tags)
             if metadata:
                 span.run_metadata = metadata
             if kind == "llm":
@@ -310,6 +310,23 @@ class SpanHandler(BaseCallbackHandler):
 
 
 _CHAINS = frozenset({"chain", "prompt", "parser"})
+
+#: A single tag is one of few, as the number of a chain's step; more are as LangChain gives them, a list for each run.
+_single_tags: dict[str, tuple[str]] = {}
+_MOST_TAGS = 1_000
+
+
+def _shared(tags: list[str]) -> Sequence[str]:
+    """Return a run's tags, as one object for all runs alike: what waits is gone over by Python's garbage collector."""
+    if len(tags) != 1 or type(tags[0]) is not str:
+        return tags
+    tag = tags[0]
+    found = _single_tags.get(tag)
+    if found is None:
+        if len(_single_tags) >= _MOST_TAGS:
+            _single_tags.clear()
+        found = _single_tags[tag] = (tag,)
+    return found
 
 
 class PromptLayerCallbackHandler(SpanHandler):

@@ -41,7 +41,7 @@ _WARN_AFTER_S = 10.0
 _TRY_AGAIN_S = 0.05
 #: How long the writer gathers before it commits.
 GROUP_COMMIT_S = 0.002
-_MOST_IN_COMMIT, _FEWEST_QUEUED = 1_024, 32
+_MOST_IN_COMMIT, _FEWEST_QUEUED = 500, 32
 #: With so many waiting the writer is behind.
 _BEHIND = 256
 #: The writer goes to sleep after so many empty rounds; until then, recording needs no wake-up.
