@@ -13,7 +13,7 @@ from pltrace._health import failed, logger
 from pltrace._imports import Imports
 from pltrace._traced import Traced, traced
 from pltrace._typing import TracedArguments, Unpack
-from pltrace._wrapping import is_decorable
+from pltrace._wrapping import held_in, is_decorable
 
 __all__ = ["instrument", "uninstrument"]
 
@@ -59,6 +59,9 @@ class Target:
         if found is None:
             return False
         own, function = found
+        held = held_in(function)
+        if held is not None:
+            owner, last, own, function = function, held, True, getattr(function, held)
         if function is self._wrapper:
             return True
         if isinstance(function, type):

@@ -32,6 +32,7 @@ from pltrace._wrapping import (
     Wrapped,
     code_flags,
     has_to_stay_a_class,
+    held_in,
     in_class,
     is_coroutine,
     is_decorable,
@@ -179,7 +180,8 @@ class Traced:
 
         Args:
             function: Any callable, or a descriptor with functions in it. A class with an `__init__` of its own stays
-                what it is; that is traced, under the name of the class.
+                what it is; that is traced, under the name of the class. So does a command of Click's or a fixture of
+                pytest's, with its function.
 
         Raises:
             ConfigError: It is something else, or a class that has yet to get its `__init__`, as by `@dataclass`.
@@ -191,6 +193,10 @@ class Traced:
             return self._traced_runnable(function)
         if not is_decorable(function):
             raise ConfigError(f"traced: expected a callable, got {function!r}")
+        held = held_in(function)
+        if held is not None:
+            setattr(function, held, self(getattr(function, held)))
+            return function
         if is_own_class(function) and "__init__" in vars(function):
             return self._traced_class(function)
         if has_to_stay_a_class(function):

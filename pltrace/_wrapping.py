@@ -19,6 +19,7 @@ __all__ = [
     "class_of_wrapped",
     "code_flags",
     "has_to_stay_a_class",
+    "held_in",
     "in_class",
     "is_coroutine",
     "is_decorable",
@@ -361,6 +362,24 @@ def has_to_stay_a_class(value: Any) -> bool:
         return False
     fields = type(value) is type and not issubclass(value, tuple) and value.__annotations__
     return bool(fields) or issubclass(value, BaseException) or hasattr(type(value), "__iter__")
+
+
+#: Objects of other packages that run a function they hold, by package and name of their classes, and where it is. What
+#: runs them looks for the object itself, and calls more of it than the object.
+_HOLDERS = {
+    ("click", "Command"): "callback",
+    ("typer", "Command"): "callback",
+    ("_pytest", "FixtureFunctionDefinition"): "_fixture_function",
+}
+
+
+def held_in(value: Any) -> str | None:
+    """Return the name of the attribute with the function that an object runs; None for what is called itself."""
+    for base in type(value).__mro__:
+        held = _HOLDERS.get((base.__module__.partition(".")[0], base.__name__))
+        if held is not None and callable(vars(value).get(held)):
+            return held
+    return None
 
 
 def is_decorable(function: Any) -> bool:

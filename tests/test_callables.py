@@ -1461,6 +1461,11 @@ def test_pytest_fixtures_and_tests(tmp_path: Path) -> None:
             yield "value"
             seen.append(current_span().name)
 
+        @traced
+        @pytest.fixture
+        def above():
+            yield current_span().name
+
         @pytest.fixture
         @traced
         def dependent(plain, request): return plain
@@ -1479,8 +1484,8 @@ def test_pytest_fixtures_and_tests(tmp_path: Path) -> None:
             yield current_span().name
 
         @traced
-        def test_sync(cleaned, plain, dependent):
-            assert (cleaned, plain, dependent) == ("value", "plain", "plain")
+        def test_sync(cleaned, plain, dependent, above):
+            assert (cleaned, plain, dependent, above) == ("value", "plain", "plain", "above")
             assert current_span().name == "test_sync"
 
         def test_after(): assert seen == ["cleaned", "cleaned"] and not current_span()
@@ -1511,7 +1516,7 @@ def test_pytest_fixtures_and_tests(tmp_path: Path) -> None:
 
 
 def test_click_and_typer(seen: CapturedSpans) -> None:
-    """Commands can be decorated below and above the command line's own decorator."""
+    """Commands can be decorated below and above the command line's own decorator, and stay what they are."""
     click, typer = pytest.importorskip("click"), pytest.importorskip("typer")
     from click.testing import CliRunner
     from typer.testing import CliRunner as TyperRunner
@@ -1529,6 +1534,16 @@ def test_click_and_typer(seen: CapturedSpans) -> None:
     def between(word: str) -> None:
         click.echo(word)
 
+    @traced
+    @click.group()
+    def group() -> None:
+        click.echo(current_span().name.rpartition(".")[2])
+
+    @traced("above")
+    @group.command()
+    def above() -> None:
+        click.echo(current_span().name)
+
     app = typer.Typer()
 
     @app.command()
@@ -1538,9 +1553,11 @@ def test_click_and_typer(seen: CapturedSpans) -> None:
 
     assert CliRunner().invoke(below, ["--count", "3"]).output == "below 3\n"
     assert CliRunner().invoke(between, ["hey"]).output == "hey\n"
+    assert CliRunner().invoke(group, ["above"]).output == "group\nabove\n"
+    assert type(above) is click.Command
     assert "Counts." in CliRunner().invoke(below, ["--help"]).output
     assert TyperRunner().invoke(app, ["4", "--loud"]).output == "5 True\n"
-    assert [span.status for span in seen] == ["ok"] * 3
+    assert [span.status for span in seen] == ["ok"] * 5
 
 
 async def test_fastapi(seen: CapturedSpans) -> None:

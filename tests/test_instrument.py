@@ -223,6 +223,24 @@ def test_a_builtin_function(pltrace_spans: CapturedSpans) -> None:
     assert pltrace_spans.named("sqrt").metadata == {"k": 1}
 
 
+def test_a_command_of_click(pltrace_spans: CapturedSpans) -> None:
+    """A command stays what it is while its function is traced, and afterwards."""
+    click = pytest.importorskip("click")
+    module: Any = types.ModuleType("commands")
+    command = module.hello = click.Command("hello", callback=lambda: 5)
+    function = command.callback
+    sys.modules["commands"] = module
+    try:
+        instrument("commands:hello", tags=["c"])
+        assert module.hello is command
+        assert command.main([], standalone_mode=False) == 5
+        uninstrument("commands:hello")
+        assert command.callback is function
+    finally:
+        del sys.modules["commands"]
+    assert [span.tags for span in pltrace_spans] == [("c",)]
+
+
 def test_one_of_the_standard_library(pltrace_spans: CapturedSpans) -> None:
     """As in the README: a method of a class in a module that is imported already."""
     instrument("json.encoder:JSONEncoder.encode", tags=["json"])
