@@ -7,10 +7,10 @@ The messages themselves aren't held, but their texts are: the registry's prompts
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["Said", "SaidOnce", "SaidPrompt", "is_noted", "message_of", "note", "said", "said_by"]
+__all__ = ["Said", "SaidOnce", "SaidPrompt", "is_noted", "message_of", "note", "said", "said_by", "state_of"]
 
 
 class Said(tuple[Any, ...]):
@@ -142,9 +142,19 @@ def message_of(kind: Any, content: Any, message_id: str | None, rest: dict[str, 
     """Return a twin of a message; or itself, if it is held and hasn't changed."""
     if not isinstance(kind, type):
         return kind if kind.content == content else _made(type(kind), {**kind.__dict__, "content": content})
-    if kind not in _defaults:
+    return _made(kind, state_of(kind, content, message_id, rest))
+
+
+def state_of(kind: type, content: Any, message_id: str | None, rest: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the attributes that a message had when it was noted."""
+    defaults = _defaults.get(kind)
+    if defaults is None:
         _learn(kind)
-    return _made(kind, {**_defaults[kind], **(rest or {}), "content": content, "id": message_id})
+        defaults = _defaults[kind]
+    state = {**defaults, "content": content, "id": message_id}
+    if rest is not None:
+        state.update(rest)
+    return state
 
 
 def _made(kind: type, state: dict[str, Any]) -> Any:

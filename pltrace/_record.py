@@ -10,13 +10,12 @@ from pltrace import _blueprint, _links
 from pltrace._attempts import is_retry
 from pltrace._checks import INPUTS, OUTPUTS
 from pltrace._encoding import Encoder, json_of, quoted
-from pltrace._messages import message_of, note
+from pltrace._messages import Said, message_of, note
 from pltrace._provider_errors import error_type_of
 from pltrace._rows import LINE, Row
-from pltrace._scope import Inherited
 from pltrace._snapshot import named, snapshot, thawed
 from pltrace._span import Span
-from pltrace._usage import INTERNAL_TAGS
+from pltrace._usage import INTERNAL_TAGS, model_of, provider_of
 
 __all__ = ["Answer", "Generation", "answer_of", "row_of"]
 
@@ -59,6 +58,21 @@ class Answer(tuple[Any, ...]):
         counted = _blueprint.tokens(self.named(), self.llm_output)
         return counted.input_tokens or 0, counted.output_tokens or 0
 
+    def counted(self) -> tuple[bool, _blueprint.Usage]:
+        """Return whether LangChain's cache answered, which it marks by a cost of nothing, and the tokens if not."""
+        if len(self) == 7:
+            reported = self[4] and self[4].get("usage_metadata")
+            if type(reported) is dict:
+                if reported.get("total_cost") == 0:
+                    return True, _NO_USAGE
+                counts = _blueprint.counts_of(reported)
+                if counts is not None:
+                    return False, counts
+        generations = self.named()
+        if is_cached(generations):
+            return True, _NO_USAGE
+        return False, _blueprint.tokens(generations, self.llm_output)
+
     def named(self) -> list[Generation]:
         """Return the generations with their fields named."""
         return [_generation(*self[start : start + 6]) for start in range(1, len(self), 6)]
@@ -70,6 +84,10 @@ class Generation(NamedTuple):
     message: Any
     text: str
     generation_info: Mapping[str, Any] | None
+
+
+_NO_ANSWER, _NO_MESSAGES = Answer((None,)), Said()
+_NOTHING: Mapping[str, Any] = {}
 
 
 def _generation(kind: Any, content: Any, message_id: Any, rest: Any, text: str | None, info: Any) -> Generation:
@@ -114,14 +132,13 @@ def row_of(span: Span, encoder: Encoder, service: str) -> Row:
     inherited = span.inherited
     if any(type(tag) is not str for tag in span.run_tags):  # LangChain takes any.
         span.run_tags = [str(tag) for tag in span.run_tags]
-    tags, metadata = span.tags, encoder.dumps_again(span.metadata)
     own = [] if span.error is None else ['"error":' + quoted(encoder.text(span.error))]
     lineage = '","'.join([f"{around.span_bits:016x}" for around in span.lineage])
     usage = _NO_USAGE
     if span.kind == "llm":
-        usage, repeated, lines = _call(span, tags, metadata, own, encoder, service)
+        usage, repeated, lines = _call(span, own, encoder, service)
     else:
-        repeated = _repeated(tags, metadata, inherited, service, None, encoder)
+        repeated = _repeated(span, service, None, encoder)
         needed_in, needed_out = _needed_capture(span)
         given = span.raw_input if span.arguments is None else named(span.arguments)
         lines = [
@@ -139,14 +156,9 @@ def row_of(span: Span, encoder: Encoder, service: str) -> Row:
     )  # fmt: skip
 
 
-class _OfCall(NamedTuple):
-    """What is alike for many LLM calls, beside their tags and metadata."""
-
-    provider: str
-    model: str
-    attempt: int
-    cached: bool
-    run_tags: tuple[str, ...]
+#: What is alike for many LLM calls, beside their tags and metadata: provider, model, attempt, whether the answer came
+#: from a cache, the run's own tags, and its parameters; None where these are put down by themselves.
+_OfCall = tuple[str, str, int, bool, Sequence[str], "Mapping[str, Any] | None"]
 
 
 class _Repeated(NamedTuple):
@@ -156,40 +168,42 @@ class _Repeated(NamedTuple):
         alike: The body's first object.
         request_metadata: What goes with the request, up to the ids of the run,
         langchain_tags: and after them.
+        parameters: What the model was called with.
     """
 
     alike: str
     request_metadata: str = ""
     langchain_tags: str = ""
+    parameters: str = ""
 
 
-def _repeated(
-    tags: tuple[str, ...], metadata: str, inherited: Inherited, service: str, call: _OfCall | None, encoder: Encoder
-) -> _Repeated:
+def _repeated(span: Span, service: str, call: _OfCall | None, encoder: Encoder) -> _Repeated:
     """Return what is alike for many spans: made once, and kept."""
-    user, session = inherited.user, inherited.session
-    key = (tags, metadata, user, session, service, call)
-    return encoder.kept(key, lambda: _made(tags, metadata, user, session, service, call, encoder))
+    inherited = span.inherited
+    given = (span.tags, span.metadata, inherited.user, inherited.session, service, call)
+    return encoder.made_of(given, _made)
 
 
 def _made(
-    tags: tuple[str, ...], metadata: str, user: str | None, session: str | None, service: str,
-    call: _OfCall | None, encoder: Encoder,
+    encoder: Encoder, tags: tuple[str, ...], given: Mapping[str, Any], user: str | None, session: str | None,
+    service: str, call: _OfCall | None,
 ) -> _Repeated:  # fmt: skip
-    label = encoder.dumps_label
+    label, metadata = encoder.dumps_label, encoder.dumps(given)
     user_text, session_text = label(user, "user"), label(session, "session")
     alike = f'{{"user":{user_text},"session":{session_text},"service":{label(service)}'
     alike += f',"tags":{label(tags, "tags")},"metadata":{metadata}'
     if call is None:
         return _Repeated(alike + "}")
+    provider, model, attempt, cached, run_tags, parameters = call
     request_tags = tuple(tag for tag in tags if not tag.startswith(INTERNAL_TAGS))
     own = _own_metadata(*map(json.loads, (metadata, user_text, session_text)))
     return _Repeated(
-        f'{alike},"provider":{label(call.provider)},"model":{label(call.model)}'
-        f',"attempt":{call.attempt},"cached":{"true" if call.cached else "false"}'
+        f'{alike},"provider":{label(provider)},"model":{label(model)}'
+        f',"attempt":{attempt},"cached":{"true" if cached else "false"}'
         f',"request_tags":{label(request_tags, "tags")}}}',
         own[:-1] if own == "{}" else own[:-1] + ",",
-        quoted(str(json.loads(label(call.run_tags, "tags")))),
+        quoted(str(json.loads(label(tuple(run_tags), "tags")))),
+        "" if parameters is None else encoder.dumps(parameters),
     )
 
 
@@ -216,21 +230,16 @@ def _holds(captured: int, needed: int) -> bool:
 def _value(raw: Any, captured: bool, encoder: Encoder) -> str:
     if raw is None or not captured:
         return "null"
-    return encoder.dumps(thawed(raw))
+    return encoder.dumps(raw)
 
 
-def _call(
-    span: Span, tags: tuple[str, ...], metadata: str, own: list[str], encoder: Encoder, service: str
-) -> tuple[_blueprint.Usage, _Repeated, list[str]]:
+def _call(span: Span, own: list[str], encoder: Encoder, service: str) -> tuple[_blueprint.Usage, _Repeated, list[str]]:
     """Return what an LLM call has: its token counts, what it shares with many, and its lines; `own` is added to."""
-    run = span.run
-    assert run is not None  # An LLM span is made by the handler alone.
     captured = span.inherited.capture
     answer = _answered(span)
-    generations = answer.named() if answer is not None else []
-    cached = is_cached(generations)
-    usage = _blueprint.tokens(generations, answer.llm_output) if answer is not None and not cached else _NO_USAGE
-    parameters = run.parameters
+    cached, usage = (False, _NO_USAGE) if answer is None else answer.counted()
+    metadata, parameters = span.run_metadata, span.invocation_params or _NOTHING
+    plain = parameters.keys().isdisjoint(_ELSEWHERE)
     details = usage[2:]
     if details != _NO_DETAILS:
         own += [f'"{name}":{count}' for name, count in zip(_DETAILS, details, strict=True) if count is not None]
@@ -239,14 +248,18 @@ def _call(
     if span.status != "ok":
         own.append('"error_type":' + json_of(error_type_of(span.status, span.error_types, span.error or "")))
     own += _prompt_link(span, encoder)
-    of_call = _OfCall(run.provider, run.model, _attempt(span), cached, tuple(run.tags or ()))
-    repeated = _repeated(tags, metadata, span.inherited, service, of_call, encoder)
+    model = model_of(span.serialized, metadata, parameters)
+    of_call = (
+        provider_of(metadata, parameters), model, _attempt(span), cached, span.run_tags, parameters if plain else None
+    )  # fmt: skip
+    repeated = _repeated(span, service, of_call, encoder)
+    assert span.run_key is not None  # An LLM span is made by the handler alone.
     lines = [
-        _prompt(span, run.chat, parameters, encoder),
-        _answer(run.chat, generations if captured & OUTPUTS else (), encoder),
-        _parameters(parameters, captured, encoder),
-        f'{repeated.request_metadata}"_langchain_run_id":"{_uuid(run.run_id)}","_langchain_parent_run_id":'
-        f'"{run.parent_run_id and _uuid(run.parent_run_id)}","_langchain_tags":{repeated.langchain_tags}}}',
+        _prompt(span, parameters, encoder),
+        _answer(span.is_chat, answer if answer is not None and captured & OUTPUTS else _NO_ANSWER, encoder),
+        repeated.parameters if plain else _parameters(parameters, captured, encoder),
+        f'{repeated.request_metadata}"_langchain_run_id":"{_uuid(span.run_key)}","_langchain_parent_run_id":'
+        f'"{span.parent_run_key and _uuid(span.parent_run_key)}","_langchain_tags":{repeated.langchain_tags}}}',
     ]
     return usage, repeated, lines
 
@@ -279,14 +292,15 @@ def _prompt_link(span: Span, encoder: Encoder) -> list[str]:
     ]
 
 
-def _prompt(span: Span, chat: bool, parameters: Mapping[str, Any], encoder: Encoder) -> str:
-    captured = thawed(span.raw_input) if span.inherited.capture & INPUTS else ()
-    if not chat:
-        return encoder.dumps_shaped(_blueprint.completion_prompt(captured, encoder))
-    if parameters.keys().isdisjoint(_NOT_PARAMETERS):
-        plain = _blueprint.plain_chat(captured, encoder)
+def _prompt(span: Span, parameters: Mapping[str, Any], encoder: Encoder) -> str:
+    raw = span.raw_input if span.inherited.capture & INPUTS else _NO_MESSAGES
+    if span.is_chat and type(raw) is Said and parameters.keys().isdisjoint(_NOT_PARAMETERS):
+        plain = _blueprint.plain_chat(raw[::4], raw[1::4], raw[3::4], encoder)
         if plain is not None:
             return plain
+    captured = thawed(raw)
+    if not span.is_chat:
+        return encoder.dumps_shaped(_blueprint.completion_prompt(captured, encoder))
     prompt = _blueprint.chat_prompt(captured, encoder, parameters=parameters if captured else None)
     tools = {key: prompt.pop(key) for key in ("tools", "functions") if prompt.get(key)}
     return _joined(encoder.dumps_shaped(prompt), {key: encoder.dumps_schema(value) for key, value in tools.items()})
@@ -300,8 +314,6 @@ def _joined(text: str, members: Mapping[str, str]) -> str:
 
 def _parameters(parameters: Mapping[str, Any], captured: int, encoder: Encoder) -> str:
     """Return what a model was called with, beside what the prompt says already."""
-    if parameters.keys().isdisjoint(_ELSEWHERE):
-        return encoder.dumps_again(parameters)
     rest = {key: value for key, value in parameters.items() if key not in _NOT_PARAMETERS}
     schemas = {key: encoder.dumps_schema(_schema_of(rest.pop(key))) for key in _SCHEMAS if key in rest}
     if captured & INPUTS:
@@ -318,11 +330,11 @@ def _schema_of(value: Any) -> Any:
     return {"type": "json_schema", "json_schema": {"name": value.__name__, "schema": make()}}
 
 
-def _answer(chat: bool, generations: Sequence[Generation], encoder: Encoder) -> str:
+def _answer(chat: bool, answer: Answer, encoder: Encoder) -> str:
     if not chat:
-        return encoder.dumps_shaped(_blueprint.completion_answer(generations, encoder))
-    plain = _blueprint.plain_chat([generation.message for generation in generations], encoder, "assistant")
-    return plain if plain is not None else encoder.dumps_shaped(_blueprint.chat_answer(generations, encoder))
+        return encoder.dumps_shaped(_blueprint.completion_answer(answer.named(), encoder))
+    plain = _blueprint.plain_chat(answer[1::6], answer[2::6], answer[4::6], encoder, "assistant")
+    return plain if plain is not None else encoder.dumps_shaped(_blueprint.chat_answer(answer.named(), encoder))
 
 
 def _own_metadata(metadata: Mapping[str, Any], user: Any, session: Any) -> str:

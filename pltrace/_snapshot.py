@@ -269,11 +269,8 @@ def thawed(value: Any) -> Any:
     return value
 
 
-_SNAPSHOTS = frozenset({Frozen, Said, SaidOnce, SaidPrompt})
-
-
 def _any_frozen(items: Iterable[Any]) -> bool:
-    return any(type(item) in _SNAPSHOTS for item in items)
+    return any(issubclass(type(item), (Frozen, Said)) for item in items)
 
 
 def _twin(value: Any, state: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from pltrace._health import failed
 
-__all__ = ["INTERNAL_TAGS", "Run", "Totals", "Usage", "forked"]
+__all__ = ["INTERNAL_TAGS", "Run", "Totals", "Usage", "forked", "model_of", "provider_of"]
 
 _NOTHING: Mapping[str, Any] = {}
 
@@ -55,7 +55,7 @@ class Run(NamedTuple):
     @property
     def provider(self) -> str:
         """Who serves the model, as LangChain names it."""
-        return str(self.metadata.get("ls_provider") or self.parameters.get("_type") or "unknown")
+        return provider_of(self.metadata, self.parameters)
 
 
 def model_of(
@@ -70,6 +70,11 @@ def model_of(
         or serialized.get("name")
         or (serialized.get("id") or ["unknown"])[-1]
     )
+
+
+def provider_of(metadata: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
+    """Return who serves a model, as LangChain names it."""
+    return str(metadata.get("ls_provider") or parameters.get("_type") or "unknown")
 
 
 #: What one ended LLM call adds to the totals of the spans around it: errors, its answer or None, which knows its

@@ -10,7 +10,7 @@ from pltrace._blueprint._prompts import (
     text_answer,
 )
 from pltrace._blueprint._tools import untold_of
-from pltrace._blueprint._usage import Usage, tokens
+from pltrace._blueprint._usage import Usage, counts_of, tokens
 
 __all__ = [
     "JsonEncoder",
@@ -19,6 +19,7 @@ __all__ = [
     "chat_prompt",
     "completion_answer",
     "completion_prompt",
+    "counts_of",
     "plain_chat",
     "text_answer",
     "tokens",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +22,7 @@ from pltrace._blueprint._base import (
 from pltrace._blueprint._calls import call_of, calls_of
 from pltrace._blueprint._content import Draft, error_note
 from pltrace._blueprint._extras import OF_RESPONSES, annotate, extras_of, others_of, reasoning_of
+from pltrace._messages import state_of
 
 _ROLES = {
     "human": "user",
@@ -51,12 +53,19 @@ def messages_of(message: object, encoder: JsonEncoder, forced_role: str | None =
         return [{"role": forced_role or "user", "content": [json_block(message, encoder)]}]
 
 
-def plain_message(message: Any, encoder: JsonEncoder, forced_role: str | None = None) -> str | None:
-    """The JSON text of what `messages_of` makes of a message that holds nothing but a text; None for any other."""
+def plain_message(
+    kind: Any, content: Any, rest: Mapping[str, Any] | None, encoder: JsonEncoder, forced_role: str | None = None
+) -> str | None:
+    """The JSON text of what `messages_of` makes of a message that holds nothing but a text; None for any other.
+
+    The message is given as `_messages` notes it, without its id.
+    """
+    if type(content) is not str or not isinstance(kind, type):
+        return None
     try:
-        fields = message.__dict__
-        content, extras, role = fields["content"], fields["additional_kwargs"], _PLAIN_ROLES[fields["type"]]
-        if type(content) is not str or fields.get("name") or (extras and any(map(_says_more, extras.values()))):
+        fields = state_of(kind, content, None, rest)
+        extras, role = fields["additional_kwargs"], _PLAIN_ROLES[fields["type"]]
+        if fields.get("name") or (extras and any(map(_says_more, extras.values()))):
             return None
         if role == "assistant":
             if fields.get("tool_calls") or fields.get("invalid_tool_calls"):

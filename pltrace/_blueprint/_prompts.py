@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pltrace._blueprint._base import Block, JsonEncoder, items_of, member_of, text_block, text_blocks, text_of
 from pltrace._blueprint._messages import messages_of, plain_message
@@ -34,11 +35,15 @@ def chat_prompt(
     return prompt
 
 
-def plain_chat(messages: Sequence[object], encoder: JsonEncoder, role: str | None = None) -> str | None:
+def plain_chat(
+    kinds: Sequence[Any], contents: Sequence[Any], rests: Sequence[Any], encoder: JsonEncoder, role: str | None = None
+) -> str | None:
     """Make the JSON text of a ChatPrompt of messages that hold nothing but a text each, as most do.
 
     Args:
-        messages: LangChain messages.
+        kinds: Of each message its class, as `_messages` notes it,
+        contents: its content,
+        rests: and what else it said.
         encoder: Says what needs a closer look.
         role: Of all of them; None for each its own.
 
@@ -46,8 +51,8 @@ def plain_chat(messages: Sequence[object], encoder: JsonEncoder, role: str | Non
         The text, the same as of what `chat_prompt` or `chat_answer` gives; None where one of them holds more.
     """
     texts: list[str] = []
-    for message in messages:
-        text = plain_message(message, encoder, role)
+    for kind, content, rest in zip(kinds, contents, rests, strict=True):
+        text = plain_message(kind, content, rest, encoder, role)
         if text is None:
             return None
         texts.append(text)

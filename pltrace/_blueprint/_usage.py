@@ -53,17 +53,17 @@ def tokens(generations: Sequence[object], llm_output: object) -> Usage:
         The counts, None for each that nobody reported.
     """
     for generation in items_of(generations):
-        usage = _usage(member_of(member_of(generation, "message"), "usage_metadata"))
+        usage = counts_of(member_of(member_of(generation, "message"), "usage_metadata"))
         if usage is not None:
             return usage
     for key in ("token_usage", "usage"):
-        usage = _usage(member_of(llm_output, key))
+        usage = counts_of(member_of(llm_output, key))
         if usage is not None:
             return usage
     return Usage()
 
 
-def _usage(reported: object) -> Usage | None:
+def counts_of(reported: object) -> Usage | None:
     """The counts in one report; None if it tells neither input nor output."""
     if reported is None:
         return None

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import marshal
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from pltrace._encoding._leaves import TOO_DEEP, Bounds, Json, Redact, broken
 from pltrace._encoding._quick import CarefulError, Quick, json_of
 from pltrace._encoding._walk import Walk
 from pltrace._redaction import Rules
+from pltrace._snapshot import thawed
 
 __all__ = ["Encoder"]
 
@@ -18,9 +20,10 @@ T = TypeVar("T", bound=tuple[str, ...])
 # Walking and `json.dumps` recurse once or twice per level: more would meet Python's own limit.
 _DEEPEST = 200
 #: Tags, users and the like come again and again: so many JSON texts of such are kept, up to a length.
-_MOST_REPEATED, _LONGEST_REPEATED = 1_000, 2_000
-_TEXT = frozenset({str})
-_PLAIN = frozenset({int, float, bool, type(None)})
+_MOST_REPEATED, _LONGEST_REPEATED = 1_000, 4_000
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+#: The version of `marshal`'s format that says nothing of which objects are the same, or are held elsewhere.
+_BY_VALUE = 2
 
 
 class Encoder:
@@ -53,8 +56,7 @@ class Encoder:
         self._rules = Rules(extra) if redact is None else None
         self._label_rules = Rules(extra, by_name=False)
         self._bounds = Bounds(max_string, min(max_depth, _DEEPEST), max_items)
-        self._repeated: dict[tuple[Any, ...], str] = {}
-        self._kept: dict[Hashable, Any] = {}
+        self._made: dict[bytes, Any] = {}
         self._labels: dict[str | tuple[str, ...] | None, str] = {}
         self._quick = None if self._rules is None else Quick(self._bounds, self._rules)
         self._quick_label = None if self._rules is None else Quick(self._bounds, self._label_rules)
@@ -118,25 +120,11 @@ class Encoder:
     # The same as JSON text: strict, compact, without NaN, NUL and lone surrogates.
 
     def dumps(self, value: object) -> str:
-        """Return the JSON text of `jsonable(value)`; never raises."""
-        return self._dumped(self._quick, self.jsonable, value)
+        """Return the JSON text of `jsonable(value)`, or of what a snapshot stands for; never raises."""
+        return self._dumped(self._quick, self._thawed, value)
 
-    def dumps_again(self, value: Mapping[str, Any]) -> str:
-        """Return the JSON text of `jsonable(value)`, of a small mapping whose like comes again and again."""
-        try:
-            key = _told_by(value) if self._redact is None else None
-        except RuntimeError:  # It is deep or has itself in it, or another thread changes it.
-            key = None
-        if key is None:
-            return self.dumps(value)
-        text = self._repeated.get(key)
-        if text is None:
-            text = self.dumps(value)
-            if len(text) <= _LONGEST_REPEATED:
-                if len(self._repeated) >= _MOST_REPEATED:
-                    self._repeated.clear()
-                self._repeated[key] = text
-        return text
+    def _thawed(self, value: object) -> Json:
+        return self.jsonable(thawed(value))
 
     def dumps_shaped(self, value: object) -> str:
         """Return the JSON text of `shaped(value)`; never raises."""
@@ -159,20 +147,26 @@ class Encoder:
                 self._labels[value] = found
         return found
 
-    def kept(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Return the texts that `make()` makes of labels; made once, unless they are long or `redact` has to be asked.
+    def made_of(self, given: tuple[Any, ...], make: Callable[..., T]) -> T:
+        """Return the texts that `make(encoder, *given)` gives; made once for what comes again and again, and kept.
 
         Args:
-            key: What they are made from.
-            make: Makes them.
+            given: What they are made from, and nothing else.
+            make: Makes them; always the same function.
         """
-        found: T | None = self._kept.get(key)
-        if found is None:
-            found = make()
-            if self._redact is None and sum(map(len, found)) <= _LONGEST_REPEATED:
-                if len(self._kept) >= _MOST_REPEATED:
-                    self._kept.clear()
-                self._kept[key] = found
+        key = _told_by(given) if self._redact is None else b""
+        found: T | None = self._made.get(key)
+        if found is not None:
+            return found
+        # Of the key, as another thread may change what was given meanwhile.
+        told = marshal.loads(key) if 0 < len(key) <= _LONGEST_REPEATED else None
+        if told is None or not _is_plain(told):
+            return make(self, *given)
+        found = make(self, *told)
+        if len(key) + sum(map(len, found)) <= _LONGEST_REPEATED:
+            if len(self._made) >= _MOST_REPEATED:
+                self._made.clear()
+            self._made[key] = found
         return found
 
     def dumps_plain(self, text: str) -> str | None:
@@ -194,20 +188,24 @@ class Encoder:
             return f'"{TOO_DEEP}"'
 
 
-def _told_by(value: Mapping[str, Any]) -> tuple[Any, ...] | None:
-    """Return what tells a dict from all others that hold nothing but texts, numbers, and dicts of such."""
-    if type(value) is not dict or not _TEXT.issuperset(map(type, value)):
-        return None
-    parts: list[Any] = [*value]
-    for item in value.values():
-        kind = type(item)
-        if kind is str:
-            parts.append(item)
-        elif kind in _PLAIN:
-            parts.append((kind, item))  # 1, 1.0 and True are alike.
-        else:
-            inner = _told_by(item)
-            if inner is None:
-                return None
-            parts.append(inner)
-    return tuple(parts)
+def _told_by(value: tuple[Any, ...]) -> bytes:
+    """Return what tells plain values from all others, 1 from 1.0 and True too; nothing of what can't be told so."""
+    try:
+        return marshal.dumps(value, _BY_VALUE)
+    except ValueError:
+        return b""
+
+
+def _is_plain(value: object) -> bool:
+    """Say whether a value holds nothing but texts and numbers: `marshal` makes bytes of buffers of any type."""
+    waiting = [value]
+    while waiting:
+        one: Any = waiting.pop()
+        kind = type(one)
+        if kind is dict:
+            waiting += [*one, *one.values()]
+        elif kind is list or kind is tuple:
+            waiting += one
+        elif kind not in _PLAIN:
+            return False
+    return True

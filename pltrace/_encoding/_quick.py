@@ -8,8 +8,10 @@ from json import encoder
 from typing import Any
 
 from pltrace._encoding._leaves import SHORT, Bounds
-from pltrace._encoding._walk import plain_fields, plain_prompt
+from pltrace._encoding._walk import plain_fields, plain_notes, plain_prompt
+from pltrace._messages import Said, SaidPrompt
 from pltrace._redaction import Rules, clean
+from pltrace._snapshot import Frozen, thawed
 
 __all__ = ["CarefulError", "Quick", "json_of", "quoted"]
 
@@ -104,6 +106,13 @@ class Quick:
             # Raw headers are pairs of a name and a value.
             if len(made) == 2 and type(made[0]) is str:
                 self._learn(made[0])
+        elif kind is Frozen:
+            return self._copy(thawed(value), depth, room)
+        elif issubclass(kind, Said):
+            made = plain_notes(value)
+            if made is None:
+                raise CarefulError
+            depth += kind is SaidPrompt
         else:
             made = plain_fields(value)
             if made is None:

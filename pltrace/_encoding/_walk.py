@@ -27,9 +27,10 @@ from pltrace._encoding._leaves import (
     broken,
     shown_by_repr,
 )
+from pltrace._messages import Said, SaidOnce, SaidPrompt, message_of, state_of
 from pltrace._redaction import REDACTED, Rules, clean
 
-__all__ = ["Walk", "plain_fields", "plain_prompt"]
+__all__ = ["Walk", "plain_fields", "plain_notes", "plain_prompt"]
 
 _CYCLE = "[cycle]"
 _MORE = "…"
@@ -212,11 +213,11 @@ class Walk(Leaves):
 
     def message(self, value: Any, key: str, depth: int) -> Json:
         """Convert a message of LangChain: what it says, without its empty fields."""
-        return self._fields_of(_message_fields(value), depth)
+        return self._fields_of(_message_fields(object.__getattribute__(value, "__dict__")), depth)
 
     def document(self, value: Any, key: str, depth: int) -> Json:
         """Convert a document of LangChain."""
-        return self._fields_of(_document_fields(value), depth)
+        return self._fields_of(_document_fields(object.__getattribute__(value, "__dict__")), depth)
 
     def _fields_of(self, fields: dict[str, Any], depth: int) -> Json:
         self._budget = max(0, self._budget - len(fields))
@@ -228,8 +229,7 @@ class Walk(Leaves):
         return self.model(value, key, depth) if said is None else self.value(said, key, depth)
 
 
-def _message_fields(value: Any) -> dict[str, Any]:
-    data = object.__getattribute__(value, "__dict__")
+def _message_fields(data: Mapping[str, Any]) -> dict[str, Any]:
     fields = {"type": data.get("type"), "content": data.get("content")}
     for name in _MESSAGE_FIELDS:
         item = data.get(name)
@@ -238,8 +238,7 @@ def _message_fields(value: Any) -> dict[str, Any]:
     return fields
 
 
-def _document_fields(value: Any) -> dict[str, Any]:
-    data = object.__getattribute__(value, "__dict__")
+def _document_fields(data: Mapping[str, Any]) -> dict[str, Any]:
     fields = {"page_content": data.get("page_content"), "metadata": data.get("metadata")}
     if data.get("id") is not None:
         fields["id"] = data["id"]
@@ -256,14 +255,33 @@ def plain_prompt(value: Any) -> Any:
 
 def plain_fields(value: Any) -> dict[str, Any] | None:
     """Return the fields that are shown of a message or document of LangChain; None for anything else."""
-    kind = _kind_of(type(value))
-    return (
-        _message_fields(value) if kind is Walk.message else _document_fields(value) if kind is Walk.document else None
-    )
+    fields = _FIELDS_OF.get(_kind_of(type(value)))
+    return None if fields is None else fields(object.__getattribute__(value, "__dict__"))
+
+
+def plain_notes(notes: Said) -> Any:
+    """Return the fields that are shown of noted messages, as they are: a list, or one; None for anything else."""
+    shown: list[dict[str, Any]] = []
+    for kind, content, message_id, rest in zip(notes[::4], notes[1::4], notes[2::4], notes[3::4], strict=False):
+        if not isinstance(kind, type):
+            fields = plain_fields(message_of(kind, content, message_id, rest))
+        elif _kind_of(kind) is Walk.message:
+            fields = _message_fields(state_of(kind, content, message_id, rest))
+        else:
+            return None
+        if fields is None:
+            return None
+        shown.append(fields)
+    if type(notes) is SaidPrompt and _kind_of(notes[-1]) is not Walk.prompt:
+        return None
+    return shown[0] if type(notes) is SaidOnce else shown
 
 
 _Kind: TypeAlias = Callable[[Walk, Any, str, int], Json]
-_FIELDS_OF = {Walk.message: _message_fields, Walk.document: _document_fields}
+_FIELDS_OF: dict[_Kind, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    Walk.message: _message_fields,
+    Walk.document: _document_fields,
+}
 _MESSAGE_FIELDS = (
     "name", "role", "id", "tool_calls", "invalid_tool_calls", "tool_call_id", "status", "artifact",
     "usage_metadata", "response_metadata", "additional_kwargs",

@@ -1,0 +1,152 @@
+"""What is put down of a span in a quick way is to the byte what the careful way puts down."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from typing import Any
+
+import pytest
+from langchain_core.documents import Document
+from langchain_core.language_models.fake_chat_models import FakeListChatModel
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    ChatMessage,
+    FunctionMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
+from langchain_core.outputs import ChatGeneration, Generation
+from langchain_core.prompt_values import ChatPromptValue
+
+from pltrace import traced
+from pltrace._blueprint import chat_answer, chat_prompt, plain_chat, tokens
+from pltrace._encoding import Encoder, json_of
+from pltrace._messages import said
+from pltrace._record import answer_of, is_cached, row_of
+from pltrace._snapshot import snapshot
+from pltrace.testing import capture_spans
+
+
+class NamedMessage(HumanMessage):
+    """A user's own, which has something to say by default."""
+
+    name: str | None = "Ann"
+
+
+#: Those that hold nothing but a text.
+PLAIN: list[BaseMessage] = [
+    HumanMessage("Hi", id="h1"),
+    SystemMessage('Be "brief",\n\x00 ü \ud800'),
+    AIMessage("", response_metadata={"model_name": "m"}),
+    AIMessageChunk("word", additional_kwargs={"refusal": None}),
+    AIMessage("Yes", usage_metadata={"input_tokens": 1, "output_tokens": 2, "total_tokens": 3}),
+]
+OTHER: list[BaseMessage] = [
+    HumanMessage("my api_key=sk-abcdefghijklmnopqrstuvwxyz0123456789"),
+    HumanMessage(["Look:", {"type": "image_url", "image_url": {"url": "https://a.example/b.png"}}]),
+    HumanMessage("Hi", name="Bob"),
+    HumanMessage("Hi", more="more"),
+    NamedMessage("Hi"),
+    SystemMessage("Hi", additional_kwargs={"__openai_role__": "developer"}),
+    AIMessage("", tool_calls=[{"name": "look", "args": {"token": "t", "q": 1}, "id": "c1"}]),
+    AIMessage("It is so [1].", response_metadata={"citations": ["https://a.example"]}),
+    AIMessage("No", additional_kwargs={"reasoning_content": "Because."}),
+    ToolMessage("found", tool_call_id="c1", artifact={"rows": [1, None]}),
+    ToolMessage("failed", tool_call_id="c1", status="error"),
+    FunctionMessage("found", name="look"),
+    ChatMessage("Hi", role="narrator"),
+]
+
+
+def _name(value: object) -> str:
+    return type(value).__name__
+
+
+@pytest.mark.parametrize("message", PLAIN + OTHER, ids=_name)
+def test_messages_that_hold_a_text_alone(message: BaseMessage) -> None:
+    """The blueprint of messages that are a text and no more is made of what was noted of them; that of others isn't."""
+    encoder = Encoder()
+    notes = said([message])
+
+    asked = plain_chat(notes[::4], notes[1::4], notes[3::4], encoder)
+    answered = plain_chat(notes[::4], notes[1::4], notes[3::4], encoder, "assistant")
+
+    assert asked in (None, encoder.dumps_shaped(chat_prompt([message], encoder)))
+    generations = [ChatGeneration(message=AIMessage("")).model_copy(update={"message": message})]
+    assert answered in (None, encoder.dumps_shaped(chat_answer(generations, encoder)))
+    if message in PLAIN and message.content.isprintable():  # type: ignore[union-attr]
+        assert asked is not None
+
+
+@pytest.mark.parametrize("held", [0, 12], ids=["noted", "held"])
+@pytest.mark.parametrize(
+    "said", [*PLAIN, *OTHER, Document("page", metadata={"n": 1}, id="d"), Document("p")], ids=_name
+)
+def test_notes_of_values(said: Any, held: int) -> None:
+    """The JSON of messages, of prompts and of documents is the same of a snapshot and of what they were at the time."""
+    turns = [HumanMessage("turn") for _ in range(held)]
+    items = [*turns, said]
+    values: list[Any] = [said, items, {"items": items, "one": said, "deep": {"one": said}}]
+    if isinstance(said, BaseMessage):
+        values.append(ChatPromptValue(messages=items))
+    expected = [json_of(Encoder().jsonable(value)) for value in values]
+
+    snapshots = [snapshot(value) for value in values]
+    for turn in turns:
+        turn.content = "changed"
+
+    assert [Encoder().dumps(value) for value in snapshots] == expected
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        None,
+        {"input_tokens": 3, "output_tokens": 2, "total_tokens": 5},
+        {"input_tokens": 3, "output_tokens": 2, "total_tokens": 5, "total_cost": 0},
+        {"input_tokens": 3, "output_tokens": 2, "total_tokens": 5, "input_token_details": {"cache_read": 1}},
+        {"total_tokens": 5},
+    ],
+)
+def test_token_counts_of_one_message(usage: dict[str, Any] | None) -> None:
+    """The token counts of an answer are the same of what was noted of it and of its generations."""
+    message = AIMessage("Yes")
+    message.usage_metadata = usage  # type: ignore[assignment]
+    llm_output = {"token_usage": {"prompt_tokens": 7, "completion_tokens": 8}}
+    one, free = ChatGeneration(message=message), ChatGeneration(message=AIMessage("No"))
+    free.message.usage_metadata = {"total_cost": 0}  # type: ignore[attr-defined]
+    for generations in ([one], [one, free], [Generation(text="")]):
+        answer = answer_of(generations, llm_output)
+
+        cached, counted = answer.counted()
+
+        named = answer.named()
+        assert cached == is_cached(named)
+        assert counted == tokens([] if cached else named, {} if cached else llm_output)
+
+
+def test_what_is_alike_for_many_spans() -> None:
+    """Spans that differ in the type of a value, in order or deep inside share nothing that was made of the other."""
+    mutable = {"inner": {"n": 1}}
+    said: list[dict[str, Any]] = [
+        {"n": 1}, {"n": 1.0}, {"n": True}, {"n": "1"}, {"n": None}, {"n": [1, 2]}, {"n": (1, 2)}, {"n": b"1"},
+        {"n": array("b", b"1")}, {"a": "b", "c": "d"}, {"c": "d", "a": "b"}, {"password": "a"},
+        {"user": {1: "a"}}, {"user": {"1": "a"}}, {"n": object}, mutable, mutable, {"inner": {"n": 2.0}},
+    ]  # fmt: skip
+    shared = Encoder()
+    with capture_spans() as spans:
+        for tags, user, stop in (([], None, 1), (["a"], None, 1), ([], "u", True), ([], None, 1.0)):
+            for metadata in said:
+                model = FakeListChatModel(responses=["yes"], metadata=metadata, tags=tags)
+                with traced("around", metadata=metadata, tags=tags, user=user):
+                    model.bind(stop=stop).invoke("Hi")
+                mutable["inner"]["n"] += 1
+                for span in spans:
+                    row = row_of(span, shared, "service")
+                    assert row == row_of(span, Encoder(), "service")
+                    assert json.loads(row.body.split("\n")[0])["metadata"] == Encoder().jsonable(span.metadata)
+                spans.clear()
