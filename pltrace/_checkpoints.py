@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import os
 import sqlite3
 import threading
 import time
@@ -12,13 +13,18 @@ from weakref import WeakSet
 
 from pltrace._background import Background
 from pltrace._health import failed
+from pltrace._room import Room
 from pltrace._store_file import MOST_WAL_BYTES, close_quickly, opened_beside
 
 __all__ = ["Checkpoints", "after_fork_in_child", "after_fork_in_parent", "before_fork"]
 
-#: A log that has grown so large is moved into the file, so often; and goes on growing, since the commit that starts it
-#: over waits for the disk. One beyond its bound is started over, and one far beyond it is waited for.
-_LARGE_BYTES, _FAR_BYTES, _EVERY_S = 2**22, 2 * MOST_WAL_BYTES, 0.2
+#: A log that has grown so large, as a part of its bound, is moved into the file, so often; and goes on growing, since
+#: the commit that starts it over waits for the disk. One beyond its bound is started over, and one far beyond it is
+#: waited for.
+_LARGE, _FAR, _EVERY_S = 1 / 4, 2, 0.2
+#: The part of the disk's room that the log may take; where that is less than its bound, it takes so much in any case,
+#: for notes of deliveries: when the disk is full, what it has is written over.
+_PART_OF_ROOM, _FEWEST_WAL_BYTES = 1 / 4, 2**18
 #: How often it is looked at: each look lets go of the interpreter five times, and has to get it back.
 _LOOK_EVERY_S = 0.05
 #: A commit waits so long for that.
@@ -38,9 +44,14 @@ _all: WeakSet[Checkpoints] = WeakSet()
 
 
 class Checkpoints:
-    """Keeps the log of a file small. By itself SQLite does so within a commit, which waits for the disk then."""
+    """Keeps the log of a file small. By itself SQLite does so within a commit, which waits for the disk then.
 
-    def __init__(self) -> None:
+    Args:
+        room: What the disk has left.
+    """
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
         self._forked()
         _all.add(self)
 
@@ -48,27 +59,32 @@ class Checkpoints:
         self._running = threading.Lock()
         self._next_at = self._look_at = 0.0
 
-    def committed(self, path: Path, file: tuple[int, int] | None) -> None:
+    def committed(self, path: Path, file: tuple[int, int] | None, *, at_once: bool = False) -> None:
         """Begin a checkpoint if the log has grown large; wait for it if the log is far beyond its bound.
 
         Args:
             path: Where the file is.
             file: Which file it is.
+            at_once: Also when it was looked at a moment ago.
         """
         now = time.monotonic()
-        if now < self._look_at:
+        if now < self._look_at and not at_once:
             return
         self._look_at = now + _LOOK_EVERY_S
-        if not _log_holds(path, _LARGE_BYTES):
+        most = int(max(min(MOST_WAL_BYTES, self._room.left(path) * _PART_OF_ROOM), _FEWEST_WAL_BYTES))
+        if most < MOST_WAL_BYTES:
+            _lengthen_log(path)
+        is_far = _log_takes(path, most * _FAR)
+        if not (is_far or _log_holds(path, int(most * _LARGE))):
             return
         if time.monotonic() >= self._next_at and self._running.acquire(blocking=False):
-            self._next_at = time.monotonic() + _EVERY_S
+            self._next_at = time.monotonic() + (_EVERY_S if most == MOST_WAL_BYTES else 0.0)
             work = contextvars.copy_context()  # Silent as our own threads are, where `sqlite3` is instrumented.
             try:
-                Background(lambda: work.run(self._run, path, file), "pltrace-checkpoint").start()
+                Background(lambda: work.run(self._run, path, file, most), "pltrace-checkpoint").start()
             except RuntimeError:  # No thread runs here, or none any more.
-                self._run(path, file)
-        if _log_holds(path, _FAR_BYTES):
+                self._run(path, file, most)
+        if is_far:
             self.end()
 
     def end(self) -> None:
@@ -76,7 +92,7 @@ class Checkpoints:
         if self._running.acquire(timeout=_LONGEST_WAIT_S):
             self._running.release()
 
-    def _run(self, path: Path, file: tuple[int, int] | None) -> None:
+    def _run(self, path: Path, file: tuple[int, int] | None, most: int) -> None:
         global _connection
         try:
             with _connecting:
@@ -84,10 +100,13 @@ class Checkpoints:
                 try:
                     # The second moves what was committed during the first, so that little is left for the third, which
                     # keeps others from committing.
-                    last = "TRUNCATE" if _log_holds(path, _FAR_BYTES) else "RESTART"
-                    for how in ("PASSIVE", "PASSIVE", last)[: 3 if _log_holds(path, MOST_WAL_BYTES) else 1]:
+                    is_far = _log_takes(path, most * _FAR)
+                    last = "TRUNCATE" if is_far else "RESTART"
+                    for how in ("PASSIVE", "PASSIVE", last)[: 3 if is_far or _log_holds(path, most) else 1]:
                         if not _fork_waits:
                             _connection.execute(f"PRAGMA wal_checkpoint({how})").fetchall()
+                    if most < MOST_WAL_BYTES:
+                        _lengthen_log(path)
                 finally:
                     connection, _connection = _connection, None
                     close_quickly(connection)
@@ -109,9 +128,28 @@ def _log_holds(path: Path, size: int) -> bool:
             header = log.read(_LOG_HEADER)
             frame = int.from_bytes(header[8:12], "big") + _FRAME_HEADER
             log.seek(_LOG_HEADER + size // frame * frame)
-            return header[16:24] == log.read(_FRAME_HEADER)[8:16] != b""
+            return any(header) and header[16:24] == log.read(_FRAME_HEADER)[8:16]
     except OSError:
         return False
+
+
+def _log_takes(path: Path, size: int) -> bool:
+    """Return whether the log's file is larger than so many bytes, with what is in it and what was."""
+    try:
+        return os.path.getsize(f"{path}-wal") > size
+    except OSError:
+        return False
+
+
+def _lengthen_log(path: Path) -> None:
+    """Give the log the least that it takes; SQLite writes over what doesn't bear its header's numbers."""
+    if hasattr(os, "posix_fallocate") and not _log_takes(path, _FEWEST_WAL_BYTES - 1):
+        with suppress(OSError):
+            descriptor = os.open(f"{path}-wal", os.O_WRONLY)
+            try:
+                os.posix_fallocate(descriptor, 0, _FEWEST_WAL_BYTES)
+            finally:
+                os.close(descriptor)
 
 
 def before_fork(give_up_at: float) -> bool:

@@ -18,6 +18,7 @@ from pltrace._checkpoints import Checkpoints
 from pltrace._errors import StoreError
 from pltrace._forks import at_fork
 from pltrace._health import warn_once
+from pltrace._room import Room
 from pltrace._store_file import (
     SCHEMA_VERSION,
     close_quickly,
@@ -95,7 +96,8 @@ class Database:
         self._connection: sqlite3.Connection | None = None
         self._parted = False  # For a fork; it is opened again when it is needed.
         self._file: tuple[int, int] | None = None
-        self._checkpoints = Checkpoints()
+        self._room = Room()
+        self._checkpoints = Checkpoints(self._room)
         _databases.add(self)
         try:
             self._take("", _MOST_BUSY_AT_OPENING_S)
@@ -124,15 +126,18 @@ class Database:
             _give_back()
 
     @contextmanager
-    def writing(self, patience_s: float = _MOST_BUSY_S) -> Iterator[sqlite3.Connection]:
+    def writing(self, patience_s: float = _MOST_BUSY_S, *, grows: bool = False) -> Iterator[sqlite3.Connection]:
         """Give the connection inside a transaction, which is committed at the end or rolled back on an exception.
 
         Args:
             patience_s: The longest wait for other threads and processes.
+            grows: It adds spans: not while a full disk has room for notes of deliveries alone.
 
         Raises:
             sqlite3.OperationalError: The disk is full or failing, or others kept the file for so long.
         """
+        if grows and self.path is not None:
+            self._room.require(self.path)
         # At once for writing: a transaction that reads first can fail with no chance to wait.
         connection = self._take("BEGIN IMMEDIATE", patience_s)
         try:
@@ -142,6 +147,9 @@ class Database:
             with suppress(sqlite3.Error):
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
+            if not grows and self.path is not None and _is_full(error) and self._room.spend(self.path):
+                # The next try has room, which others may take; the log's is its own once it is moved into the file.
+                self._checkpoints.committed(self.path, self._file, at_once=True)
             if self._replace_if_damaged(error):
                 raise sqlite3.OperationalError(f"it is damaged: {error}") from error
             raise
@@ -157,13 +165,15 @@ class Database:
         Each statement lets go of the interpreter, and has to get it back from threads that never wait.
 
         Args:
-            statement: A transaction of its own.
+            statement: A transaction of its own, which adds spans.
             values: Its parameters.
             patience_s: The longest wait for other threads and processes.
 
         Raises:
             sqlite3.OperationalError: The disk is full or failing, or others kept the file for so long.
         """
+        if self.path is not None:
+            self._room.require(self.path)
         self._take(statement, patience_s, values)
         try:
             yield
@@ -222,6 +232,7 @@ class Database:
             connection = opened_file(self.path)
         except (sqlite3.Error, OSError, StoreError) as error:
             if _is_full(error):
+                self._room.spend(self.path)
                 raise sqlite3.OperationalError(str(error)) from error
             if not self.openings or _is_busy(error):
                 raise

@@ -140,6 +140,16 @@ class Outbox:
             ).fetchone()
         return row is not None
 
+    def count_pending(self) -> tuple[int, int]:
+        """Return how many spans of this process are pending for an exporter, and how many of them may be there."""
+        with self._database.reading() as connection:
+            counts = connection.execute(
+                "SELECT sum(last - first + 1), sum((last - first + 1) * uncertain) FROM delivery_ranges"
+                " WHERE owner = ? AND state = 0 GROUP BY exporter",
+                (self.lease.owner,),
+            ).fetchall()
+        return max(map(tuple, counts), default=(0, 0))
+
     def last(self) -> int:
         """Return the number of the span that was stored last."""
         with self._database.reading() as connection:

@@ -128,7 +128,7 @@ class Store:
     ) -> Mapping[int, int]:
         first = None
         try:
-            with self.database.writing(patience_s) as connection:
+            with self.database.writing(patience_s, grows=bool(rows)) as connection:
                 self.lease.renew_in(connection)
                 last, new = self._new(connection, rows)
                 first = last + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from time import monotonic, sleep
 
 from pltrace._callbacks import CallbackRunner
@@ -15,6 +16,7 @@ from pltrace._errors import StoreError
 from pltrace._exporter import SpanExporter, TracksRequests
 from pltrace._health import counts, failed, warn_once, warn_sometimes
 from pltrace._recorder import SpanRecorder
+from pltrace._rows import Rows
 from pltrace._scope import Inherited, Scope
 from pltrace._span import INERT_SPAN
 from pltrace._store import Store
@@ -75,6 +77,8 @@ class Tracing:
             if isinstance(exporter, TracksRequests)
         ]
         self._exit_left_s = self._patience_s = EXIT_S
+        self._full_disk: Path | None = None  # The file that was given up at the end.
+        self._lost = 0
         self._is_shut = False
         if before is not None:
             self.recorder.succeed(before.recorder)
@@ -232,15 +236,19 @@ class Tracing:
     def at_exit(self) -> None:
         """Put all on disk, deliver for a bounded time, and leave the rest to the next process."""
         self.recorder.shutting_down()
-        if not self._write_rest():
-            self._end_without_disk()
-            return
-        if not self.store.database.is_open:
+        is_written = self._write_rest()
+        if not is_written and self.exporters:
+            self._give_up_disk()
+        elif is_written and not self.store.database.is_open:
             return  # The child of a fork that recorded nothing, or it was shut down.
-        if not self._is_shut and not any(worker.pace.failures for worker in self._deliveries):
+        # What is in memory alone has no other chance.
+        hopeful = self._full_disk is not None or not any(worker.pace.failures for worker in self._deliveries)
+        if not self._is_shut and hopeful:
             began = monotonic()
             self._flush(began + self._exit_left_s, patient=False)
             self._exit_left_s -= monotonic() - began
+        if not is_written or self._full_disk is not None:
+            self._count_lost()
         self._leave()
 
     def _write_rest(self) -> bool:
@@ -253,21 +261,39 @@ class Tracing:
             left = self.recorder.left
         return True
 
-    def _end_without_disk(self) -> None:
-        """Deliver from memory what can't be written to the disk any more."""
-        path, left = self.store.database.path, self.recorder.left
-        if self.exporters and path is not None:
+    def _give_up_disk(self) -> None:
+        """Go on in memory: what can be delivered needs no disk."""
+        path = self.store.database.path
+        if path is not None:
             with suppress(STORE_TROUBLE):  # A thread that is stuck keeps it.
                 self.store.database.give_up_file()
-                if self._flush(monotonic() + self._exit_left_s, patient=False):
-                    return
-        counts["dropped_at_exit"] = left  # Said again if it is called again.
+                self._full_disk = path
+
+    def _count_lost(self) -> None:
+        """Count and tell what is neither on disk nor delivered."""
+        lost, uncertain = self.recorder.left, 0
+        if self._full_disk is not None:
+            with suppress(STORE_TROUBLE):
+                pending, uncertain = self.store.outbox.count_pending()
+                lost += pending
+        more, self._lost = lost - self._lost, lost  # Of a second call; there can be less then, too.
+        if not more:
+            return
+        counts["dropped_at_exit"] += more
+        path = self._full_disk or self.store.database.path
         warn_once(
             "left",
-            "pltrace can't write to the store %s, and the process ends: %d spans that waited in memory are lost.",
+            "pltrace can't write to the store %s, and the process ends: %d spans that waited in memory are lost, but "
+            "for %d on their way that may arrive.",
             path,
-            left,
+            lost,
+            uncertain,
         )
+        for _ in range(2):  # The first try may find the disk full, and give up the reserve.
+            with suppress(STORE_TROUBLE, StoreError):
+                if self._full_disk is not None:
+                    Store(path).write(Rows(), counts={"dropped_at_exit": more}, patience_s=_WRITING_S)
+                    break
 
     def _leave(self) -> None:
         try:

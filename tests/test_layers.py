@@ -23,6 +23,7 @@ RANKS = {
     "_http": 0,
     "_provider_errors": 0,
     "_redaction": 0,
+    "_room": 0,
     "_rows": 1,
     "_slices": 0,
     "_messages": 0,
@@ -113,7 +114,7 @@ IMPORTERS = {
     # The handler is loaded when LangChain is; the others, for prompts of the registry, at their first use.
     "langchain_core": {"_from_blueprint", "_handler", "_templates", "_to_blueprint"},
     "promptlayer": {"_client"},
-    "sqlite3": {"_checkpoints", "_database", "_doctor", "_queries", "_store_file"},
+    "sqlite3": {"_checkpoints", "_database", "_doctor", "_queries", "_room", "_store_file"},
     "wrapt": {"_wrapping"},
 }
 

@@ -117,7 +117,7 @@ print(len(os.listdir(folder)), sorted(modes), oct(os.stat(folder).st_mode & 0o77
         tmp_path,
         path,
     )
-    assert (ended.out, ended.err) == ("3 ['0o600'] 0o700\n", "")
+    assert (ended.out, ended.err) == ("4 ['0o600'] 0o700\n", "")
 
 
 def test_default_place(tmp_path: Path) -> None:

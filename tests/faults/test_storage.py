@@ -16,7 +16,7 @@ import pytest
 
 import pltrace
 from pltrace import traced
-from tests.faults.support import PRELUDE, Measured, all_delivered, balance, deliver_rest, measure_worst, told
+from tests.faults.support import PRELUDE, Measured, all_delivered, balance, deliver_rest, measure_worst, taken, told
 from tests.faults.test_processes import go, ready
 from tests.support.programs import ended, rows, run, start, stored
 from tests.support.promptlayer_server import PromptLayerServer
@@ -91,6 +91,51 @@ def test_disk_is_full_for_a_while(
     assert len(end.err.splitlines()) <= 2, end.err
 
 
+def fill(disk: Path) -> None:
+    """Write until a disk is full."""
+    descriptor = os.open(disk / "filler", os.O_WRONLY | os.O_CREAT)
+    with contextlib.suppress(OSError):
+        while os.write(descriptor, bytes(4096)):
+            pass
+    os.close(descriptor)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["this process", "the next"])
+def test_a_full_disk_keeps_nothing_from_delivery(
+    small_disk: Path, tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], by: str
+) -> None:
+    """What is stored is delivered while the disk is full, and what isn't when the process ends; the log stays small."""
+    remount(small_disk, "size=10m")
+    store = small_disk / "traces.db"
+    settings["PLTRACE_STORE"] = store
+    promptlayer.stop()
+    program = start(FILLS.partition("timed(large, 10")[0], tmp_path, 900, **settings)
+    ready(program)
+    go(program)
+    ready(program)
+    fill(small_disk)
+    in_store = len(stored(store))
+    assert 300 < in_store < 800
+    assert (small_disk / "traces.db-wal").stat().st_size < 10 * 2**20 / 4
+    if by == "this process":
+        promptlayer.start()
+        promptlayer.wait_for(lambda: len(promptlayer.spans) >= in_store, 20.0)
+        go(program)
+        end = ended(program)
+        assert "lost" not in end.err
+        assert len(promptlayer.spans) == 900
+    else:
+        go(program)
+        end = ended(program)
+        assert f"{900 - in_store} spans that waited in memory are lost" in end.err
+        promptlayer.start()
+        deliver_rest(tmp_path, **settings)
+        assert len(promptlayer.spans) == in_store
+        assert balance(store, 900).dropped == 900 - in_store
+    assert set(taken(promptlayer).values()) == {1}
+
+
 @pytest.mark.slow
 def test_disk_stays_full(
     small_disk: Path, tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], measured: Measured
@@ -121,10 +166,8 @@ def test_disk_stays_full(
 
 def test_disk_is_full_at_first(small_disk: Path, tmp_path: Path) -> None:
     """A program that begins while the disk is full records into the store when there is room."""
-    store, filler = small_disk / "traces.db", small_disk / "filler"
-    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
-        while file.write(bytes(4096)):
-            pass
+    store = small_disk / "traces.db"
+    fill(small_disk)
     program = start(
         PRELUDE
         + """
@@ -139,7 +182,7 @@ timed.report(flushed=[full, pltrace.flush(30)])
         store,
     )
     ready(program)
-    filler.unlink()
+    (small_disk / "filler").unlink()
     go(program)
     assert told(ended(program))["flushed"] == [False, True]
     assert len(stored(store)) == 20
@@ -153,17 +196,12 @@ def test_disk_is_full_and_backend_works(
     settings["PLTRACE_STORE"] = store
     first = run(PRELUDE + "timed(span, 1000)\nassert pltrace.flush(30)", tmp_path, **settings)
     assert (first.code, first.err) == (0, "")
-    filler = small_disk / "filler"
-    descriptor = os.open(filler, os.O_WRONLY | os.O_CREAT)
-    with contextlib.suppress(OSError):
-        while os.write(descriptor, bytes(4096)):
-            pass
-    os.close(descriptor)
+    fill(small_disk)
     second = run(PRELUDE + "timed(lambda n: span(n, 'late'), 200)", tmp_path, **settings)
     assert second.code == 0
     assert "lost" not in second.err
     assert len(promptlayer.spans) == 1200
-    filler.unlink()
+    (small_disk / "filler").unlink()
     assert rows(store, "PRAGMA integrity_check") == [{"integrity_check": "ok"}]
 
 
