@@ -95,6 +95,9 @@ CREATE TRIGGER commits_span INSTEAD OF INSERT ON commits WHEN NEW.seq IS NOT NUL
     );
 END;
 CREATE TRIGGER commits_rest INSTEAD OF INSERT ON commits WHEN NEW.seq IS NULL AND NEW.body IS NOT NULL BEGIN
+    SELECT RAISE(ABORT, 'it is another file, or others have written') WHERE json_extract(NEW.body, '$.first') - 1 <> (
+        SELECT coalesce(max(seq), 0) FROM spans WHERE seq < json_extract(NEW.body, '$.first')
+    );
     SELECT RAISE(ABORT, 'something is asked of whole subtrees') WHERE EXISTS (
         SELECT 1 FROM operations
         WHERE subtree = 1 AND trace_id IN (SELECT value FROM json_each(NEW.body, '$.traces'))

@@ -559,6 +559,22 @@ def test_read_or_remembered(tmp_path: Path) -> None:
     assert sent[0] == sent[1]
 
 
+def test_numbers_begin_anew_in_a_new_file(tmp_path: Path) -> None:
+    """After the file was deleted spans are numbered from 1, by whoever comes first, and all of them are pending."""
+    first, second = (Store(tmp_path / "traces.db", ["somewhere"]) for _ in range(2))
+    for number in range(3):
+        first.write(Rows([_a_row(number)]))
+    for part in tmp_path.glob("traces.db*"):
+        part.unlink()
+    first.write(Rows([_a_row(3)]))
+    second.write(Rows([_a_row(4)]))
+    second.write(Rows([_a_row(5)]))
+    found = rows(tmp_path / "traces.db", "SELECT first, last, state FROM delivery_ranges ORDER BY first")
+    assert [(row["first"], row["last"], row["state"]) for row in found] == [(1, 1, 0), (2, 3, 0)]
+    first.close()
+    second.close()
+
+
 def test_what_is_remembered_is_what_is_stored() -> None:
     """A span that is updated before it is sent, or whose number another got in its place, is sent as it is stored."""
     store = Store(None, ["promptlayer"], local_ids=False)
