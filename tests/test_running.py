@@ -14,13 +14,13 @@ import warnings
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import pytest
 from langchain_core.chat_history import InMemoryChatMessageHistory
-from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langchain_core.runnables.history import RunnableWithMessageHistory
-from langchain_core.tools import tool
+from langchain_core.tools import InjectedToolCallId, tool
 from langgraph.checkpoint.memory import MemorySaver
 from langgraph.graph import START, StateGraph
 
@@ -995,6 +995,57 @@ def test_interrupts_and_resume(local: Path) -> None:
     assert first < drawn.index("approval function") < second
     assert [call["request_tags"] for call in calls(local)] == [["1"], ["2"], ["2"]]
     assert {span["status"] for span in spans(local)} == {"ok"}
+
+
+def test_the_functional_api(seen: CapturedSpans) -> None:
+    """LangGraph's tasks and entry points of decorated functions run in their scopes, before and after an interrupt."""
+    func: Any = pytest.importorskip("langgraph.func")
+    types: Any = pytest.importorskip("langgraph.types")
+
+    @func.task
+    @traced("double")
+    def double(number: int) -> int:
+        return 2 * number
+
+    @func.entrypoint(checkpointer=MemorySaver())
+    @traced("flow")
+    def flow(number: int) -> int:
+        doubled: int = double(number).result()
+        return doubled + int(types.interrupt("How many more?"))
+
+    config: Any = {"configurable": {"thread_id": "1"}}
+    with traced("first"):
+        assert flow.invoke(3, config)["__interrupt__"][0].value == "How many more?"
+    with traced("second"):
+        assert flow.invoke(types.Command(resume=1), config) == 7
+    assert seen.tree() == [
+        ["first", ["LangGraph", ["flow", ["flow", ["double", ["double"]]]]]],
+        ["second", ["LangGraph", ["flow", ["flow"]]]],
+    ]  # fmt: skip
+    assert {span.status for span in seen} == {"ok"}
+
+
+def test_what_is_injected(seen: CapturedSpans) -> None:
+    """LangChain finds in the signatures of an agent's decorated tools and middleware what they are to be given."""
+    middleware = pytest.importorskip("langchain.agents.middleware")
+    create_agent = pytest.importorskip("langchain.agents").create_agent
+
+    @tool
+    @traced("note")
+    def note(text: str, call: Annotated[str, InjectedToolCallId], config: RunnableConfig) -> str:
+        """Note a text."""
+        return f"{text} {call} {config['configurable']['who']}"
+
+    @middleware.wrap_model_call
+    @traced("around")
+    def around(request: Any, handler: Any) -> Any:
+        return handler(request)
+
+    with ScriptedOpenAI([Reply(tool_calls=[("note", {"text": "a"})]), "Done."]) as llm:
+        agent = create_agent(chat(llm), [note], middleware=[around])
+        messages = agent.invoke({"messages": [("user", "Hi")]}, {"configurable": {"who": "bo"}})["messages"]
+    assert messages[2].content == f"a {messages[2].tool_call_id} bo"
+    assert seen.tree() == [["around", ["ChatOpenAI"]], ["note"], ["around", ["ChatOpenAI"]]]
 
 
 def test_batches_with_few_threads(local: Path) -> None:
