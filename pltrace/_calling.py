@@ -8,7 +8,7 @@ from weakref import ref
 from pltrace import _runs, _runtime
 from pltrace._checks import INPUTS, OUTPUTS
 from pltrace._health import failed
-from pltrace._scope import Scope, attach, current, detach
+from pltrace._scope import Scope, ScopeSpan, attach, current, detach
 from pltrace._snapshot import PLAIN, Arguments, snapshot
 
 if TYPE_CHECKING:
@@ -42,14 +42,14 @@ class Call:
         name: str,
         module: str | None = None,
         arguments: Arguments | None = None,
-        scope: Scope | None = None,
+        scope: ScopeSpan | None = None,
     ) -> None:
         self._declaration = declaration
         self._name = name
         self._module = module
         self._arguments = arguments
         self._scope = scope
-        self._inside = scope  # What is current inside, blocks that were opened there included.
+        self._inside: Scope | None = scope  # What is current inside, blocks that were opened there included.
         self._ended = False
         self.is_awaited = False
         _runtime.consumed[id(self)] = ref(self)
@@ -72,7 +72,7 @@ class Call:
         scope = self._scope = self._declaration._enter(self._name, "function", None, self._module)
         attach(scope)
         if scope.inherited.capture & INPUTS:
-            scope.span.arguments = self._arguments
+            scope.arguments = self._arguments
         self._arguments = None
 
     def suspend(self, outside: Scope | None) -> None:
@@ -113,31 +113,32 @@ def _leave_all(scope: Scope, error: BaseException | None) -> None:
     left = []
     inner = current()
     while inner is not None and inner is not scope:
-        if inner.entry is None and not inner.closed:
-            left.append(inner)
+        span = inner.span
+        if inner.entry is None and not inner.closed and isinstance(span, ScopeSpan):
+            left.append((inner, span))
         inner = inner.outer
     if inner is scope:
-        for inner in left:
-            inner.closed = True
-            end(inner, error)
+        for one, span in left:
+            one.closed = True
+            end(span, error)
     detach(scope)
 
 
-def end(scope: Scope, error: BaseException | None, value: Any = None) -> None:
-    """End a scope's span and record it; never raises."""
-    span = scope.span
-    if scope.outer is None:
-        Scope.roots.discard(scope)
+def end(span: ScopeSpan, error: BaseException | None, value: Any = None) -> None:
+    """End the span of a block or call and record it; never raises."""
+    if span.outer is None:
+        Scope.roots.discard(span)
     try:
-        if scope.open_runs:
-            _runs.settle(scope)
+        if span.open_runs:
+            _runs.settle(span)
+        inherited = span.inherited
         if error is not None:
             span.set_error(error)
         else:
             span.status = "ok"
-            if value is not None and scope.inherited.capture & OUTPUTS and not span.output_is_set:
+            if value is not None and inherited.capture & OUTPUTS and not span.output_is_set:
                 span.raw_output = value if type(value) in PLAIN else snapshot(value)
-        recorder = scope.inherited.recorder
+        recorder = inherited.recorder
         span.ended_at_ns = recorder.now_ns()
         recorder.record(span)
     except RecursionError:

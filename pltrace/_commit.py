@@ -44,17 +44,17 @@ class Commit:
 
     def add(self, item: Span | Ask, encoder: Encoder, service: str) -> None:
         """Encode a span, or what was asked, and add it."""
-        if type(item) is Ask:
+        if isinstance(item, Ask):
             self.operations.append(
                 Asked(
                     item.kind, f"{item.trace_bits:032x}", f"{item.span_bits:016x}", encoder.dumps(item.arguments),
                     item.subtree, item.request_id,
                 )
             )  # fmt: skip
-        elif type(item) is Span:
+        else:
             self.rows.add(row_of(item, encoder, service))
             self.runs_seen += item.run_key is not None
             if item.kind == "llm":
-                self.totals.update(item.scope.totals)
+                self.totals.update(item.scope.lineage_totals)
                 if item.inherited.callbacks:
                     self.awaited.append((item.trace_bits, item.span_bits, item.inherited.callbacks))

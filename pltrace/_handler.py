@@ -192,7 +192,7 @@ class SpanHandler(BaseCallbackHandler):
                 _runs.remember_starter(span, key)
                 if kind == "llm":
                     span.rendered = rendered_here()
-                    for totals in scope.totals:
+                    for totals in scope.lineage_totals:
                         totals.request_bits.append(span.span_bits)
             if len(open_runs) >= _runs._MANY:
                 _runs.sweep()

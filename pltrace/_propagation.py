@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pltrace._errors import ConfigError
-from pltrace._scope import Inherited, Scope, current, still_open
+from pltrace._scope import Inherited, Scope, ScopeCopy, current, still_open
 from pltrace._span import RemoteSpan, Span
 
 __all__ = ["Remote", "checked_carrier", "inject"]
@@ -31,7 +31,7 @@ class Remote(NamedTuple):
         """Return the scope that the carrier was made in, as far as it travels; its span stands for the far one."""
         inherited = self.applied_to(base.inherited).with_(sampled=self.sampled)
         span = Span("", "block", inherited, None, self.span.trace_bits, self.span.span_bits, 0)
-        return type(base)(inherited, span, (span,), base.outer, base.entry, base.entered_in)
+        return ScopeCopy(inherited, span, (span,), base.outer, base.entry, base.entered_in)
 
     def applied_to(self, inherited: Inherited) -> Inherited:
         """Return what holds inside of what the carrier brings."""

@@ -19,6 +19,7 @@ from pltrace._health import counts, failed, warn_sometimes
 from pltrace._record import row_of
 from pltrace._request import Registry, Request, Waiting
 from pltrace._rows import Rows, record_of
+from pltrace._scope import ScopeSpan
 from pltrace._silence import be_silent, silence
 from pltrace._slices import Slices
 from pltrace._span import Span
@@ -60,6 +61,9 @@ class SpanRecorder:
         sample: The share of traces that is recorded.
         service: Names the application.
     """
+
+    #: What the spans of blocks and calls are.
+    scope_type: type[ScopeSpan] = ScopeSpan
 
     def __init__(
         self,
@@ -441,7 +445,7 @@ class SpanRecorder:
 
         def put(item: Span | Ask) -> None:
             # What is asked of a request is of use where the request's span is; those under a span may be in both.
-            if same_store or type(item) is Span or (type(item) is Ask and item.subtree):
+            if same_store or type(item) is not Ask or item.subtree:
                 successor._put(item)
             if not same_store and type(item) is Ask:
                 self._enqueue(item)

@@ -74,7 +74,7 @@ def remember_starter(span: Span, key: int) -> None:
     asyncio: Any = sys.modules.get("asyncio")  # As `_starter_here`, without its steps.
     loop = None if asyncio is None else asyncio._get_running_loop()
     span.starter = get_ident() if loop is None else _starter_here()
-    span.scope.open_runs[key] = span
+    span.scope.runs()[key] = span
 
 
 class RunId(weakref.ref[Any]):
@@ -148,7 +148,7 @@ def settle(scope: Scope) -> None:
                 continue
             _close_with_its_task(span, key)
         if scope.outer is not None:
-            scope.outer.open_runs[key] = span
+            scope.outer.runs()[key] = span
 
 
 def _close_with_its_task(span: Span, key: int) -> None:

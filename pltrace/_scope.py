@@ -7,7 +7,7 @@ from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from pltrace._errors import ConfigError
-from pltrace._span import INERT_SPAN, Span
+from pltrace._span import INERT_SPAN, RemoteSpan, Span, SpanKind
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pltrace._usage import Totals
 
 __all__ = [
-    "Callback", "Inherited", "Recorder", "Scope", "attach",
+    "Callback", "Inherited", "Recorder", "Scope", "ScopeCopy", "ScopeSpan", "attach",
     "current", "current_span", "detach", "entry_of", "outermost", "set_outermost", "still_open",
 ]  # fmt: skip
 
@@ -26,6 +26,10 @@ _NOTHING: Mapping[str, Any] = {}
 
 class Recorder(Protocol):
     """Where spans go when they end, and what gives them ids and times."""
+
+    @property
+    def scope_type(self) -> type[ScopeSpan]:
+        """What the spans of blocks and calls are."""
 
     def new_bits(self, count: int, /) -> int:
         """Return `count` random bits."""
@@ -96,70 +100,65 @@ _INHERITED = Inherited.__slots__[1:]
 
 
 class Scope:
-    """What is entered with a block or call: its span, what it hands on, and what was around it."""
+    """What is entered with a block or call: its span, what it hands on, and what was around it.
 
-    __slots__ = (
-        "_totals", "added", "closed", "entered_in", "entry", "inherited", "left_early", "left_elsewhere", "lineage",
-        "open_runs", "outer", "span", "token",
-    )  # fmt: skip
+    Mostly it is the span itself, a `ScopeSpan`: both are needed for each call, and one object is made in half the time.
+    """
 
     #: The open scopes with nothing around them, in any thread or task.
     roots: ClassVar[set[Scope]] = set()
 
-    def __init__(
-        self,
-        inherited: Inherited,
-        span: Span,
-        lineage: tuple[Span, ...],
-        outer: Scope | None,
-        entry: object,
-        entered_in: Span | None,
-        added: Mapping[str, Any] = _NOTHING,
-    ) -> None:
-        self.inherited = inherited
-        self.span = span
-        #: The spans of the blocks and calls around what runs inside, outermost first, its own included.
-        self.lineage = lineage
-        self.outer = outer
-        self.entry = entry
-        self.entered_in = entered_in
+    if TYPE_CHECKING:
+        inherited: Inherited
+        outer: Scope | None
+        #: The declaration that opened it, if it is a block.
+        entry: object
+        #: The run that it was entered, or resumed, in.
+        entered_in: Span | None
         #: The metadata that this block itself says, without the blocks around it.
-        self.added = added
-        self.closed = False
+        added: Mapping[str, Any]
+        closed: bool
         #: Left while an inner one was open, which skips it when it is left.
-        self.left_early = False
+        left_early: bool
         #: Left in another context, so it may still look current in its own.
-        self.left_elsewhere = False
+        left_elsewhere: bool
         #: Of a block's entry: it can be used in that context alone.
-        self.token: Token[Scope | None] | None = None
-        #: The LangChain runs inside it that haven't ended, of the kinds that may never be.
-        self.open_runs: dict[int, Span] = {}
-        self._totals: tuple[Totals, ...] | None = None
+        token: Token[Scope | None] | None
+        #: The LangChain runs inside it that haven't ended, of the kinds that may never be; to be read.
+        open_runs: dict[int, Span]
+
+        @property
+        def span(self) -> Span:
+            """Its span."""
+
+        @property
+        def lineage(self) -> tuple[Span, ...]:
+            """The spans of the blocks and calls around what runs inside, outermost first, its own included."""
+
+        def runs(self) -> dict[int, Span]:
+            """Return `open_runs`, to be changed."""
+
+    _lineage_totals: tuple[Totals, ...] | None
 
     @property
-    def totals(self) -> tuple[Totals, ...]:
+    def lineage_totals(self) -> tuple[Totals, ...]:
         """The totals of the spans of its lineage; looked up once, as each LLM call adds to them."""
-        found = self._totals
+        found = self._lineage_totals
         if found is None:
-            found = self._totals = tuple([around.totals for around in self.lineage])
+            found = self._lineage_totals = tuple([around.totals for around in self.lineage])
         return found
 
     def resumed_in(self, run: Span | None) -> Scope:
         """Return the same scope as it holds for a generator's step that is taken inside `run`."""
-        return self if run is self.entered_in else self._copy(self.inherited, run)
+        return self if run is self.entered_in else ScopeCopy.of(self, self.inherited, run)
 
     def carried(self) -> Scope:
         """Return the same scope for what takes it along, where it holds wherever its block is left."""
-        return self._copy(self.inherited, self.entered_in)
+        return ScopeCopy.of(self, self.inherited, self.entered_in)
 
     def with_(self, **changes: Any) -> Scope:
         """Return the same scope, which hands on other things, for one run."""
-        return self._copy(self.inherited.with_(**changes), self.entered_in)
-
-    def _copy(self, inherited: Inherited, entered_in: Span | None) -> Scope:
-        copy = type(self)(inherited, self.span, self.lineage, self.outer, self.entry, entered_in, self.added)
-        copy.open_runs = self.open_runs
-        return copy
+        return ScopeCopy.of(self, self.inherited.with_(**changes), self.entered_in)
 
     def added_inside(self, around: Scope) -> Mapping[str, Any]:
         """Return the metadata of the blocks entered inside `around`, this one included; all, if they aren't inside."""
@@ -171,6 +170,93 @@ class Scope:
         if scope is None and around.span:
             return self.inherited.metadata
         return {key: value for one in reversed(added) for key, value in one.items()}
+
+
+class ScopeSpan(Span, Scope):
+    """The span of a block or call, and the scope of what runs inside it."""
+
+    # Class-level defaults, as for `Span`: it is made on the caller's path.
+    entered_in: Span | None = None
+    added: Mapping[str, Any] = _NOTHING
+    closed = left_early = left_elsewhere = False
+    token: Token[Scope | None] | None = None
+    open_runs: dict[int, Span] = {}  # noqa: RUF012 - never changed; see `runs`
+    _lineage_totals: tuple[Totals, ...] | None = None
+
+    def __init__(
+        self,
+        name: str,
+        kind: SpanKind,
+        inherited: Inherited,
+        parent: Span | RemoteSpan | None,
+        trace_bits: int,
+        span_bits: int,
+        started_at_ns: int,
+        above: tuple[Span, ...],
+        outer: Scope | None,
+        entry: object,
+    ) -> None:
+        # Not by way of the base: that would be a tenth of all that a call costs.
+        self.name = name
+        self.kind = kind
+        self.inherited = inherited
+        self.parent = parent
+        self.trace_bits = trace_bits
+        self.span_bits = span_bits
+        self.started_at_ns = started_at_ns
+        self.above = above
+        self.outer = outer
+        self.entry = entry
+
+    @property
+    def span(self) -> Span:
+        """Itself: not an attribute, which would be a cycle."""
+        return self
+
+    def runs(self) -> dict[int, Span]:
+        """Return `open_runs`, to be changed; one of its own from then on."""
+        # In one step: two threads that come first at once get the same one.
+        runs: dict[int, Span] = self.__dict__.setdefault("open_runs", {})
+        return runs
+
+
+class ScopeCopy(Scope):
+    """A scope that isn't its span: the outermost, and one that holds elsewhere or hands on other things."""
+
+    span: Span
+    lineage: tuple[Span, ...]
+
+    def __init__(
+        self,
+        inherited: Inherited,
+        span: Span,
+        lineage: tuple[Span, ...] = (),
+        outer: Scope | None = None,
+        entry: object = None,
+        entered_in: Span | None = None,
+    ) -> None:
+        self.inherited = inherited
+        self.span = span
+        self.lineage = lineage
+        self.outer = outer
+        self.entry = entry
+        self.entered_in = entered_in
+        self.added = _NOTHING
+        self.closed = self.left_early = self.left_elsewhere = False
+        self.token = None
+        self.open_runs = {}
+        self._lineage_totals = None
+
+    @classmethod
+    def of(cls, scope: Scope, inherited: Inherited, entered_in: Span | None) -> ScopeCopy:
+        """Return the same as another scope, with what it hands on, entered in a run."""
+        copy = cls(inherited, scope.span, scope.lineage, scope.outer, scope.entry, entered_in)
+        copy.added, copy.open_runs = scope.added, scope.runs()
+        return copy
+
+    def runs(self) -> dict[int, Span]:
+        """Return `open_runs`, to be changed."""
+        return self.open_runs
 
 
 _current: ContextVar[Scope | None] = ContextVar("pltrace_scope", default=None)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pltrace._health import counts
-from pltrace._scope import Inherited, Scope, attach, current
+from pltrace._scope import Inherited, ScopeCopy, ScopeSpan, attach, current
 from pltrace._span import INERT_SPAN, Span
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ __all__ = ["be_silent", "silence"]
 class _DeafRecorder:
     """Takes everything, counts the spans, and keeps nothing."""
 
+    scope_type = ScopeSpan
     new_bits = staticmethod(random.getrandbits)
     now_ns = staticmethod(time.time_ns)
 
@@ -44,7 +45,7 @@ class _DeafRecorder:
         return []
 
 
-_SILENT = Scope(Inherited(_DeafRecorder(), sampled=False), INERT_SPAN, (), None, None, None)
+_SILENT = ScopeCopy(Inherited(_DeafRecorder(), sampled=False), INERT_SPAN)
 
 
 def be_silent() -> None:

@@ -300,7 +300,7 @@ class Span:
             errors, answer, self.serialized, self.run_metadata, self.invocation_params, self.run_tags,
             self.inherited.tags,
         )  # fmt: skip
-        for totals in self.scope.totals:
+        for totals in self.scope.lineage_totals:
             totals.add(tally)
             if not self.inherited.sampled:  # The writer never comes to it.
                 totals.fold()

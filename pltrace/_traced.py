@@ -23,7 +23,17 @@ from pltrace._driving import FINISHED, async_generator, consumed, coroutine, gen
 from pltrace._errors import ConfigError
 from pltrace._health import failed
 from pltrace._propagation import checked_carrier
-from pltrace._scope import Callback, Inherited, Scope, attach, current, detach, entry_of, still_open
+from pltrace._scope import (
+    Callback,
+    Inherited,
+    Scope,
+    ScopeSpan,
+    attach,
+    current,
+    detach,
+    entry_of,
+    still_open,
+)
 from pltrace._snapshot import arguments_of
 from pltrace._span import INERT_SPAN, Span, SpanKind
 from pltrace._typing import Capture
@@ -106,9 +116,8 @@ class Traced:
         #: What holds inside, and what and who it was made from: mostly the same again.
         self._added: tuple[_Maybe, Library | None, _Maybe] = (_nothing, None, _nothing)
         self._module = module  # Where it was made: a block belongs to it, as a function does to its own.
-        # Blocks that are open, latest last: for one that is left in another context than it was entered in. Told by
-        # their spans: a scope is copied where it goes on inside another run.
-        self._open: dict[int, Scope] = {}
+        # Blocks that are open, latest last: for one that is left in another context than it was entered in.
+        self._open: dict[int, ScopeSpan] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle what was declared; what is open isn't part of it."""
@@ -125,12 +134,12 @@ class Traced:
             return INERT_SPAN
         try:
             scope = self._enter(self._name or "traced", "block", self, self._module)
-            self._open[id(scope.span)] = scope
+            self._open[id(scope)] = scope
             scope.token = attach(scope)
         except Exception:
             failed("entering a traced block")
             return INERT_SPAN
-        return scope.span
+        return scope
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         """Leave the latest block of this context that this declaration opened."""
@@ -145,11 +154,14 @@ class Traced:
                 if not opened:
                     return
                 scope = opened[-1]
-            entered = self._open.pop(id(scope.span), None)
+            span = self._open.pop(id(scope), None)
+            if span is None:  # It is a copy, for a run, of the one that was entered.
+                span = self._open.pop(id(scope.span), None)
             detach(scope)
-            if entered is not None and entered is not scope:  # The one that was left is a copy of it, for a run.
-                detach(entered)
-            end(scope, error)
+            if span is not None:
+                if span is not scope:
+                    detach(span)
+                end(span, error)
         except Exception:
             failed("leaving a traced block")
 
@@ -257,7 +269,7 @@ class Traced:
                 return wrapped(*args, **kwargs)
             try:
                 if scope.inherited.capture & INPUTS:
-                    scope.span.arguments = arguments_of(wrapped, args, kwargs)
+                    scope.arguments = arguments_of(wrapped, args, kwargs)
                 result = wrapped(*args, **kwargs)
                 drive = None if type(result) in FINISHED else consumed(result)
             except BaseException as error:
@@ -273,7 +285,7 @@ class Traced:
 
         return call
 
-    def _enter(self, name: str, kind: SpanKind, entry: object, module: str | None) -> Scope:
+    def _enter(self, name: str, kind: SpanKind, entry: object, module: str | None) -> ScopeSpan:
         """Derive a scope from the current one, with an open span."""
         outer = current()
         if outer is not None and outer.left_elsewhere:
@@ -285,8 +297,12 @@ class Traced:
         base = outer if outer is not None else run.scope if run is not None else _runtime.base()
         inherited = base.inherited
         recorder = inherited.recorder
-        parent: Any = base.span
-        if run is not None and (outer is None or (run is not base.entered_in and not _descends(base.span, run))):
+        parent: Any
+        if isinstance(base, ScopeSpan):  # Not by its properties, which are calls.
+            parent, above = base, (*base.above, base)
+        else:
+            parent, above = base.span, base.lineage
+        if run is not None and (outer is None or (run is not base.entered_in and not _descends(parent, run))):
             parent = run
         remote = self._parent
         if remote is not None:
@@ -295,15 +311,16 @@ class Traced:
             inherited = self._begun(inherited, remote)
         if self._adds or not _runtime.is_on_everywhere:
             inherited = self._added_to(inherited, _runtime.library(module))
-        if parent:
-            span = Span(name, kind, inherited, parent, parent.trace_bits, recorder.new_bits(64), recorder.now_ns())
-        else:
-            span = Span(name, kind, inherited, None, recorder.new_bits(128), recorder.new_bits(64), recorder.now_ns())
-        above = span.above = base.lineage
-        # A test's scopes are of a kind of their own.
+        scope = recorder.scope_type(
+            name, kind, inherited, parent or None, parent.trace_bits if parent else recorder.new_bits(128),
+            recorder.new_bits(64), recorder.now_ns(), above, outer, entry,
+        )  # fmt: skip
+        if run is not None:
+            scope.entered_in = run
         # What a carrier brings is this block's own too.
         added = self._metadata if remote is None else inherited.metadata
-        scope = type(base)(inherited, span, (*above, span), outer, entry, run, added)
+        if added:
+            scope.added = added
         if outer is None:
             Scope.roots.add(scope)
         return scope

@@ -17,7 +17,7 @@ from pltrace._exporter import SpanExporter, TracksRequests
 from pltrace._health import counts, failed, warn_once, warn_sometimes
 from pltrace._recorder import SpanRecorder
 from pltrace._rows import Rows
-from pltrace._scope import Inherited, Scope
+from pltrace._scope import Inherited, Scope, ScopeCopy
 from pltrace._span import INERT_SPAN
 from pltrace._store import Store
 
@@ -42,9 +42,6 @@ class Tracing:
         recorder: Makes what spans are recorded with.
     """
 
-    #: What all scopes are that are derived from the outermost.
-    scope_type: type[Scope] = Scope
-
     def __init__(
         self,
         config: Config,
@@ -60,7 +57,7 @@ class Tracing:
             self.store, encoder, self.callbacks, self._wrote, self._began, config.sample, config.service
         )
         inherited = Inherited(self.recorder, config.tags, config.metadata, capture=config.capture)
-        self.outermost = self.scope_type(inherited, INERT_SPAN, (), None, None, None)
+        self.outermost: Scope = ScopeCopy(inherited, INERT_SPAN)
         self._deliveries = [
             # The exporter that gives ids alone decides that none will come.
             DeliveryWorker(

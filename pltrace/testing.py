@@ -15,8 +15,8 @@ from pltrace._config import Config, load
 from pltrace._encoding import Encoder
 from pltrace._errors import ConfigError
 from pltrace._recorder import SpanRecorder
-from pltrace._scope import Inherited, Scope, attach, current
-from pltrace._span import Span
+from pltrace._scope import Inherited, Scope, ScopeSpan, attach, current
+from pltrace._span import Span, SpanKind
 from pltrace._tracing import Tracing
 from pltrace._typing import CaptureSettings, Unpack
 from pltrace._wire import log_request
@@ -231,13 +231,11 @@ def _runs_of(spans: CapturedSpans) -> list[tuple[int, Span]]:
     return [(key, run) for key, run in list(_runs.open_runs.items()) if _is_of(spans, run.inherited)]
 
 
-class _KnownScope(Scope):
+class _KnownScope(ScopeSpan):
     """A scope that the captured spans know of while it is open; not by keeping it."""
 
-    __slots__ = ("__weakref__",)
-
-    def __init__(self, inherited: Inherited, *rest: Any) -> None:
-        super().__init__(inherited, *rest)
+    def __init__(self, name: str, kind: SpanKind, inherited: Inherited, *rest: Any) -> None:
+        super().__init__(name, kind, inherited, *rest)
         recorder: Any = inherited.recorder
         # A block is held: left open by a thread that is gone, nobody else does. A call ends with what it runs.
         recorder.captured._scopes.append(weakref.ref(self) if self.entry is None else lambda: self)
@@ -247,6 +245,7 @@ class _CapturingRecorder(SpanRecorder):
     """Also keeps ended spans in a list, at once."""
 
     captured: CapturedSpans
+    scope_type = _KnownScope
     _counts = False
 
     def record(self, span: Span) -> None:
@@ -269,8 +268,6 @@ class _CapturingRecorder(SpanRecorder):
 
 class _CapturingTracing(Tracing):
     """Forgets nothing as too old: a deterministic clock runs long ago, and only who traces looks at it."""
-
-    scope_type = _KnownScope
 
     def _prune(self) -> None:
         pass
