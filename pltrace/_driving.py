@@ -335,7 +335,7 @@ def _driven(steps: Steps, source: Any) -> Driven:
 #: Results that are nothing to consume: by far the most, told by one look-up.
 FINISHED = frozenset({type(None), str, int, float, bool, bytes, list, dict, tuple, set, frozenset})
 #: What all files are, without the detour of an abstract class, and without asking the object, which may be a proxy.
-_FILE: type[Any] = io.IOBase.__base__  # type: ignore[assignment]
+_FILE: Any = io.IOBase.__base__
 #: What marks a type whose objects are consumed step by step.
 _MARKERS = ("__next__", "__anext__", "__await__")
 #: So many types are remembered.

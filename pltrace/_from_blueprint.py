@@ -22,8 +22,8 @@ from langchain_core.prompts import (
     PromptTemplate,
     SystemMessagePromptTemplate,
 )
-from langchain_core.prompts.chat import BaseMessagePromptTemplate  # type: ignore[attr-defined]
 from langchain_core.prompts.image import ImagePromptTemplate
+from langchain_core.prompts.message import BaseMessagePromptTemplate
 
 from pltrace._templates import RegistryChatPromptTemplate, RegistryPromptTemplate
 

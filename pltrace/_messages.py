@@ -100,13 +100,13 @@ def _content(content: Any) -> Any:
     return [block.copy() if type(block) is dict else block for block in content] if type(content) is list else content
 
 
-def _learn(kind: type) -> tuple[tuple[str, Any], ...]:
+def _learn(kind: Any) -> tuple[tuple[str, Any], ...]:
     if len(_fields) >= _MOST_TYPES:
         _fields.clear()
         _defaults.clear()
     found: tuple[tuple[str, Any], ...] = ()
     if _can_be_made_again(kind):
-        fields: Any = kind.model_fields  # type: ignore[attr-defined]
+        fields = kind.model_fields
         defaults = _defaults[kind] = {
             name: field.get_default(call_default_factory=True) for name, field in fields.items()
         }

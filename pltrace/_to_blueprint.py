@@ -8,15 +8,15 @@ from typing import Any
 
 from langchain_core.messages import BaseMessage
 from langchain_core.prompts import BasePromptTemplate, ChatPromptTemplate, MessagesPlaceholder, PromptTemplate
-from langchain_core.prompts.chat import (  # type: ignore[attr-defined]
+from langchain_core.prompts.chat import (
     AIMessagePromptTemplate,
     BaseChatPromptTemplate,
-    BaseMessagePromptTemplate,
     ChatMessagePromptTemplate,
     HumanMessagePromptTemplate,
     SystemMessagePromptTemplate,
 )
 from langchain_core.prompts.image import ImagePromptTemplate
+from langchain_core.prompts.message import BaseMessagePromptTemplate
 
 from pltrace import _blueprint
 from pltrace._encoding import Encoder
@@ -79,10 +79,9 @@ def blueprint_from(template: Any) -> Block:
         "messages": [message for part in template.messages for message in _messages(part)],
         "input_variables": list(template.input_variables),
     }
-    if getattr(template, "tools", None):
-        made["tools"] = template.tools  # type: ignore[attr-defined]
-    if getattr(template, "tool_choice", None):
-        made["tool_choice"] = template.tool_choice  # type: ignore[attr-defined]
+    for name in ("tools", "tool_choice"):
+        if value := getattr(template, name, None):
+            made[name] = value
     return made
 
 
