@@ -93,6 +93,8 @@ class Database:
         self.openings = 0
         #: Counts the files that took the place of one that was lost: the numbers of spans start over.
         self.files = 0
+        #: Counts those of them that were deleted, replaced or damaged, with all that was in them.
+        self.losses = 0
         self._connection: sqlite3.Connection | None = None
         self._parted = False  # For a fork; it is opened again when it is needed.
         self._file: tuple[int, int] | None = None
@@ -215,6 +217,7 @@ class Database:
             )
             self._disconnect()
             self.files += 1
+            self.losses += 1
         if self._connection is None:
             self._connection = self._opened()
             # Closed by the next who uses SQLite, as this may be collected in the middle of it; and held until then, or
@@ -282,6 +285,7 @@ class Database:
             return False
         self._disconnect()
         self.files += 1
+        self.losses += 1
         if identity(self.path) == self._file:  # Else another process did.
             set_aside(self.path, error)
         return True

@@ -28,6 +28,7 @@ COUNTS = {
     "dropped_queue_full": "spans dropped: the disk didn't keep up",
     "dropped_memory_full": "spans dropped: they were in memory alone and could not be delivered",
     "dropped_at_exit": "spans dropped: the process ended while the store couldn't be written",
+    "dropped_with_file": "spans dropped: not delivered when the store's file was deleted, replaced or damaged",
     "dropped_in_own_work": "spans dropped: begun in a redactor or exporter, or in what interrupts pltrace",
     "dropped_not_encodable": "spans dropped: they could not be encoded",
     "delivered": "deliveries of spans",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pltrace._database import TOO_LARGE, Database
 from pltrace._deliveries import DELIVERED, PENDING, QUARANTINED, Delivery, change, pending
 from pltrace._exporter import Operation
+from pltrace._health import counts, warn_sometimes
 from pltrace._lease import Lease
 from pltrace._rows import DONE, REFUSED, ReadSpan, Rows, delete, read_spans
 
@@ -17,6 +18,10 @@ __all__ = ["Outbox"]
 
 #: So many spans that were written last are kept in memory for each exporter, and so many characters of them.
 _MOST_RECENT, _MOST_CHARACTERS = 4_000, 2**24
+
+
+#: The count of spans that were lost with a file.
+LOST = "dropped_with_file"
 
 
 class _Recent(NamedTuple):
@@ -59,13 +64,39 @@ class Outbox:
         self._recent: dict[str, deque[_Recent]] = {exporter: deque() for exporter in self._exporters}
         #: By exporter: what was replaced since the batch was claimed that is on its way.
         self._replaced: dict[str, set[int]] = {exporter: set() for exporter in self._exporters}
+        #: By exporter, as far as it is known without a look: how many spans are pending, and how many of them are on
+        #: their way. Nothing but that is known of them when the file is lost.
+        self._waiting, self._underway = Counter[str](), Counter[str]()
+        self._losses = self._database.losses
+        self._written = (0, 0)  # The first number of the last commit, and how many spans it had.
+
+    def _see_losses(self) -> None:
+        """Count what was lost with a file, if one was since the last look; with the lock on the database."""
+        if self._losses == self._database.losses:
+            return
+        self._losses, self._written = self._database.losses, (0, 0)
+        lost = max((self._waiting - self._underway).values(), default=0)
+        self._waiting.clear()
+        if lost:
+            counts[LOST] += lost
+            warn_sometimes(
+                "lost_with_file",
+                "The store %r was deleted, replaced or damaged: %d spans in it, not delivered yet, are lost. `pltrace "
+                "doctor` counts them.",
+                str(self._database.path),
+                lost,
+            )
 
     def written(self, rows: Rows, first: int) -> None:
         """Keep spans that are being written, so that they needn't be read: the oldest, which are claimed first.
 
         Before anybody else can claim them; and what their numbers meant earlier is forgotten.
         """
+        self._see_losses()
         self.forget_from(first)
+        self._written = first, len(rows)
+        for exporter in self._exporters:
+            self._waiting[exporter] += len(rows)
         written = _Recent(self._database.files, first, first + len(rows) - 1, rows)
         for recent in self._recent.values():
             spans = sum([len(one.rows) for one in recent], len(rows))
@@ -74,7 +105,10 @@ class Outbox:
                 recent.append(written)
 
     def forget_from(self, first: int) -> None:
-        """Read spans from a number on anew."""
+        """Read spans from a number on anew: others get the numbers."""
+        if self._written[0] == first:  # That commit has failed.
+            self._waiting.subtract(dict.fromkeys(self._exporters, self._written[1]))
+            self._written = (0, 0)
         for recent in self._recent.values():
             while recent and recent[-1].last >= first:
                 recent.pop()
@@ -90,8 +124,13 @@ class Outbox:
     def claim(self, exporter: str, most: int, most_bytes: int) -> list[ReadSpan]:
         """Return the oldest pending spans of this process, at most `most` and about `most_bytes` of them."""
         with self._database.reading() as connection:
+            self._see_losses()
             self._replaced[exporter].clear()
+            self._underway[exporter] = 0
             waiting = pending(connection, exporter, self.lease.owner, most)
+            self._waiting[exporter] = (
+                len(waiting) if len(waiting) < most else max(len(waiting), self._waiting[exporter])
+            )
             if not waiting:
                 return []
             spans = self._from_memory(exporter, waiting) or self._read(connection, waiting)
@@ -163,15 +202,20 @@ class Outbox:
             What of it is still this process's to send: one that was stopped for long may have lost its lease.
         """
         with self._database.writing() as connection:
+            self._see_losses()
             file = self._sent_from[exporter] = self._database.files
             # In a file that took the place of another, the number is another span's.
             known = [span for span in batch if span.file == file]
+            counts[LOST] += min(len(batch) - len(known), self._underway[exporter])
+            self._underway[exporter] = len(known)
             ours = self._note(connection, exporter, known, Delivery(PENDING, self.lease.owner, uncertain=1))
         return [span for span in known if span.seq in ours]
 
     def not_taken(self, exporter: str, batch: Iterable[ReadSpan]) -> None:
         """Note that a batch surely didn't arrive."""
         with self._database.writing() as connection:
+            self._see_losses()
+            self._underway[exporter] = 0
             if self._is_from_elsewhere(exporter):
                 return
             self._note(connection, exporter, batch, Delivery(PENDING, self.lease.owner))
@@ -180,6 +224,8 @@ class Outbox:
         """Note that a batch arrived, and the ids that its requests got."""
         got = {span.seq: request_ids[span.span_id] for span in batch if span.span_id in request_ids}
         with self._database.writing() as connection:
+            self._see_losses()
+            self._underway[exporter] = 0
             if self._is_from_elsewhere(exporter):
                 return
             if got:
@@ -189,7 +235,8 @@ class Outbox:
                 )
             # Not of an LLM call: one that is sent again would be logged again.
             again = [one for one in batch if one.seq in self._replaced[exporter] and one.row.kind != "llm"]
-            self._note(connection, exporter, [one for one in batch if one not in again], Delivery(DELIVERED))
+            arrived = [one for one in batch if one not in again]
+            self._waiting[exporter] -= len(self._note(connection, exporter, arrived, Delivery(DELIVERED)))
             self._note(connection, exporter, again, Delivery(PENDING, self.lease.owner))
             if not self._keep:
                 delete(connection, [span.seq for span in batch], "state = 0")
@@ -201,7 +248,8 @@ class Outbox:
                 return
             for seq, reason in reasons.items():
                 held = Delivery(PENDING, self.lease.owner)
-                change(connection, exporter, [seq], held, Delivery(QUARANTINED, error=reason))
+                set_aside = change(connection, exporter, [seq], held, Delivery(QUARANTINED, error=reason))
+                self._waiting[exporter] -= len(set_aside)
 
     def _note(self, connection: Any, exporter: str, batch: Iterable[ReadSpan], delivery: Delivery) -> set[int]:
         """Note what became of what is this process's to deliver; return the numbers of those that are."""

@@ -16,7 +16,17 @@ import pytest
 
 import pltrace
 from pltrace import traced
-from tests.faults.support import PRELUDE, Measured, all_delivered, balance, deliver_rest, measure_worst, taken, told
+from tests.faults.support import (
+    PRELUDE,
+    Measured,
+    all_delivered,
+    ask,
+    balance,
+    deliver_rest,
+    measure_worst,
+    taken,
+    told,
+)
 from tests.faults.test_processes import go, ready
 from tests.support.programs import ended, rows, run, start, stored
 from tests.support.promptlayer_server import PromptLayerServer
@@ -368,6 +378,55 @@ timed.report()
         count = Counter(name.partition(".")[0] for name in names)
         assert count["after"] == 60
         assert is_damage or count["first"] == 60
+
+
+@pytest.mark.parametrize("underway", [False, True], ids=["waiting", "on their way"])
+@pytest.mark.parametrize(
+    "what",
+    [_deleted, *(pytest.param(what, marks=pytest.mark.slow) for what in (_all_deleted, _overwritten, _truncated))],
+)
+def test_what_is_lost_with_a_file_is_counted(
+    deliver: Callable[..., None],
+    promptlayer: PromptLayerServer,
+    store: Path,
+    caplog: pytest.LogCaptureFixture,
+    what: Callable[[Path], None],
+    underway: bool,
+) -> None:
+    """What was not delivered when the store's file was deleted or damaged is counted, and a warning says how much."""
+    deliver()
+    for number in range(150):
+        ask(f"first-{number}")
+    assert pltrace.flush(10.0)
+
+    def lose(request: object = None) -> None:
+        if not lost.is_set():
+            lost.set()
+            with closing(sqlite3.connect(store)) as connection:
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            what(store)
+
+    lost = threading.Event()
+    if underway:
+        promptlayer.faults.append(lose)
+    else:
+        promptlayer.stop()
+    for number in range(150):
+        ask(f"second-{number}")
+    if underway:
+        assert lost.wait(10.0)
+    else:
+        assert not pltrace.flush()
+        lose()
+        promptlayer.start()
+    for number in range(50):
+        ask(f"third-{number}")
+    assert pltrace.flush(20.0)
+    assert pltrace.shutdown(20.0)
+    counted = sum(row["count"] for row in rows(store, "SELECT * FROM counters WHERE reason = 'dropped_with_file'"))
+    assert len(promptlayer.spans) + counted == 700
+    assert (f"{counted} spans in it, not delivered yet, are lost" in caplog.text) is (counted > 0)
+    assert counted or underway
 
 
 @pytest.mark.slow
