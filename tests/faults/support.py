@@ -81,6 +81,19 @@ def span(number, name="call"):
     with traced(f"{name}-{number:06}"):
         pass
 
+def large(number, size=20_000):
+    with traced(f"large-{number:06}") as span:
+        span.update(output="x" * size)
+
+def child_records(number, name="child"):
+    '''Forks a child that records a call; returns whether that was stored and, where there is an exporter, delivered.'''
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        span(number, name)
+        os._exit(0 if pltrace.flush(50) else 1)
+    return os.waitpid(child, 0)[1] == 0
+
 _model = None
 
 def model():

@@ -111,11 +111,7 @@ thread.start()
 opened.wait()
 pltrace.configure()
 for number in range(10):
-    child = os.fork()
-    if child == 0:
-        span(number, "child")
-        os._exit(0 if pltrace.flush(60) else 1)
-    assert os.waitpid(child, 0)[1] == 0
+    assert child_records(number)
 stop.set()
 thread.join()
 assert pltrace.flush(60)
@@ -141,13 +137,10 @@ def test_fork_while_the_log_is_moved(tmp_path: Path, store: Path) -> None:
         + """
 pltrace.configure()
 stop = threading.Event()
-def large(number):
-    with traced(f"large-{number:06}") as block:
-        block.update(output="x" * 50_000)
 def keep_recording():
     number = 0
     while not stop.is_set():
-        large(number)
+        large(number, 50_000)
         number += 1
         time.sleep(0.0005)
     recorded.append(number)
@@ -155,12 +148,7 @@ recorded = []
 thread = threading.Thread(target=keep_recording)
 thread.start()
 for number in range(40):
-    child = os.fork()
-    if child == 0:
-        signal.alarm(30)
-        span(number, "child")
-        os._exit(0 if pltrace.flush(20) else 1)
-    assert os.waitpid(child, 0)[1] == 0
+    assert child_records(number)
 stop.set()
 thread.join()
 assert pltrace.flush(30)
@@ -213,11 +201,7 @@ failed = []
 def fork(name):
     for number in range(5):
         span(number, name)
-        child = os.fork()
-        if child == 0:
-            span(number, name + "-child")
-            os._exit(0 if pltrace.flush(60) else 1)
-        if os.waitpid(child, 0)[1]:
+        if not child_records(number, name + "-child"):
             failed.append(name)
 threads = [threading.Thread(target=fork, args=(f"thread{number}",)) for number in range(4)]
 for thread in threads:

@@ -57,10 +57,6 @@ def remount(disk: Path, options: str) -> None:
 FILLS = (
     PRELUDE
     + """
-def large(number):
-    with traced(f"large-{number:05}") as span:
-        span.update(output="x" * 20_000)
-
 pltrace.configure()
 print("ready", flush=True)
 sys.stdin.readline()
@@ -436,14 +432,11 @@ def test_long_reader(tmp_path: Path, store: Path, measured: Measured) -> None:
         PRELUDE
         + """
 pltrace.configure(store=sys.argv[1])
-def large(number):
-    with traced("large") as span:
-        span.update(output="x" * 5000)
 span(0)
 assert pltrace.flush(10)
 print("ready", flush=True)
 sys.stdin.readline()
-timed(large, 8000)
+timed(lambda number: large(number, 5000), 8000)
 assert pltrace.flush(30)
 print("ready", flush=True)
 sys.stdin.readline()
@@ -481,9 +474,6 @@ def test_log_is_bounded(tmp_path: Path, store: Path) -> None:
         PRELUDE
         + """
 pltrace.configure(store=sys.argv[1])
-def large(number):
-    with traced("large") as block:
-        block.update(output="x" * 20_000)
 timed(large, 3000)
 assert pltrace.flush(30)
 print(os.path.getsize(sys.argv[1] + "-wal"))
