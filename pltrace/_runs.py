@@ -10,7 +10,7 @@ from typing import Any
 
 from pltrace._attempts import and_another
 from pltrace._health import counts, failed
-from pltrace._scope import Scope, current, still_open
+from pltrace._scope import NO_RUNS, Scope, current, still_open
 from pltrace._span import Span
 
 __all__ = [
@@ -74,7 +74,8 @@ def remember_starter(span: Span, key: int) -> None:
     asyncio: Any = sys.modules.get("asyncio")  # As `_starter_here`, without its steps.
     loop = None if asyncio is None else asyncio._get_running_loop()
     span.starter = get_ident() if loop is None else _starter_here()
-    span.scope.runs()[key] = span
+    runs = span.scope.open_runs
+    (span.scope.runs() if runs is NO_RUNS else runs)[key] = span
 
 
 class RunId(weakref.ref[Any]):

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from pltrace._usage import Totals
 
 __all__ = [
-    "Callback", "Inherited", "Recorder", "Scope", "ScopeCopy", "ScopeSpan", "attach",
+    "NO_RUNS", "Callback", "Inherited", "Recorder", "Scope", "ScopeCopy", "ScopeSpan", "attach",
     "current", "current_span", "detach", "entry_of", "outermost", "set_outermost", "still_open",
 ]  # fmt: skip
 
 
 _NOTHING: Mapping[str, Any] = {}
+#: What a span without runs has as its `open_runs`; never changed.
+NO_RUNS: dict[int, Span] = {}
 
 
 class Recorder(Protocol):
@@ -180,7 +182,7 @@ class ScopeSpan(Span, Scope):
     added: Mapping[str, Any] = _NOTHING
     closed = left_early = left_elsewhere = False
     token: Token[Scope | None] | None = None
-    open_runs: dict[int, Span] = {}  # noqa: RUF012 - never changed; see `runs`
+    open_runs: dict[int, Span] = NO_RUNS
     _lineage_totals: tuple[Totals, ...] | None = None
 
     def __init__(
