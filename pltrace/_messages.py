@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["Said", "SaidOnce", "SaidPrompt", "is_noted", "message_of", "note", "said", "said_by", "state_of"]
+__all__ = ["Said", "SaidOnce", "SaidPrompt", "is_noted", "message_of", "note", "said", "said_by", "told_by"]
 
 
 class Said(tuple[Any, ...]):
@@ -42,6 +42,8 @@ _EXTRA = "__pydantic_extra__"
 _fields: dict[type, tuple[tuple[str, Any], ...]] = {}
 #: The defaults themselves, the empty containers among them.
 _defaults: dict[type, dict[str, Any]] = {}
+#: Those of them that say something, which are few: a message's `type`.
+_telling: dict[type, dict[str, Any]] = {}
 #: So many classes are remembered; who makes classes as the program runs must not fill the memory with them.
 _MOST_TYPES = 2_000
 
@@ -104,6 +106,7 @@ def _learn(kind: Any) -> tuple[tuple[str, Any], ...]:
     if len(_fields) >= _MOST_TYPES:
         _fields.clear()
         _defaults.clear()
+        _telling.clear()
     found: tuple[tuple[str, Any], ...] = ()
     if _can_be_made_again(kind):
         fields = kind.model_fields
@@ -115,6 +118,7 @@ def _learn(kind: Any) -> tuple[tuple[str, Any], ...]:
             for name, default in defaults.items()
             if name not in ("content", "id")
         )
+        _telling[kind] = {name: default for name, default in found if default is not None and default is not _EMPTY}
     _fields[kind] = found
     return found
 
@@ -142,19 +146,18 @@ def message_of(kind: Any, content: Any, message_id: str | None, rest: dict[str, 
     """Return a twin of a message; or itself, if it is held and hasn't changed."""
     if not isinstance(kind, type):
         return kind if kind.content == content else _made(type(kind), {**kind.__dict__, "content": content})
-    return _made(kind, state_of(kind, content, message_id, rest))
-
-
-def state_of(kind: type, content: Any, message_id: str | None, rest: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the attributes that a message had when it was noted."""
-    defaults = _defaults.get(kind)
-    if defaults is None:
+    if kind not in _defaults:
         _learn(kind)
-        defaults = _defaults[kind]
-    state = {**defaults, "content": content, "id": message_id}
-    if rest is not None:
-        state.update(rest)
-    return state
+    return _made(kind, {**_defaults[kind], **(rest or {}), "content": content, "id": message_id})
+
+
+def told_by(kind: type, rest: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Return what a noted message says beside content and id: the attributes it had, without such as say nothing."""
+    telling = _telling.get(kind)
+    if telling is None:
+        _learn(kind)
+        telling = _telling[kind]
+    return telling if rest is None else {**telling, **rest}
 
 
 def _made(kind: type, state: dict[str, Any]) -> Any:

@@ -27,6 +27,7 @@ _NOT_PARAMETERS = frozenset({"tools", "functions", "tool_choice", "function_call
 _SCHEMAS = ("response_format", "text", "output_config")
 _ELSEWHERE = _NOT_PARAMETERS.union(_SCHEMAS)
 _OF_THE_RUN = frozenset({"_langchain_run_id", "_langchain_parent_run_id", "_langchain_tags"})
+_TEXT = frozenset({str})
 _NO_USAGE = _blueprint.Usage()
 #: Token counts beside the usual two.
 _DETAILS, _NO_DETAILS = _NO_USAGE._fields[2:], _NO_USAGE[2:]
@@ -130,10 +131,10 @@ def row_of(span: Span, encoder: Encoder, service: str) -> Row:
         The row, in which nothing of the user's objects is referred to.
     """
     inherited = span.inherited
-    if any(type(tag) is not str for tag in span.run_tags):  # LangChain takes any.
+    if span.run_tags and not _TEXT.issuperset(map(type, span.run_tags)):  # LangChain takes any.
         span.run_tags = [str(tag) for tag in span.run_tags]
     own = [] if span.error is None else ['"error":' + quoted(encoder.text(span.error))]
-    lineage = '","'.join([f"{around.span_bits:016x}" for around in span.lineage])
+    lineage = '","'.join([around.id for around in span.lineage])
     usage = _NO_USAGE
     if span.kind == "llm":
         usage, repeated, lines = _call(span, own, encoder, service)
@@ -180,7 +181,7 @@ class _Repeated(NamedTuple):
 def _repeated(span: Span, service: str, call: _OfCall | None, encoder: Encoder) -> _Repeated:
     """Return what is alike for many spans: made once, and kept."""
     inherited = span.inherited
-    given = (span.tags, span.metadata, inherited.user, inherited.session, service, call)
+    given = (*span.said(), inherited.user, inherited.session, service, call)
     return encoder.made_of(given, _made)
 
 
@@ -354,7 +355,7 @@ def _own_metadata(metadata: Mapping[str, Any], user: Any, session: Any) -> str:
 
 
 def _uuid(bits: int) -> str:
-    digits = f"{bits:032x}"
+    digits = bits.to_bytes(16, "big").hex()
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
@@ -363,7 +364,8 @@ def _attempt(span: Span) -> int:
     attempt = 1
     around: Any = span
     while isinstance(around, Span):
-        if around.tried_before or around.noted_attempt is not None or any(map(is_retry, around.run_tags)):
+        tags = around.run_tags
+        if around.tried_before or around.noted_attempt is not None or (tags and any(map(is_retry, tags))):
             attempt += around.attempt.number - 1
         around = around.parent
     return attempt

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections import UserDict, UserList, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
+from operator import is_
 from sys import getsizeof
 from types import FunctionType
 from typing import Any
@@ -252,8 +253,11 @@ def _way_of(kind: type) -> Callable[[Any], Any]:
     return _object
 
 
-def thawed(value: Any) -> Any:
-    """Return what a snapshot stands for: the objects themselves, or twins of those that were changed since."""
+def thawed(value: Any, levels: int = 2) -> Any:
+    """Return what a snapshot stands for: the objects themselves, or twins of those that were changed since.
+
+    It may have others in it, so many levels further down.
+    """
     kind = type(value)
     if kind is Frozen:
         frozen, state = value
@@ -262,15 +266,13 @@ def thawed(value: Any) -> Any:
         return [*map(_twin, frozen, state), *frozen[len(state) :]]
     if issubclass(kind, Said):
         return said_by(value)
-    if kind is dict:
-        return {key: thawed(item) for key, item in value.items()} if _any_frozen(value.values()) else value
-    if kind is list:
-        return [thawed(item) for item in value] if _any_frozen(value) else value
+    if kind is dict and levels:
+        named = {key: thawed(item, levels - 1) for key, item in value.items()}
+        return value if all(map(is_, named.values(), value.values())) else named
+    if kind is list and levels:
+        items = [thawed(item, levels - 1) for item in value]
+        return value if all(map(is_, items, value)) else items
     return value
-
-
-def _any_frozen(items: Iterable[Any]) -> bool:
-    return any(issubclass(type(item), (Frozen, Said)) for item in items)
 
 
 def _twin(value: Any, state: Any) -> Any:

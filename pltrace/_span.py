@@ -132,17 +132,17 @@ class Span:
     @property
     def id(self) -> str:
         """The span's id, 16 hexadecimal digits."""
-        return f"{self.span_bits:016x}"
+        return self.span_bits.to_bytes(8, "big").hex()
 
     @property
     def trace_id(self) -> str:
         """The id of the trace that the span belongs to, 32 hexadecimal digits."""
-        return f"{self.trace_bits:032x}"
+        return self.trace_bits.to_bytes(16, "big").hex()
 
     @property
     def parent_id(self) -> str | None:
         """The id of the span around this one, or None for the root of a trace."""
-        return None if self.parent is None else f"{self.parent.span_bits:016x}"
+        return None if self.parent is None else self.parent.span_bits.to_bytes(8, "big").hex()
 
     @property
     def run(self) -> Run | None:
@@ -164,34 +164,38 @@ class Span:
     @property
     def tags(self) -> tuple[str, ...]:
         """The tags of the blocks and runs around it, outermost first, then its own, each once."""
-        own = self.run_tags
-        around = self.around
-        # LangChain hands tags down to a run without saying from where; the run around it knows the order.
-        handed_down: Sequence[str] = ()
-        if around is not None:
-            handed_down = [tag for tag in around._said()[0] if tag in own or tag in self.inherited.tags]
-        return tuple(dict.fromkeys((*handed_down, *self.inherited.tags, *own, *self.added_tags)))
+        return self.said()[0]
 
     @property
     def metadata(self) -> dict[str, Any]:
         """The metadata of the blocks and runs around it and its own; the inner wins."""
-        own = self.run_metadata
+        return self.said()[1]
+
+    def said(self) -> tuple[tuple[str, ...], dict[str, Any]]:
+        """Return tags and metadata."""
+        tags, metadata = self.inherited.tags, self.inherited.metadata
+        own_tags, own = self.run_tags, self.run_metadata
         around = self.around
-        if around is None or around.run_key is None:
-            return {**self.inherited.metadata, **own, **self.added_metadata}
+        if around is None:
+            if own_tags or self.added_tags:
+                tags = tuple(dict.fromkeys((*tags, *own_tags, *self.added_tags)))
+            return tags, {**metadata, **own, **self.added_metadata}
+        outer_tags, outer = around._kept_said()
+        # LangChain hands tags down to a run without saying from where; the run around it knows the order.
+        handed_down = [tag for tag in outer_tags if tag in own_tags or tag in tags]
+        tags = tuple(dict.fromkeys((*handed_down, *tags, *own_tags, *self.added_tags)))
         # LangChain hands metadata down to a run; what comes from outside the scope must not win over the scope's.
         handed = around.run_metadata
         new = {key: value for key, value in own.items() if key not in handed or handed[key] is not value}
-        mine = self.inherited.metadata
-        outside = {key: value for key, value in around._said()[1].items() if key in own or key in mine}
-        return {**outside, **self.scope.added_inside(around.scope), **new, **self.added_metadata}
+        outside = {key: value for key, value in outer.items() if key in own or key in metadata}
+        return tags, {**outside, **self.scope.added_inside(around.scope), **new, **self.added_metadata}
 
-    def _said(self) -> tuple[tuple[str, ...], Mapping[str, Any]]:
+    def _kept_said(self) -> tuple[tuple[str, ...], dict[str, Any]]:
         """Return tags and metadata for the runs inside, each of which asks; kept until any span is updated."""
-        kept: tuple[int, tuple[tuple[str, ...], Mapping[str, Any]]] | None = self.__dict__.get("_kept")
+        kept: tuple[int, tuple[tuple[str, ...], dict[str, Any]]] | None = self.__dict__.get("_kept")
         changes = Span._changes
         if kept is None or kept[0] != changes:
-            kept = self.__dict__["_kept"] = changes, (self.tags, self.metadata)
+            kept = self.__dict__["_kept"] = changes, self.said()
         return kept[1]
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from array import array
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -62,6 +63,27 @@ OTHER: list[BaseMessage] = [
 ]
 
 
+class Shout(str):
+    """A text of the user's, whose own methods are nobody else's to run."""
+
+    __str__ = __format__ = upper = lambda self: "WRONG"  # type: ignore[assignment, misc]
+
+
+class Kind(str, Enum):
+    """An enum of texts."""
+
+    ONE = "one", "first"
+
+    def __new__(cls, value: str, text: str) -> Kind:
+        """Have a text that isn't the value."""
+        self = str.__new__(cls, text)
+        self._value_ = value
+        return self
+
+
+TEXTS: list[Any] = [Shout("Hi"), Shout("password=hunter2"), Kind.ONE]
+
+
 def _name(value: object) -> str:
     return type(value).__name__
 
@@ -84,7 +106,7 @@ def test_messages_that_hold_a_text_alone(message: BaseMessage) -> None:
 
 @pytest.mark.parametrize("held", [0, 12], ids=["noted", "held"])
 @pytest.mark.parametrize(
-    "said", [*PLAIN, *OTHER, Document("page", metadata={"n": 1}, id="d"), Document("p")], ids=_name
+    "said", [*PLAIN, *OTHER, Document("page", metadata={"n": 1}, id="d"), Document("p"), *TEXTS], ids=_name
 )
 def test_notes_of_values(said: Any, held: int) -> None:
     """The JSON of messages, of prompts and of documents is the same of a snapshot and of what they were at the time."""

@@ -22,7 +22,7 @@ from pltrace._blueprint._base import (
 from pltrace._blueprint._calls import call_of, calls_of
 from pltrace._blueprint._content import Draft, error_note
 from pltrace._blueprint._extras import OF_RESPONSES, annotate, extras_of, others_of, reasoning_of
-from pltrace._messages import state_of
+from pltrace._messages import told_by
 
 _ROLES = {
     "human": "user",
@@ -63,14 +63,14 @@ def plain_message(
     if type(content) is not str or not isinstance(kind, type):
         return None
     try:
-        fields = state_of(kind, content, None, rest)
-        extras, role = fields["additional_kwargs"], _PLAIN_ROLES[fields["type"]]
+        fields = told_by(kind, rest)
+        extras, role = fields.get("additional_kwargs"), _PLAIN_ROLES[fields["type"]]
         if fields.get("name") or (extras and any(map(_says_more, extras.values()))):
             return None
         if role == "assistant":
             if fields.get("tool_calls") or fields.get("invalid_tool_calls"):
                 return None
-            if not _OF_RESPONSES.isdisjoint(fields["response_metadata"]):
+            if not _OF_RESPONSES.isdisjoint(fields.get("response_metadata", ())):
                 return None
     except (AttributeError, KeyError, TypeError):
         return None

@@ -8,7 +8,7 @@ from json import encoder
 from typing import Any
 
 from pltrace._encoding._leaves import SHORT, Bounds
-from pltrace._encoding._walk import plain_fields, plain_notes, plain_prompt
+from pltrace._encoding._walk import plain_fields, plain_notes, plain_prompt, plain_text
 from pltrace._messages import Said, SaidPrompt
 from pltrace._redaction import Rules, clean
 from pltrace._snapshot import Frozen, thawed
@@ -77,6 +77,9 @@ class Quick:
             kind = type(value)
             if kind is str or kind is int or kind in _PLAIN:
                 return json_of(self._copy([value], 0, [self._most_text])[0])
+            text = plain_text(value)
+            if text is not None:
+                return self.text(text)
             return json_of(self._copy(value, 1, [self._most_text]))
         except CarefulError:
             raise

@@ -27,10 +27,10 @@ from pltrace._encoding._leaves import (
     broken,
     shown_by_repr,
 )
-from pltrace._messages import Said, SaidOnce, SaidPrompt, message_of, state_of
+from pltrace._messages import Said, SaidOnce, SaidPrompt, message_of, told_by
 from pltrace._redaction import REDACTED, Rules, clean
 
-__all__ = ["Walk", "plain_fields", "plain_notes", "plain_prompt"]
+__all__ = ["Walk", "plain_fields", "plain_notes", "plain_prompt", "plain_text"]
 
 _CYCLE = "[cycle]"
 _MORE = "…"
@@ -232,9 +232,10 @@ class Walk(Leaves):
 def _message_fields(data: Mapping[str, Any]) -> dict[str, Any]:
     fields = {"type": data.get("type"), "content": data.get("content")}
     for name in _MESSAGE_FIELDS:
-        item = data.get(name)
-        if item is not None and not _empty(item):
-            fields[name] = item
+        if name in data:
+            item = data[name]
+            if item is not None and not _empty(item):
+                fields[name] = item
     return fields
 
 
@@ -259,6 +260,11 @@ def plain_fields(value: Any) -> dict[str, Any] | None:
     return None if fields is None else fields(object.__getattribute__(value, "__dict__"))
 
 
+def plain_text(value: Any) -> str | None:
+    """Return the text of an object of a subclass of `str`; None for anything else."""
+    return str.__str__(value) if issubclass(type(value), str) and _kind_of(type(value)) is Walk.subclass else None
+
+
 def plain_notes(notes: Said) -> Any:
     """Return the fields that are shown of noted messages, as they are: a list, or one; None for anything else."""
     shown: list[dict[str, Any]] = []
@@ -266,7 +272,7 @@ def plain_notes(notes: Said) -> Any:
         if not isinstance(kind, type):
             fields = plain_fields(message_of(kind, content, message_id, rest))
         elif _kind_of(kind) is Walk.message:
-            fields = _message_fields(state_of(kind, content, message_id, rest))
+            fields = _message_fields({**told_by(kind, rest), "content": content, "id": message_id})
         else:
             return None
         if fields is None:
