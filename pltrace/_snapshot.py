@@ -20,7 +20,7 @@ _MOST_ITEMS = 10_000
 _MOST_OBJECTS = 1_000
 #: Of a longer buffer, only its size is noted: copying it would take longer than the rest of the call.
 _MOST_BYTES = 100_000
-#: Of the containers in a long list, so many bytes are copied; a list of up to `_FEW` has no such limit.
+#: Of what is in a long list or dict, so many bytes are copied; one of up to `_FEW` items has no such limit.
 _MOST_COPIED = 250_000
 _FEW = 20
 #: Of a list of messages, so many are noted with all their attributes, the latest; of those before, what they say.
@@ -51,7 +51,7 @@ def snapshot(value: Any) -> Any:
     """
     kind = type(value)
     try:
-        if kind is dict and len(value) <= _MOST_ITEMS:
+        if kind is dict and len(value) <= _FEW:
             return {key: item if type(item) in PLAIN else _copied(item) for key, item in value.items()}
         if kind is list or kind is tuple:
             if _way_of_items(value) in _LISTED:
@@ -70,7 +70,7 @@ def _copied(value: Any, *, within: bool = False) -> Any:
     copy = _copies.get(kind) or _learn(kind)
     made = copy(value)
     if within and copy is _dict:
-        return {key: item if type(item) in PLAIN else _copied(item) for key, item in made.items()}
+        return dict(zip(made, _copied_while_there_is_room([*made.values()]), strict=True))
     if within and copy is _object:
         state = {key: item if type(item) in PLAIN else _copied(item) for key, item in made[1].items()}
         return Frozen((value, state))

@@ -91,6 +91,7 @@ def pandas() -> Any:
 _CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "dict": (lambda: {"a": 1}, cleared),
     "dict of lists": (lambda: {"a": [1]}, lambda value: value["a"].append(2)),
+    "long dict of lists": (lambda: {n: [1] for n in range(30)}, lambda value: value[29].append(2)),
     "default dict": (lambda: collections.defaultdict(list, a=[1]), lambda value: value["a"].append(2)),
     "ordered dict": (lambda: collections.OrderedDict(a=1), cleared),
     "counter": (lambda: collections.Counter("aab"), cleared),
