@@ -168,10 +168,10 @@ class SpanHandler(BaseCallbackHandler):
                 parent = parent_run
             else:
                 parent = _parent_of_run(scope, parent_run)
-            trace_bits = parent.trace_bits or recorder.new_bits(128)
+            trace_bits = parent.trace_bits or recorder.new_trace_bits()
             if not name:
                 name = _class_name(serialized)
-            span = Span(name, kind, inherited, parent or None, trace_bits, recorder.new_bits(64), recorder.now_ns())
+            span = Span(name, kind, inherited, parent or None, trace_bits, recorder.new_span_bits(), recorder.now_ns())
             span.scope = scope
             span.run_key, span.parent_run_key, span.serialized = key, parent_key, serialized
             if tags:

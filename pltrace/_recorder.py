@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import sys
 import threading
@@ -84,7 +85,6 @@ class SpanRecorder:
         self._began = began
         self.sample = sample
         self._random = random.Random()
-        self.new_bits = self._random.getrandbits
         self.now_ns = time.time_ns
         self._forked_at_ns = 0
         self._successor: Callable[[Span | Ask], None] | None = None  # Takes all, once there are other settings.
@@ -92,6 +92,9 @@ class SpanRecorder:
         self._start_afresh()
 
     def _start_afresh(self) -> None:
+        #: Returns a span's id: the next one, from a random one on. Ids that grow are added at the end of the store's
+        #: indexes. Each random one would change another page of these, the more there are, and a commit write them all.
+        self.new_span_bits: Callable[[], int] = itertools.count(self._random.getrandbits(63) + 1).__next__
         self._queue: deque[Span | Ask] = deque()
         self._writing = threading.RLock()  # Held from taking items off the queue until they are committed.
         self._is_writing = False
@@ -114,6 +117,13 @@ class SpanRecorder:
         return share >= 1.0 or self._random.random() < share
 
     # The caller's path.
+
+    def new_trace_bits(self) -> int:
+        """Return a trace's id: the time in seconds, which grows as spans' ids do, and 96 random bits.
+
+        W3C wants the last 56 to be random (https://www.w3.org/TR/trace-context-2/#random-trace-id-flag).
+        """
+        return (self.now_ns() // 1_000_000_000 & 0xFFFFFFFF) << 96 | self._random.getrandbits(96)
 
     def record(self, span: Span) -> None:
         """Take an ended span; never raises, never waits for a disk or a network.

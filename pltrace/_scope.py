@@ -33,8 +33,12 @@ class Recorder(Protocol):
     def scope_type(self) -> type[ScopeSpan]:
         """What the spans of blocks and calls are."""
 
-    def new_bits(self, count: int, /) -> int:
-        """Return `count` random bits."""
+    @property
+    def new_span_bits(self) -> Callable[[], int]:
+        """Returns a new span's id."""
+
+    def new_trace_bits(self) -> int:
+        """Return a new trace's id."""
 
     def now_ns(self) -> int:
         """Return the Unix time in nanoseconds."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import itertools
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ class _DeafRecorder:
     """Takes everything, counts the spans, and keeps nothing."""
 
     scope_type = ScopeSpan
-    new_bits = staticmethod(random.getrandbits)
+    new_span_bits = new_trace_bits = itertools.count(1).__next__
     now_ns = staticmethod(time.time_ns)
 
     def sampled(self, share: float | None = None) -> bool:

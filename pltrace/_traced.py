@@ -312,8 +312,8 @@ class Traced:
         if self._adds or not _runtime.is_on_everywhere:
             inherited = self._added_to(inherited, _runtime.library(module))
         scope = recorder.scope_type(
-            name, kind, inherited, parent or None, parent.trace_bits if parent else recorder.new_bits(128),
-            recorder.new_bits(64), recorder.now_ns(), above, outer, entry,
+            name, kind, inherited, parent or None, parent.trace_bits if parent else recorder.new_trace_bits(),
+            recorder.new_span_bits(), recorder.now_ns(), above, outer, entry,
         )  # fmt: skip
         if run is not None:
             scope.entered_in = run

@@ -258,11 +258,15 @@ class _CapturingRecorder(SpanRecorder):
             self.captured.append(span)
         super().record(span)
 
+    def new_trace_bits(self) -> int:
+        """Return a new trace's id; counted together with those of spans."""
+        return self.new_span_bits() if self._counts else super().new_trace_bits()
+
     def count_from_one(self, numbers: Iterator[int], looks: Iterator[int]) -> None:
         """Take ids and times from counters, and always the same samples."""
         self._counts = True
         self._random.seed(0)
-        self.new_bits = lambda bits: next(numbers)
+        self.new_span_bits = numbers.__next__
         self.now_ns = lambda: _CLOCK_STARTS_NS + next(looks) * _CLOCK_STEP_NS
 
 

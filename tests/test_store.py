@@ -126,6 +126,29 @@ def test_default_place(tmp_path: Path) -> None:
     assert stored(tmp_path / ".pltrace" / "traces.db") == ["here"]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_ids_grow(local: Path) -> None:
+    """Ids of spans and traces grow, so that they are added at the end of a store's indexes, also in a forked child."""
+    began = int(time.time())
+    record(*["parent"] * 6)
+    if not (child := os.fork()):
+        record(*["child"] * 6)
+        pltrace.flush()
+        os._exit(0)
+    os.waitpid(child, 0)
+    record("parent")
+    assert pltrace.flush()
+    found = rows(local, "SELECT * FROM spans")
+    ids = {
+        name: sorted(int(row["span_id"], 16) for row in found if row["name"] == name) for name in ("parent", "child")
+    }
+    assert [max(some) - min(some) for some in ids.values()] == [6, 5]
+    assert abs(ids["parent"][0] - ids["child"][0]) > 2**32
+    seconds = [int(row["trace_id"][:8], 16) for row in found]
+    assert began <= min(seconds) <= max(seconds) <= time.time()
+    assert len({row["trace_id"] for row in found}) == 13
+
+
 def test_local_ids(local: Path) -> None:
     """With no PromptLayer, requests get ids of the store's own, which `on_request` and handles see as ever."""
     told: list[int] = []
