@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from langchain_core.callbacks.base import BaseCallbackHandler
+from langchain_core.callbacks.base import BaseCallbackHandler, BaseCallbackManager
 
 from tests.benchmarks.tracers import API_KEY, Tracer
 
@@ -101,11 +101,14 @@ class _OverOpenTelemetry(Peer):
     @contextmanager
     def on(self) -> Iterator[None]:
         """Instrument LangChain for a block."""
+        usual = BaseCallbackManager.__init__
         self._instrumentor.instrument(tracer_provider=self._provider)
         try:
             yield
         finally:
             self._instrumentor.uninstrument()
+            # Traceloop's leaves it on, and what is measured without any tracer would have it too.
+            BaseCallbackManager.__init__ = usual  # type: ignore[method-assign]
 
     def settle(self) -> None:
         """Wait for the SDK's thread."""
