@@ -80,6 +80,9 @@ def _nothing() -> None:
     return None
 
 
+_NOT_MADE: tuple[_Maybe, Any, _Maybe] = (_nothing, None, _nothing)
+
+
 class Traced:
     """A declaration made by `traced(...)`; it never changes, so it can be used anywhere, by many at once, and again."""
 
@@ -114,7 +117,7 @@ class Traced:
         self._is_async = on_request is not None and is_coroutine(on_request)
         self._adds = bool(tags or metadata or on_request or user or session) or capture != CAPTURE_ALL
         #: What holds inside, and what and who it was made from: mostly the same again.
-        self._added: tuple[_Maybe, Library | None, _Maybe] = (_nothing, None, _nothing)
+        self._added: tuple[_Maybe, Library | None, _Maybe] = _NOT_MADE
         self._module = module  # Where it was made: a block belongs to it, as a function does to its own.
         # Blocks that are open, latest last: for one that is left in another context than it was entered in.
         self._open: dict[int, ScopeSpan] = {}
@@ -482,7 +485,7 @@ def traced(
         module = None
     # What isn't given isn't checked: blocks are declared where they are entered, also while tracing is off.
     declaration = Traced(
-        None if name is None else checked_name("name", name),
+        name or (None if name is None else checked_name("name", name)),
         () if tags is _NO_TAGS else checked_tags("tags", tags),
         {} if metadata is None else checked_metadata("metadata", metadata),
         on_request,
