@@ -34,6 +34,8 @@ gate: list[str] = ["undecided"]
 
 #: The longest wait of a flush without a timeout, which also ends when an attempt to deliver fails.
 LONGEST_FLUSH_S = 30.0
+#: How long new settings wait for what was recorded by the old ones to be delivered; what is left they deliver.
+_REPLACING_S = 2.0
 
 
 class Ends(Protocol):
@@ -198,22 +200,26 @@ def configure(
         if _active is not None and _active.config == config:
             return
         before = _active
-        _switch_off(2.0, patient=False)
         forget_warnings()
         if config.enabled:
             _switch_on(config, before)
         elif before is not None:
+            _switch_off(_REPLACING_S, patient=False)
             before.recorder.registry.shut()
 
 
 def _switch_on(config: Config, before: Tracing | None = None) -> None:
     global _hooked
     if _stand_in is not None:
-        _use(_stand_in.tracing(config, before))
+        after = _stand_in.tracing(config, before)
     else:
         from pltrace._tracing import Tracing
 
-        _use(Tracing(config, before))
+        after = Tracing(config, before)
+    if before is not None:
+        _switched_off.add(before)
+    _use(after)
+    after.take_over(_REPLACING_S)
     if not _hooked:
         _hooked = True
         _hook_exit()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -38,7 +39,8 @@ class Tracing:
 
     Args:
         config: The settings.
-        before: What is replaced, and was shut down: its open blocks go on, and so does who waits for an id.
+        before: What is replaced: its open blocks go on, and so does who waits for an id. What this records is delivered
+            once it has ended, which `take_over` sees to.
         recorder: Makes what spans are recorded with.
     """
 
@@ -77,12 +79,30 @@ class Tracing:
         self._full_disk: Path | None = None  # The file that was given up at the end.
         self._lost = 0
         self._is_shut = False
-        if before is not None:
-            self.recorder.succeed(before.recorder)
+        self._ended, self._ending_by, self._closes = threading.Event(), 0, True
         self._prune_at = monotonic()
         for worker in self._deliveries:
             worker.adopted = self._adopted
+        self._before = before
+        self._is_beside = before is not None and before.store.database is self.store.database
+        if before is None:
+            self._deliver_from_now_on()
+        elif self._is_beside:
+            self.recorder.succeed(before.recorder)
+
+    def _deliver_from_now_on(self) -> None:
+        self._before = None
+        for worker in self._deliveries:
             worker.work()  # An earlier process may have left something.
+
+    def take_over(self, timeout: float) -> None:
+        """End what is replaced, while this records already."""
+        before = self._before
+        if before is not None:
+            before.shutdown(timeout, patient=False, close=not self._is_beside)
+            if not self._is_beside:
+                self.recorder.succeed(before.recorder)
+            self._deliver_from_now_on()
 
     @property
     def logs_requests(self) -> bool:
@@ -108,7 +128,7 @@ class Tracing:
 
     def _began(self) -> None:
         """Start the workers' threads, as long as that is possible."""
-        if self._is_shut:
+        if self._is_shut or self._before is not None:
             return
         for worker in (*self._deliveries, *self._operations):
             worker.start()
@@ -118,6 +138,8 @@ class Tracing:
         if self._is_shut:
             self._let_go()  # What ended late is for who comes next.
             return
+        if self._before is not None:
+            return  # Two at once would call the same exporter.
         for worker in self._deliveries:
             worker.work()
         self._work_on_operations()
@@ -174,6 +196,9 @@ class Tracing:
             Whether all that was recorded before is stored and delivered, and its callbacks are done.
         """
         deadline = monotonic() + timeout
+        before = self._before
+        if before is not None and not before.wait_for_end(deadline):
+            return False  # What it has recorded may not be delivered.
         while True:
             try:
                 if self.exporters:
@@ -217,8 +242,29 @@ class Tracing:
         flushed = [worker.flush(up_to, deadline, patient=patient) for worker in workers]
         return all(flushed)
 
-    def shutdown(self, timeout: float, *, patient: bool) -> bool:
-        """Flush, then let go of threads, connections, the file, and the lease on what is left."""
+    def wait_for_end(self, deadline: float) -> bool:
+        """Wait until it was shut down; return whether it was before a monotonic time."""
+        # A signal handler may have interrupted the very thread that does it.
+        return self._ending_by != threading.get_ident() and self._ended.wait(deadline - monotonic())
+
+    def shutdown(self, timeout: float, *, patient: bool, close: bool = True) -> bool:
+        """Flush, then let go of threads, connections, the lease on what is left, and the file.
+
+        Args:
+            timeout: The longest wait for the flush, in seconds.
+            patient: As for `flush`.
+            close: Whether the file is closed; another may use it.
+
+        Returns:
+            As `flush`.
+        """
+        self._ending_by, self._closes = threading.get_ident(), close
+        try:
+            return self._shut_down(timeout, patient)
+        finally:
+            self._ended.set()
+
+    def _shut_down(self, timeout: float, patient: bool) -> bool:
         done = self._flush(monotonic() + timeout, patient)
         self._is_shut = True
         self.recorder.retire()
@@ -305,7 +351,7 @@ class Tracing:
         try:
             if self.exporters:
                 self.store.lease.leave()
-            if self._is_shut:
+            if self._is_shut and self._closes:
                 self.store.close()
         except STORE_TROUBLE:
             pass  # The lease ends by itself.
@@ -314,6 +360,7 @@ class Tracing:
 
     def forked(self) -> None:
         """Start afresh in the child of a fork."""
+        self._before = None  # What ends it is in the parent.
         self.recorder.after_fork_in_child()
         self.callbacks.forked()
         for worker in (*self._deliveries, *self._operations):

@@ -7,6 +7,7 @@ import logging
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from email.utils import formatdate
 from pathlib import Path
@@ -17,7 +18,7 @@ from langchain_core.language_models.fake_chat_models import FakeListChatModel, G
 from langchain_core.messages import AIMessage
 
 import pltrace
-from pltrace import ExportResult, StoredSpan, traced
+from pltrace import ExportResult, Span, StoredSpan, traced
 from pltrace._promptlayer import PromptLayerExporter
 from tests.support.http_double import (
     CLOSE,
@@ -28,6 +29,7 @@ from tests.support.http_double import (
     STORE_THEN_HANG,
     Fault,
     on,
+    slow,
 )
 from tests.support.programs import deliveries, rows
 from tests.support.promptlayer_server import PromptLayerServer
@@ -524,6 +526,37 @@ def test_settings_change_during_an_outage(deliver: Deliver, promptlayer: PromptL
         assert not thread.is_alive(), "it would send again"
     assert promptlayer.duplicate_request_logs == 0
     assert set(deliveries(store).values()) == {"delivered"}
+
+
+def test_threads_record_while_settings_change(deliver: Deliver, promptlayer: PromptLayerServer) -> None:
+    """New settings leave no moment in which other threads record nothing; a flush waits for what was before them."""
+    promptlayer.faults.append(on("/spans-bulk", slow(0.1)))
+    deliver()
+    done = threading.Event()
+    blocks: list[Span] = []
+
+    def work() -> None:
+        while not done.is_set():
+            with traced("block") as block:
+                blocks.append(block)
+            time.sleep(0.001)
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    for service in ("a", "b", "c"):
+        changing = threading.Thread(target=deliver, kwargs={"service": service}, daemon=True)
+        changing.start()
+        while changing.is_alive():
+            recorded = {block.id for block in blocks[:-1] if block}
+            assert pltrace.flush(20.0)
+            assert promptlayer.spans.keys() >= recorded
+        changing.join()
+    done.set()
+    worker.join()
+    assert all(blocks)
+    assert pltrace.flush(20.0)
+    assert promptlayer.spans.keys() == {block.id for block in blocks}
+    assert max(Counter(span_id for post in promptlayer.posts for span_id in post.span_ids).values()) == 1
 
 
 def test_no_threads_are_left(deliver: Deliver, promptlayer: PromptLayerServer) -> None:
