@@ -255,10 +255,11 @@ def _call(span: Span, own: list[str], encoder: Encoder, service: str) -> tuple[_
     )  # fmt: skip
     repeated = _repeated(span, service, of_call, encoder)
     assert span.run_key is not None  # An LLM span is made by the handler alone.
+    called = _Called(repeated.parameters) if plain else encoder.made_of((parameters, captured & INPUTS), _called)
     lines = [
-        _prompt(span, parameters, encoder),
+        _prompt(span, called.tooling, encoder),
         _answer(span.is_chat, answer if answer is not None and captured & OUTPUTS else _NO_ANSWER, encoder),
-        repeated.parameters if plain else _parameters(parameters, captured, encoder),
+        called.parameters,
         f'{repeated.request_metadata}"_langchain_run_id":"{_uuid(span.run_key)}","_langchain_parent_run_id":'
         f'"{span.parent_run_key and _uuid(span.parent_run_key)}","_langchain_tags":{repeated.langchain_tags}}}',
     ]
@@ -293,34 +294,49 @@ def _prompt_link(span: Span, encoder: Encoder) -> list[str]:
     ]
 
 
-def _prompt(span: Span, parameters: Mapping[str, Any], encoder: Encoder) -> str:
+def _prompt(span: Span, tooling: str, encoder: Encoder) -> str:
     raw = span.raw_input if span.inherited.capture & INPUTS else _NO_MESSAGES
-    if span.is_chat and type(raw) is Said and parameters.keys().isdisjoint(_NOT_PARAMETERS):
-        plain = _blueprint.plain_chat(raw[::4], raw[1::4], raw[3::4], encoder)
-        if plain is not None:
-            return plain
-    captured = thawed(raw)
     if not span.is_chat:
-        return encoder.dumps_shaped(_blueprint.completion_prompt(captured, encoder))
-    prompt = _blueprint.chat_prompt(captured, encoder, parameters=parameters if captured else None)
-    tools = {key: prompt.pop(key) for key in ("tools", "functions") if prompt.get(key)}
-    return _joined(encoder.dumps_shaped(prompt), {key: encoder.dumps_schema(value) for key, value in tools.items()})
+        return encoder.dumps_shaped(_blueprint.completion_prompt(thawed(raw), encoder))
+    text = _blueprint.plain_chat(raw[::4], raw[1::4], raw[3::4], encoder) if type(raw) is Said else None
+    if text is None:
+        text = encoder.dumps_shaped(_blueprint.chat_prompt(thawed(raw), encoder))
+    return _joined(text, tooling) if raw else text
 
 
-def _joined(text: str, members: Mapping[str, str]) -> str:
-    """Return the text of a JSON object with members added to it, which it has none of."""
-    added = ",".join(f"{quoted(key)}:{value}" for key, value in members.items())
-    return text if not added else f"{{{added}}}" if text == "{}" else f"{text[:-1]},{added}}}"
+class _Called(NamedTuple):
+    """What a model was called with, as JSON text, which stands in two places.
+
+    Attributes:
+        parameters: An object of what the prompt doesn't say.
+        tooling: An object of what belongs to the prompt: tools, and how to choose among them.
+    """
+
+    parameters: str
+    tooling: str = "{}"
 
 
-def _parameters(parameters: Mapping[str, Any], captured: int, encoder: Encoder) -> str:
-    """Return what a model was called with, beside what the prompt says already."""
+def _called(encoder: Encoder, parameters: Mapping[str, Any], captured: int) -> _Called:
     rest = {key: value for key, value in parameters.items() if key not in _NOT_PARAMETERS}
-    schemas = {key: encoder.dumps_schema(_schema_of(rest.pop(key))) for key in _SCHEMAS if key in rest}
-    if captured & INPUTS:
-        untold = _blueprint.untold_of(parameters)
-        schemas.update({key: encoder.dumps_schema(value) for key, value in untold.items()})
-    return _joined(encoder.dumps(rest), schemas)
+    schemas = {key: _schema_of(rest.pop(key)) for key in _SCHEMAS if key in rest}
+    if not captured:
+        return _Called(_joined(encoder.dumps(rest), _schemas(schemas, encoder)))
+    schemas.update(_blueprint.untold_of(parameters))
+    tooling = _blueprint.tooling_of(parameters, encoder)
+    tools = {key: tooling.pop(key) for key in ("tools", "functions") if key in tooling}
+    return _Called(
+        _joined(encoder.dumps(rest), _schemas(schemas, encoder)),
+        _joined(encoder.dumps_shaped(tooling), _schemas(tools, encoder)),
+    )
+
+
+def _schemas(values: Mapping[Any, Any], encoder: Encoder) -> str:
+    return "{" + ",".join([f"{quoted(key)}:{encoder.dumps_schema(value)}" for key, value in values.items()]) + "}"
+
+
+def _joined(one: str, other: str) -> str:
+    """Return the text of a JSON object with the members of another, which are others, at the end."""
+    return one if other == "{}" else other if one == "{}" else f"{one[:-1]},{other[1:]}"
 
 
 def _schema_of(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from array import array
 from enum import Enum
+from itertools import product
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.prompt_values import ChatPromptValue
 
 from pltrace import traced
-from pltrace._blueprint import chat_answer, chat_prompt, plain_chat, tokens
+from pltrace._blueprint import chat_answer, chat_prompt, counts_of, plain_chat, tokens
 from pltrace._encoding import Encoder, json_of
 from pltrace._messages import said
 from pltrace._record import answer_of, is_cached, row_of
@@ -151,6 +152,29 @@ def test_token_counts_of_one_message(usage: dict[str, Any] | None) -> None:
         assert counted == tokens([] if cached else named, {} if cached else llm_output)
 
 
+def test_reports_of_tokens() -> None:
+    """LangChain's own report of tokens, which is read at once, says what it says with a stranger's key in it."""
+    counts: list[Any] = [0, 3, None, 3.0, True, -3, "3"]
+    inside: list[Any] = [
+        None, {}, {"cache_read": 2, "audio": 0}, {"cache_read": 1.0}, {"cache_read": True}, {"cache_creation": 5},
+        {"cache_creation": -1}, {"cache_creation": 0, "ephemeral_5m_input_tokens": 4}, 7,
+    ]  # fmt: skip
+    outside: list[Any] = [None, {"reasoning": 0}, {"reasoning": 9, "audio": 1}, {"reasoning": "9"}, [9]]
+    keys = ("input_tokens", "output_tokens", "input_token_details", "output_token_details")
+    for values in product(counts, counts, inside, outside):
+        report = dict(zip(keys, values, strict=True))
+
+        read, closely = counts_of(report), counts_of({**report, "stranger": None})
+
+        assert repr(read) == repr(closely)  # As 1 and True are equal.
+
+
+def _tool(least: Any) -> dict[str, Any]:
+    """Give the definition of a tool, in whose schema the name of a secret is none."""
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "minimum": least, "password": "shown"}}}
+    return {"type": "function", "function": {"name": "count", "description": "Count.", "parameters": schema}}
+
+
 def test_what_is_alike_for_many_spans() -> None:
     """Spans that differ in the type of a value, in order or deep inside share nothing that was made of the other."""
     mutable = {"inner": {"n": 1}}
@@ -159,16 +183,22 @@ def test_what_is_alike_for_many_spans() -> None:
         {"n": array("b", b"1")}, {"a": "b", "c": "d"}, {"c": "d", "a": "b"}, {"password": "a"},
         {"user": {1: "a"}}, {"user": {"1": "a"}}, {"n": object}, mutable, mutable, {"inner": {"n": 2.0}},
     ]  # fmt: skip
+    called: list[dict[str, Any]] = [
+        {"stop": 1}, {"stop": True}, {"stop": 1.0}, {"tools": [_tool(1)]}, {"tools": [_tool(True)]},
+        {"tools": [_tool(1)], "tool_choice": "any"}, {"response_format": {"schema": {"password": {"n": 1}}}},
+        {"response_format": object}, {"functions": [{"name": "f", "strict": 1}], "text": {"n": 1}},
+    ]  # fmt: skip
+    declared: list[dict[str, Any]] = [{"metadata": one} for one in said]
+    declared += [{}, {"tags": ["a"]}, {"user": "u"}, {"session": "u"}, {"capture": False}, {"capture": "outputs"}]
+    model = FakeListChatModel(responses=["yes"])
     shared = Encoder()
     with capture_spans() as spans:
-        for tags, user, stop in (([], None, 1), (["a"], None, 1), ([], "u", True), ([], None, 1.0)):
-            for metadata in said:
-                model = FakeListChatModel(responses=["yes"], metadata=metadata, tags=tags)
-                with traced("around", metadata=metadata, tags=tags, user=user):
-                    model.bind(stop=stop).invoke("Hi")
+        for around in declared:
+            for parameters in called if "metadata" not in around else called[:1]:
+                with traced("around", **around):
+                    model.bind(**parameters).invoke("Hi", {"metadata": {"own": 1}, "tags": ["t"]})
                 mutable["inner"]["n"] += 1
-                for span in spans:
-                    row = row_of(span, shared, "service")
-                    assert row == row_of(span, Encoder(), "service")
-                    assert json.loads(row.body.split("\n")[0])["metadata"] == Encoder().jsonable(span.metadata)
-                spans.clear()
+        for span in spans:
+            row = row_of(span, shared, "service")
+            assert row == row_of(span, Encoder(), "service")
+            assert json.loads(row.body.split("\n")[0])["metadata"] == Encoder().jsonable(span.metadata)

@@ -9,7 +9,7 @@ from pltrace._blueprint._prompts import (
     plain_chat,
     text_answer,
 )
-from pltrace._blueprint._tools import untold_of
+from pltrace._blueprint._tools import tooling_of, untold_of
 from pltrace._blueprint._usage import Usage, counts_of, tokens
 
 __all__ = [
@@ -23,5 +23,6 @@ __all__ = [
     "plain_chat",
     "text_answer",
     "tokens",
+    "tooling_of",
     "untold_of",
 ]

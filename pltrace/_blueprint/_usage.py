@@ -26,10 +26,14 @@ _PATHS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("output_tokens_details", "reasoning_tokens"),
     ),
 }
-#: A report of no more is read at once.
-_TOTALS = {"input_tokens", "output_tokens", "total_tokens"}
+#: LangChain's own report, which is read at once: nobody else's names are in it.
+_STANDARD = {"input_tokens", "output_tokens", "total_tokens", "input_token_details", "output_token_details"}
+_NOTHING: dict[str, Any] = {}
 #: Anthropic's classes count what was written to the cache by how long it is kept, and then tell 0 for the whole.
 _CREATED = tuple(("input_token_details", f"ephemeral_{kept}_input_tokens") for kept in ("5m", "1h"))
+
+
+_CREATED_KEYS = frozenset(path[1] for path in _CREATED)
 
 
 class Usage(NamedTuple):
@@ -67,10 +71,10 @@ def counts_of(reported: object) -> Usage | None:
     """The counts in one report; None if it tells neither input nor output."""
     if reported is None:
         return None
-    if type(reported) is dict and reported.keys() <= _TOTALS:
-        given, answered = reported.get("input_tokens"), reported.get("output_tokens")
-        if type(given) is int and type(answered) is int and given >= 0 and answered >= 0:
-            return Usage(given, answered)
+    if type(reported) is dict and reported.keys() <= _STANDARD:
+        usage = _standard(reported)
+        if usage is not None:
+            return usage
     usage = Usage(**{field: _count(reported, paths) for field, paths in _PATHS.items()})
     if usage.input_tokens is None and usage.output_tokens is None:
         return None
@@ -78,6 +82,24 @@ def counts_of(reported: object) -> Usage | None:
     if created > (usage.cache_creation_input_tokens or 0):
         usage = usage._replace(cache_creation_input_tokens=created)
     return usage
+
+
+def _standard(reported: dict[str, Any]) -> Usage | None:
+    """The counts in LangChain's own report; None where they need a closer look."""
+    given, answered = reported.get("input_tokens"), reported.get("output_tokens")
+    if type(given) is not int or type(answered) is not int or given < 0 or answered < 0:
+        return None
+    inside, outside = reported.get("input_token_details"), reported.get("output_token_details")
+    if not inside and not outside:
+        return Usage(given, answered)
+    inside, outside = inside or _NOTHING, outside or _NOTHING
+    if type(inside) is not dict or type(outside) is not dict or not _CREATED_KEYS.isdisjoint(inside):
+        return None
+    details = (inside.get("cache_read"), outside.get("reasoning"), inside.get("cache_creation"))
+    for count in details:
+        if count is not None and (type(count) is not int or count < 0):
+            return None
+    return Usage(given, answered, *details)
 
 
 def _count(reported: object, paths: Iterable[tuple[str, ...]]) -> int | None:

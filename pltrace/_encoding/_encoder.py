@@ -20,7 +20,9 @@ T = TypeVar("T", bound=tuple[str, ...])
 # Walking and `json.dumps` recurse once or twice per level: more would meet Python's own limit.
 _DEEPEST = 200
 #: Tags, users and the like come again and again: so many JSON texts of such are kept, up to a length.
-_MOST_REPEATED, _LONGEST_REPEATED = 1_000, 4_000
+_MOST_REPEATED, _LONGEST_REPEATED = 1_000, 2_000
+#: And so many characters of what is made of several such, the tools of an agent among them, again up to a length.
+_MOST_CHARACTERS, _LONGEST_MADE = 2_000_000, 100_000
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 #: The version of `marshal`'s format that says nothing of which objects are the same, or are held elsewhere.
 _BY_VALUE = 2
@@ -56,7 +58,8 @@ class Encoder:
         self._rules = Rules(extra) if redact is None else None
         self._label_rules = Rules(extra, by_name=False)
         self._bounds = Bounds(max_string, min(max_depth, _DEEPEST), max_items)
-        self._made: dict[bytes, Any] = {}
+        self._made: dict[tuple[Callable[..., Any], bytes], Any] = {}
+        self._characters = 0
         self._labels: dict[str | tuple[str, ...] | None, str] = {}
         self._quick = None if self._rules is None else Quick(self._bounds, self._rules)
         self._quick_label = None if self._rules is None else Quick(self._bounds, self._label_rules)
@@ -152,21 +155,24 @@ class Encoder:
 
         Args:
             given: What they are made from, and nothing else.
-            make: Makes them; always the same function.
+            make: Makes them.
         """
         key = _told_by(given) if self._redact is None else b""
-        found: T | None = self._made.get(key)
+        found: T | None = self._made.get((make, key))
         if found is not None:
             return found
         # Of the key, as another thread may change what was given meanwhile.
-        told = marshal.loads(key) if 0 < len(key) <= _LONGEST_REPEATED else None
+        told = marshal.loads(key) if 0 < len(key) <= _LONGEST_MADE else None
         if told is None or not _is_plain(told):
             return make(self, *given)
         found = make(self, *told)
-        if len(key) + sum(map(len, found)) <= _LONGEST_REPEATED:
-            if len(self._made) >= _MOST_REPEATED:
+        size = len(key) + sum(map(len, found))
+        if size <= _LONGEST_MADE:
+            self._characters += size
+            if self._characters > _MOST_CHARACTERS:
                 self._made.clear()
-            self._made[key] = found
+                self._characters = size
+            self._made[make, key] = found
         return found
 
     def dumps_plain(self, text: str) -> str | None:
