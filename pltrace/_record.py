@@ -255,11 +255,13 @@ def _call(span: Span, own: list[str], encoder: Encoder, service: str) -> tuple[_
     )  # fmt: skip
     repeated = _repeated(span, service, of_call, encoder)
     assert span.run_key is not None  # An LLM span is made by the handler alone.
-    called = _Called(repeated.parameters) if plain else encoder.made_of((parameters, captured & INPUTS), _called)
+    called, tooling = (
+        (repeated.parameters, "{}") if plain else encoder.made_of((parameters, captured & INPUTS), _called)
+    )
     lines = [
-        _prompt(span, called.tooling, encoder),
+        _prompt(span, tooling, encoder),
         _answer(span.is_chat, answer if answer is not None and captured & OUTPUTS else _NO_ANSWER, encoder),
-        called.parameters,
+        called,
         f'{repeated.request_metadata}"_langchain_run_id":"{_uuid(span.run_key)}","_langchain_parent_run_id":'
         f'"{span.parent_run_key and _uuid(span.parent_run_key)}","_langchain_tags":{repeated.langchain_tags}}}',
     ]
@@ -301,30 +303,19 @@ def _prompt(span: Span, tooling: str, encoder: Encoder) -> str:
     text = _blueprint.plain_chat(raw[::4], raw[1::4], raw[3::4], encoder) if type(raw) is Said else None
     if text is None:
         text = encoder.dumps_shaped(_blueprint.chat_prompt(thawed(raw), encoder))
-    return _joined(text, tooling) if raw else text
+    return text if tooling == "{}" or not raw else _joined(text, tooling)
 
 
-class _Called(NamedTuple):
-    """What a model was called with, as JSON text, which stands in two places.
-
-    Attributes:
-        parameters: An object of what the prompt doesn't say.
-        tooling: An object of what belongs to the prompt: tools, and how to choose among them.
-    """
-
-    parameters: str
-    tooling: str = "{}"
-
-
-def _called(encoder: Encoder, parameters: Mapping[str, Any], captured: int) -> _Called:
+def _called(encoder: Encoder, parameters: Mapping[str, Any], captured: int) -> tuple[str, str]:
+    """Return what a model was called with, as two objects: what the prompt doesn't say, and what belongs to it."""
     rest = {key: value for key, value in parameters.items() if key not in _NOT_PARAMETERS}
     schemas = {key: _schema_of(rest.pop(key)) for key in _SCHEMAS if key in rest}
     if not captured:
-        return _Called(_joined(encoder.dumps(rest), _schemas(schemas, encoder)))
+        return _joined(encoder.dumps(rest), _schemas(schemas, encoder)), "{}"
     schemas.update(_blueprint.untold_of(parameters))
     tooling = _blueprint.tooling_of(parameters, encoder)
     tools = {key: tooling.pop(key) for key in ("tools", "functions") if key in tooling}
-    return _Called(
+    return (
         _joined(encoder.dumps(rest), _schemas(schemas, encoder)),
         _joined(encoder.dumps_shaped(tooling), _schemas(tools, encoder)),
     )

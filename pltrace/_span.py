@@ -188,7 +188,8 @@ class Span:
         handed = around.run_metadata
         new = {key: value for key, value in own.items() if key not in handed or handed[key] is not value}
         outside = {key: value for key, value in outer.items() if key in own or key in metadata}
-        return tags, {**outside, **self.scope.added_inside(around.scope), **new, **self.added_metadata}
+        inside = _NOTHING if self.scope is around.scope else self.scope.added_inside(around.scope)
+        return tags, {**outside, **inside, **new, **self.added_metadata}
 
     def _kept_said(self) -> tuple[tuple[str, ...], dict[str, Any]]:
         """Return tags and metadata for the runs inside, each of which asks; kept until any span is updated."""

@@ -39,25 +39,35 @@ class NamedMessage(HumanMessage):
     name: str | None = "Ann"
 
 
-#: Those that hold nothing but a text.
+CALL = {"name": "look", "args": {"q": [1, {"n": None}], "tokens": 'a "b"'}, "id": "c2", "type": "tool_call"}
+#: Those that hold nothing but texts and simple tool calls.
 PLAIN: list[BaseMessage] = [
     HumanMessage("Hi", id="h1"),
     SystemMessage('Be "brief",\n\x00 ü \ud800'),
     AIMessage("", response_metadata={"model_name": "m"}),
     AIMessageChunk("word", additional_kwargs={"refusal": None}),
     AIMessage("Yes", usage_metadata={"input_tokens": 1, "output_tokens": 2, "total_tokens": 3}),
+    HumanMessage("Hi", name="Bob"),
+    AIMessage("", tool_calls=[CALL, {**CALL, "args": {}}], name="Ann", additional_kwargs={"refusal": None}),
+    AIMessage("Let me look.", tool_calls=[CALL]),
+    ToolMessage("found", tool_call_id="c2", name="look", artifact={"rows": [1, None]}),
+    ToolMessage("", tool_call_id=""),
 ]
 OTHER: list[BaseMessage] = [
     HumanMessage("my api_key=sk-abcdefghijklmnopqrstuvwxyz0123456789"),
     HumanMessage(["Look:", {"type": "image_url", "image_url": {"url": "https://a.example/b.png"}}]),
-    HumanMessage("Hi", name="Bob"),
     HumanMessage("Hi", more="more"),
     NamedMessage("Hi"),
     SystemMessage("Hi", additional_kwargs={"__openai_role__": "developer"}),
     AIMessage("", tool_calls=[{"name": "look", "args": {"token": "t", "q": 1}, "id": "c1"}]),
+    AIMessage("", tool_calls=[{**CALL, "id": ""}]),
+    AIMessage("", tool_calls=[CALL], invalid_tool_calls=[{"name": "f", "args": "{", "id": "c3", "error": "bad"}]),
+    AIMessage("", tool_calls=[CALL], additional_kwargs={"tool_calls": [{"custom": {"name": "g"}, "id": "c4"}]}),
+    AIMessageChunk("", tool_call_chunks=[{"name": "look", "args": '{"q": 1', "id": "c2", "index": 0}]),
+    AIMessage("Yes").model_copy(update={"tool_calls": [{**CALL, "error": "bad"}]}),
     AIMessage("It is so [1].", response_metadata={"citations": ["https://a.example"]}),
     AIMessage("No", additional_kwargs={"reasoning_content": "Because."}),
-    ToolMessage("found", tool_call_id="c1", artifact={"rows": [1, None]}),
+    ToolMessage(["found", {"type": "text", "text": "more"}], tool_call_id="c1", artifact={"rows": [1, None]}),
     ToolMessage("failed", tool_call_id="c1", status="error"),
     FunctionMessage("found", name="look"),
     ChatMessage("Hi", role="narrator"),
@@ -90,8 +100,8 @@ def _name(value: object) -> str:
 
 
 @pytest.mark.parametrize("message", PLAIN + OTHER, ids=_name)
-def test_messages_that_hold_a_text_alone(message: BaseMessage) -> None:
-    """The blueprint of messages that are a text and no more is made of what was noted of them; that of others isn't."""
+def test_messages_that_hold_little(message: BaseMessage) -> None:
+    """The blueprint of a message of texts and tool calls is made of what was noted of it, and says what it has to."""
     encoder = Encoder()
     notes = said([message])
 

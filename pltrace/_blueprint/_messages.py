@@ -40,7 +40,9 @@ _ROLES = {
     "function": "function",
     "FunctionMessageChunk": "function",
 }
-_PLAIN_ROLES = {kind: _ROLES[kind] for kind in ("human", "ai", "system", "HumanMessageChunk", "AIMessageChunk")}
+_PLAIN_TYPES = ("human", "ai", "system", "tool", "HumanMessageChunk", "AIMessageChunk")
+_PLAIN_ROLES = {kind: _ROLES[kind] for kind in _PLAIN_TYPES}
+_OF_CALLS = {"name", "args", "id", "type"}
 _OF_RESPONSES = frozenset(OF_RESPONSES)
 _MESSAGE_KEYS = {"content", "tool_calls", "function_call"}
 
@@ -56,7 +58,7 @@ def messages_of(message: object, encoder: JsonEncoder, forced_role: str | None =
 def plain_message(
     kind: Any, content: Any, rest: Mapping[str, Any] | None, encoder: JsonEncoder, forced_role: str | None = None
 ) -> str | None:
-    """The JSON text of what `messages_of` makes of a message that holds nothing but a text; None for any other.
+    """The JSON text of what `messages_of` makes of a message of texts and simple tool calls; None for any other.
 
     The message is given as `_messages` notes it, without its id.
     """
@@ -64,25 +66,54 @@ def plain_message(
         return None
     try:
         fields = told_by(kind, rest)
-        extras, role = fields.get("additional_kwargs"), _PLAIN_ROLES[fields["type"]]
-        if fields.get("name") or (extras and any(map(_says_more, extras.values()))):
-            return None
-        if role == "assistant":
-            if fields.get("tool_calls") or fields.get("invalid_tool_calls"):
-                return None
-            if not _OF_RESPONSES.isdisjoint(fields.get("response_metadata", ())):
-                return None
-    except (AttributeError, KeyError, TypeError):
+        role = forced_role or _PLAIN_ROLES[fields["type"]]
+        block = f'{{"type":"text","text":{_plain(content, encoder)}}}' if content else ""
+        members = _plain_members(role, fields, encoder) if len(fields) > 1 else ""
+    except (AttributeError, KeyError, TypeError, MisfitError):
         return None
-    role = forced_role or role
-    if not content:
-        return f'{{"role":"{role}","content":[]}}'
-    text = encoder.dumps_plain(content)
-    return None if text is None else f'{{"role":"{role}","content":[{{"type":"text","text":{text}}}]}}'
+    return f'{{"role":"{role}","content":[{block}]{members}}}'
 
 
-def _says_more(value: object) -> bool:
-    return value is not None
+def _plain_members(role: str, fields: Mapping[str, Any], encoder: JsonEncoder) -> str:
+    """What a message says beside its content, as members of an object, each behind a comma."""
+    extras = fields.get("additional_kwargs")
+    if extras and any(value is not None for value in extras.values()):
+        raise MisfitError
+    members = ""
+    if role == "assistant":
+        if fields.get("invalid_tool_calls") or fields.get("tool_call_chunks"):
+            raise MisfitError
+        if not _OF_RESPONSES.isdisjoint(fields.get("response_metadata", ())):
+            raise MisfitError
+        calls = fields.get("tool_calls")
+        if calls:
+            members = f',"tool_calls":[{",".join([_plain_call(call, encoder) for call in calls])}]'
+    name = fields.get("name")
+    if name:
+        members += f',"name":{_plain(name, encoder)}'
+    if role == "tool":
+        if fields.get("status") == "error":
+            raise MisfitError
+        members += f',"tool_call_id":{_plain(fields["tool_call_id"], encoder)}'
+    return members
+
+
+def _plain_call(call: Any, encoder: JsonEncoder) -> str:
+    """The JSON text of a tool call that is as LangChain's own classes make it."""
+    arguments = call["args"]
+    if not call["id"] or type(arguments) is not dict or not call.keys() <= _OF_CALLS:
+        raise MisfitError
+    name, written = _plain(call["name"], encoder), _plain(encoder.dumps(arguments), encoder)
+    function = f'{{"name":{name},"arguments":{written}}}'
+    return f'{{"id":{_plain(call["id"], encoder)},"type":"function","function":{function}}}'
+
+
+def _plain(text: Any, encoder: JsonEncoder) -> str:
+    """The JSON text of an exact string in which nothing is redacted or cut; anything else is a misfit."""
+    found = encoder.dumps_plain(text) if type(text) is str else None
+    if found is None:
+        raise MisfitError
+    return found
 
 
 def _converted(message: Any, encoder: JsonEncoder, forced_role: str | None) -> list[Block]:

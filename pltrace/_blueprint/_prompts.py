@@ -38,7 +38,7 @@ def chat_prompt(
 def plain_chat(
     kinds: Sequence[Any], contents: Sequence[Any], rests: Sequence[Any], encoder: JsonEncoder, role: str | None = None
 ) -> str | None:
-    """Make the JSON text of a ChatPrompt of messages that hold nothing but a text each, as most do.
+    """Make the JSON text of a ChatPrompt of messages of texts and simple tool calls, as most are.
 
     Args:
         kinds: Of each message its class, as `_messages` notes it,
