@@ -50,7 +50,8 @@ _LONGEST_FORK_S = 1.0
 #: Every use of SQLite in this process holds it, whatever the database, and so does a fork: SQLite's own mutexes are
 #: the process's, and a child of a fork that happened while a thread was inside SQLite would hang in them.
 _lock = threading.RLock()
-_in_use = False  # Re-entered by a signal handler, which runs in the middle of whatever it interrupted.
+_holding = threading.Condition(_lock)  # Knows whether this thread holds it.
+_in_use = False
 _forking = threading.local()
 _databases: WeakSet[Database] = WeakSet()
 #: Connections inherited through a fork that came while they were in use: closing one would end what the parent is at.
@@ -315,14 +316,14 @@ def _wait_for_lock(give_up_at: float) -> None:
 
     Raises:
         sqlite3.OperationalError: Others held it until then.
-        InterruptedUseError: This very thread is in the middle of using SQLite.
+        InterruptedUseError: This very thread holds it: a signal handler runs in the middle of what it interrupted.
     """
     global _in_use
+    with suppress(RuntimeError):  # It doesn't.
+        _holding.notify(0)
+        raise InterruptedUseError("the store is locked: what uses it was interrupted")
     if not _lock.acquire(timeout=max(give_up_at - time.monotonic(), 0.0)):
         raise sqlite3.OperationalError("the store is locked by a thread of this process")
-    if _in_use:
-        _lock.release()
-        raise InterruptedUseError("the store is locked: what uses it was interrupted")
     _in_use = True
 
 
@@ -355,10 +356,11 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     """Start afresh: a new connection is opened when it is needed."""
-    global _lock, _in_use, _usable
+    global _lock, _holding, _in_use, _usable
     # Held by this thread since before the fork, or by none; else by one that isn't here any more.
     _usable = _checkpoints.after_fork_in_child() and _usable and _lock.acquire(blocking=False)
     _lock, _in_use = threading.RLock(), False
+    _holding = threading.Condition(_lock)
     _inherited.extend(_unused)
     _unused.clear()
     for database in _databases:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
+from collections import deque
+from contextlib import suppress
 from time import monotonic
 
 from pltrace._exporter import ExportResult
@@ -23,6 +25,9 @@ _LOOK_AGAIN_S = 0.1
 class Pace:
     """The schedule of one worker thread.
 
+    Nothing here holds a lock: a signal handler may interrupt whoever does, and wait for the writer, which tells of new
+    work. Each attribute is one value, which is changed as a whole.
+
     Args:
         name: The thread's name, and what the worker is called in warnings.
         linger_s: Work waits so long for more of it to share one request.
@@ -33,7 +38,9 @@ class Pace:
         self.name = name
         self._linger_s = linger_s
         self._every_s = every_s
-        self._changed = threading.Condition()
+        self._wake = threading.Lock()  # Free when the worker is to look at once.
+        self._wake.acquire()
+        self._waiting: deque[threading.Lock] = deque()  # Held by those who wait for the worker, each its own.
         self._since: float | None = None  # When the work came that is waiting.
         self._hurry = False
         self._not_before = 0.0
@@ -45,65 +52,69 @@ class Pace:
 
     def work(self) -> None:
         """Take note of new work."""
-        with self._changed:
-            if self._since is None:  # Else who waits for it knows when it is due.
-                self._since = monotonic()
-                self._changed.notify_all()
+        if self._since is None:  # Else the worker knows when it is due, or has yet to look.
+            self._since = monotonic()
+            self._rouse()
 
     def hurry(self) -> None:
         """Let the worker try at once, once: after a failure the back-off holds again."""
-        with self._changed:
-            self._hurry = True
-            self._since = self._since or monotonic()
-            self._changed.notify_all()
+        self._hurry = True
+        self._since = self._since or monotonic()
+        self._rouse()
 
     def stop(self) -> None:
         """Let the worker's thread end, after what it is at."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
+        self._stopped = True
+        self._rouse()
+
+    def _rouse(self) -> None:
+        with suppress(RuntimeError):  # Another caller did.
+            self._wake.release()
 
     def wait(self) -> bool:
         """Wait, on the worker's thread, until there is something to do and it may be done; False when it is to end."""
-        with self._changed:
-            self._changed.notify_all()
-            while not self._stopped:
-                now = monotonic()
-                idle_until = self._looked_at + self._every_s
-                due_at = idle_until
-                if self._since is not None:
-                    due_at = self._not_before
-                    if self._hurry and not self._obey:
-                        due_at = 0.0
-                    elif not self._hurry:
-                        due_at = max(due_at, self._since + self._linger_s)
-                if now >= min(due_at, idle_until):
-                    self._looked_at = now
-                    # Taken off before the worker looks: what comes while it works is new work.
-                    if now >= due_at:
-                        self._since = None
-                    return True
-                self._changed.wait(min(due_at, idle_until) - now)
+        self._tell()
+        while not self._stopped:
+            now = monotonic()
+            idle_until = self._looked_at + self._every_s
+            due_at = idle_until
+            since = self._since
+            if since is not None:
+                due_at = self._not_before
+                if self._hurry and not self._obey:
+                    due_at = 0.0
+                elif not self._hurry:
+                    due_at = max(due_at, since + self._linger_s)
+            if now >= min(due_at, idle_until):
+                self._looked_at = now
+                # Taken off before the worker looks: what comes while it works is new work.
+                if now >= due_at:
+                    self._since = None
+                return True
+            self._wake.acquire(timeout=min(due_at, idle_until) - now)
         return False
+
+    def _tell(self) -> None:
+        """Let those go on who wait for the worker."""
+        with suppress(IndexError):
+            while True:
+                self._waiting.popleft().release()
 
     @property
     def pausing(self) -> bool:
         """Whether the worker has to leave the other side alone now."""
-        with self._changed:
-            return self._stopped or (monotonic() < self._not_before and (self._obey or not self._hurry))
+        return self._stopped or (monotonic() < self._not_before and (self._obey or not self._hurry))
 
     def succeeded(self) -> None:
         """Take note that the other side works."""
-        with self._changed:
-            self.failures = 0
-            self.last_error = None
-            self._not_before = 0.0
-            self._obey = False
+        self.failures = 0
+        self.last_error = None
+        self._not_before = 0.0
+        self._obey = False
 
     def finished(self) -> None:
         """Take note that nothing is left to do."""
-        with self._changed:
-            self._hurry = False
+        self._hurry = False
 
     def back_off(self, result: ExportResult) -> None:
         """Schedule the next try after a failure, and say what is the matter, at most once a minute."""
@@ -124,15 +135,14 @@ class Pace:
                 self.name,
                 result.reason,
             )
-        with self._changed:
-            self.failures += 1
-            self.last_error = result.reason
-            self._obey = result.retry_after_s is not None or result.outcome == "unauthorized"
-            if result.retry_after_s is not None:  # With jitter too: others were told the same.
-                delay = result.retry_after_s + random.uniform(0, FIRST_BACKOFF_S)
-            self._not_before = monotonic() + delay
-            self._hurry = False
-            self._since = self._since or monotonic()
+        if result.retry_after_s is not None:  # With jitter too: others were told the same.
+            delay = result.retry_after_s + random.uniform(0, FIRST_BACKOFF_S)
+        self._not_before = monotonic() + delay
+        self._obey = result.retry_after_s is not None or result.outcome == "unauthorized"
+        self._hurry = False
+        self._since = self._since or monotonic()
+        self.last_error = result.reason
+        self.failures += 1
 
     def wait_for_round(self, deadline: float, failures: int | None) -> bool:
         """Wait, on another thread, until the worker has been round once more.
@@ -144,12 +154,16 @@ class Pace:
         Returns:
             False when it is time to give up.
         """
-        with self._changed:
-            now = monotonic()
-            # A back-off of our own doesn't count: the hurry cuts it short.
-            paused = self._obey and now < self._not_before
-            stuck = failures is not None and (self.failures > failures or paused)
-            if stuck or now >= deadline:
-                return False
-            self._changed.wait(min(_LOOK_AGAIN_S, deadline - now))
-            return True
+        now = monotonic()
+        # A back-off of our own doesn't count: the hurry cuts it short.
+        paused = self._obey and now < self._not_before
+        stuck = failures is not None and (self.failures > failures or paused)
+        if stuck or now >= deadline:
+            return False
+        word = threading.Lock()
+        word.acquire()
+        self._waiting.append(word)
+        if not word.acquire(timeout=min(_LOOK_AGAIN_S, deadline - now)):
+            with suppress(ValueError):  # It came just now.
+                self._waiting.remove(word)
+        return True
