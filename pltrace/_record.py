@@ -56,7 +56,7 @@ class Answer(tuple[Any, ...]):
                 if type(given) is int and type(answered) is int:
                     # LangChain marks an answer from its cache by a cost of nothing: its tokens were counted before.
                     return (0, 0) if usage.get("total_cost") == 0 else (given, answered)
-        counted = _blueprint.tokens(self.named(), self.llm_output)
+        _, counted = self.counted()
         return counted.input_tokens or 0, counted.output_tokens or 0
 
     def counted(self) -> tuple[bool, _blueprint.Usage]:

@@ -160,6 +160,7 @@ def test_token_counts_of_one_message(usage: dict[str, Any] | None) -> None:
         named = answer.named()
         assert cached == is_cached(named)
         assert counted == tokens([] if cached else named, {} if cached else llm_output)
+        assert answer.tokens() == (counted.input_tokens or 0, counted.output_tokens or 0)
 
 
 def test_reports_of_tokens() -> None:
@@ -188,10 +189,16 @@ def _tool(least: Any) -> dict[str, Any]:
 def test_what_is_alike_for_many_spans() -> None:
     """Spans that differ in the type of a value, in order or deep inside share nothing that was made of the other."""
     mutable = {"inner": {"n": 1}}
+    cyclic: dict[str, Any] = {}
+    cyclic.update(one=cyclic, other=cyclic)
+    again: Any = ["ha"]
+    for _ in range(12):
+        again = [again, again]
     said: list[dict[str, Any]] = [
         {"n": 1}, {"n": 1.0}, {"n": True}, {"n": "1"}, {"n": None}, {"n": [1, 2]}, {"n": (1, 2)}, {"n": b"1"},
         {"n": array("b", b"1")}, {"a": "b", "c": "d"}, {"c": "d", "a": "b"}, {"password": "a"},
         {"user": {1: "a"}}, {"user": {"1": "a"}}, {"n": object}, mutable, mutable, {"inner": {"n": 2.0}},
+        cyclic, {"n": again},
     ]  # fmt: skip
     called: list[dict[str, Any]] = [
         {"stop": 1}, {"stop": True}, {"stop": 1.0}, {"tools": [_tool(1)]}, {"tools": [_tool(True)]},

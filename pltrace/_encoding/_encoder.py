@@ -24,8 +24,9 @@ _MOST_REPEATED, _LONGEST_REPEATED = 1_000, 2_000
 #: And so many characters of what is made of several such, the tools of an agent among them, again up to a length.
 _MOST_CHARACTERS, _LONGEST_MADE = 2_000_000, 100_000
 _PLAIN = frozenset({str, int, float, bool, type(None)})
-#: The version of `marshal`'s format that says nothing of which objects are the same, or are held elsewhere.
-_BY_VALUE = 2
+#: The version of `marshal`'s format. Those before it follow a container that has itself in it for ever. In this one a value
+#: may be told in several ways, by which objects in it are the same or held elsewhere; but no two in the same way.
+_FORMAT = 4
 
 
 class Encoder:
@@ -163,7 +164,7 @@ class Encoder:
             return found
         # Of the key, as another thread may change what was given meanwhile.
         told = marshal.loads(key) if 0 < len(key) <= _LONGEST_MADE else None
-        if told is None or not _is_plain(told):
+        if told is None or not _is_plain(told, len(key)):
             return make(self, *given)
         found = make(self, *told)
         size = len(key) + sum(map(len, found))
@@ -197,21 +198,23 @@ class Encoder:
 def _told_by(value: tuple[Any, ...]) -> bytes:
     """Return what tells plain values from all others, 1 from 1.0 and True too; nothing of what can't be told so."""
     try:
-        return marshal.dumps(value, _BY_VALUE)
+        return marshal.dumps(value, _FORMAT)
     except ValueError:
         return b""
 
 
-def _is_plain(value: object) -> bool:
-    """Say whether a value holds nothing but texts and numbers: `marshal` makes bytes of buffers of any type."""
-    waiting = [value]
-    while waiting:
-        one: Any = waiting.pop()
+def _is_plain(value: object, most: int) -> bool:
+    """Say whether a value holds nothing but so many texts and numbers: `marshal` makes bytes of buffers of any type."""
+    found = [value]
+    for one in found:  # It grows meanwhile.
         kind = type(one)
+        inside: Any = one
         if kind is dict:
-            waiting += [*one, *one.values()]
+            found += [*inside, *inside.values()]
         elif kind is list or kind is tuple:
-            waiting += one
+            found += inside
         elif kind not in _PLAIN:
+            return False
+        if len(found) > most:  # The same containers again and again.
             return False
     return True
