@@ -24,8 +24,8 @@ _MOST_REPEATED, _LONGEST_REPEATED = 1_000, 2_000
 #: And so many characters of what is made of several such, the tools of an agent among them, again up to a length.
 _MOST_CHARACTERS, _LONGEST_MADE = 2_000_000, 100_000
 _PLAIN = frozenset({str, int, float, bool, type(None)})
-#: The version of `marshal`'s format. Those before it follow a container that has itself in it for ever. In this one a value
-#: may be told in several ways, by which objects in it are the same or held elsewhere; but no two in the same way.
+#: The version of `marshal`'s format. Those before it follow for ever what has itself in it. In this one a value may be
+#: told in several ways, by which objects in it are the same or held elsewhere; but no two are told in the same way.
 _FORMAT = 4
 
 
