@@ -145,7 +145,12 @@ def said_by(items: Said) -> Any:
 def message_of(kind: Any, content: Any, message_id: str | None, rest: dict[str, Any] | None) -> Any:
     """Return a twin of a message; or itself, if it is held and hasn't changed."""
     if not isinstance(kind, type):
-        return kind if kind.content == content else _made(type(kind), {**kind.__dict__, "content": content})
+        try:
+            if kind.content == content:
+                return kind
+        except Exception:  # There is something in it that can't be compared.
+            pass
+        return _made(type(kind), {**kind.__dict__, "content": content})
     if kind not in _defaults:
         _learn(kind)
     return _made(kind, {**_defaults[kind], **(rest or {}), "content": content, "id": message_id})

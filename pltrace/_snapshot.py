@@ -267,11 +267,13 @@ def thawed(value: Any, levels: int = 2) -> Any:
     if issubclass(kind, Said):
         return said_by(value)
     if kind is dict and levels:
-        named = {key: thawed(item, levels - 1) for key, item in value.items()}
-        return value if all(map(is_, named.values(), value.values())) else named
+        held = value.copy()  # It may be the user's own, which another thread changes.
+        named = {key: thawed(item, levels - 1) for key, item in held.items()}
+        return value if all(map(is_, named.values(), held.values())) else named
     if kind is list and levels:
-        items = [thawed(item, levels - 1) for item in value]
-        return value if all(map(is_, items, value)) else items
+        held = value.copy()
+        items = [thawed(item, levels - 1) for item in held]
+        return value if all(map(is_, items, held)) else items
     return value
 
 

@@ -135,6 +135,25 @@ def test_notes_of_values(said: Any, held: int) -> None:
     assert [Encoder().dumps(value) for value in snapshots] == expected
 
 
+def test_messages_that_cannot_be_compared() -> None:
+    """What a message said is shown also where nobody can tell whether it says the same now."""
+
+    class Array:
+        def __eq__(self, other: object) -> bool:
+            raise ValueError("ambiguous")
+
+        __hash__ = None  # type: ignore[assignment]
+
+    turns = [HumanMessage([{"type": "text", "text": "Hi", "more": Array()}]) for _ in range(12)]
+    expected = Encoder().dumps(turns)
+    kept = snapshot(turns)
+    for turn in turns:
+        turn.content = [{"type": "text", "text": "Hi", "more": Array()}, "later"]
+        turn.content.pop()
+
+    assert Encoder().dumps(kept) == expected
+
+
 @pytest.mark.parametrize(
     "usage",
     [
