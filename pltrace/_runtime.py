@@ -203,9 +203,10 @@ def configure(
         forget_warnings()
         if config.enabled:
             _switch_on(config, before)
-        elif before is not None:
-            _switch_off(_REPLACING_S, patient=False)
-            before.recorder.registry.shut()
+        else:
+            _switch_off(_REPLACING_S, patient=False)  # Nothing may be on yet: then that is decided.
+            if before is not None:
+                before.recorder.registry.shut()
 
 
 def _switch_on(config: Config, before: Tracing | None = None) -> None:
