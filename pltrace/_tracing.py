@@ -284,13 +284,14 @@ class Tracing:
             self._give_up_disk()
         elif is_written and not self.store.database.is_open:
             return  # The child of a fork that recorded nothing, or it was shut down.
-        # What is in memory alone has no other chance.
-        hopeful = self._full_disk is not None or not any(worker.pace.failures for worker in self._deliveries)
+        # What is in memory alone, as it was set, or as there is no disk for it, has no other chance.
+        in_memory = self.store.database.path is None
+        hopeful = in_memory or not any(worker.pace.failures for worker in self._deliveries)
         if not self._is_shut and hopeful:
             began = monotonic()
             self._flush(began + self._exit_left_s, patient=False)
             self._exit_left_s -= monotonic() - began
-        if not is_written or self._full_disk is not None:
+        if not is_written or in_memory:
             self._count_lost()
         self._leave()
 
@@ -315,7 +316,7 @@ class Tracing:
     def _count_lost(self) -> None:
         """Count and tell what is neither on disk nor delivered."""
         lost, uncertain = self.recorder.left, 0
-        if self._full_disk is not None:
+        if self.store.database.path is None:
             with suppress(STORE_TROUBLE):
                 pending, uncertain = self.store.outbox.count_pending()
                 lost += pending
@@ -326,10 +327,10 @@ class Tracing:
         path = self._full_disk or self.store.database.path
         warn_once(
             "left",
-            "pltrace can't write to the store %s, and the process ends: %d spans that waited in memory are lost, but "
-            "for %d on their way that may arrive.",
-            path,
+            "The process ends with %d spans in memory that pltrace could neither deliver nor keep %s: they are lost, "
+            "but for %d on their way that may arrive.",
             lost,
+            "(there is no file: set one with PLTRACE_STORE or configure(store=...))" if path is None else f"in {path}",
             uncertain,
         )
         for _ in range(2):  # The first try may find the disk full, and give up the reserve.

@@ -84,6 +84,20 @@ def test_ends(
     all_delivered(promptlayer, store, 40 + more)
 
 
+@pytest.mark.parametrize("keeps", ["memory", "off"])
+def test_memory_ends_with_the_process(
+    tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], keeps: str
+) -> None:
+    """What is kept in memory alone and can't be delivered by the end of the process is told, with its number."""
+    delivered = run(PRELUDE + "timed(span, 10)", tmp_path, **settings | {"PLTRACE_STORE": keeps})
+    assert (delivered.code, delivered.err) == (0, "")
+    promptlayer.stop()
+    program = run(PRELUDE + "timed(span, 10)", tmp_path, **settings | {"PLTRACE_STORE": keeps})
+    promptlayer.start()
+    assert program.code == 0
+    assert "ends with 10 spans in memory" in program.err
+
+
 ENDS_IN_TIME = (
     PRELUDE
     + "warm()\ntimed(ask, int(sys.argv[1]))\n"

@@ -134,7 +134,7 @@ def test_a_full_disk_keeps_nothing_from_delivery(
     else:
         go(program)
         end = ended(program)
-        assert f"{900 - in_store} spans that waited in memory are lost" in end.err
+        assert f"ends with {900 - in_store} spans in memory" in end.err
         promptlayer.start()
         deliver_rest(tmp_path, **settings)
         assert len(promptlayer.spans) == in_store
