@@ -51,7 +51,7 @@ class PromptLayerExporter:
         self._http = JsonClient(self._base_url, {"X-API-KEY": self._api_key, "User-Agent": "pltrace"})
 
     def export(self, batch: Sequence[StoredSpan]) -> ExportResult:
-        """Send a batch; what an earlier try may have delivered is asked for first, and not sent again."""
+        """Send a batch; LLM calls that an earlier try may have delivered are asked for first, and not sent again."""
         return self._without_key(self._exported([as_read(span) for span in batch]))
 
     def _without_key(self, result: ExportResult) -> ExportResult:
@@ -59,12 +59,10 @@ class PromptLayerExporter:
         return replace(result, reason=result.reason.replace(self._api_key, REDACTED))
 
     def _exported(self, batch: Sequence[ReadSpan]) -> ExportResult:
-        known: dict[str, int | None] = {}
-        if any(span.uncertain for span in batch):
-            found = self._arrived(batch)
-            if isinstance(found, ExportResult):
-                return found
-            known = found
+        # All others are stored under their id: sent again, they are there once, as they are now.
+        known = self._arrived([span for span in batch if span.uncertain and span.row.kind == "llm"])
+        if isinstance(known, ExportResult):
+            return known
         rest = [span for span in batch if span.span_id not in known]
         result = self._post(rest) if rest else ExportResult("delivered")
         if result.outcome != "delivered":
@@ -119,11 +117,11 @@ class PromptLayerExporter:
             spans.append(span_text(as_read(span)))
         return f'{{"spans":[{",".join(spans)}]}}'.encode()
 
-    def _arrived(self, batch: Sequence[ReadSpan]) -> dict[str, int | None] | ExportResult:
-        """Ask PromptLayer which of the uncertain spans it has: span id → request id."""
-        wanted = {span.span_id for span in batch if span.uncertain}
+    def _arrived(self, calls: Sequence[ReadSpan]) -> dict[str, int | None] | ExportResult:
+        """Ask PromptLayer which of these LLM calls it has: span id → request id."""
+        wanted = {call.span_id for call in calls}
         known: dict[str, int | None] = {}
-        for trace_id in dict.fromkeys(span.row.trace_id for span in batch if span.uncertain):
+        for trace_id in dict.fromkeys(call.row.trace_id for call in calls):
             try:
                 answer = self._http.request("GET", f"/api/public/v2/traces/{quote(trace_id)}")
             except (NotSentError, NoAnswerError) as error:
