@@ -206,7 +206,8 @@ class Outbox:
             file = self._sent_from[exporter] = self._database.files
             # In a file that took the place of another, the number is another span's.
             known = [span for span in batch if span.file == file]
-            counts[LOST] += min(len(batch) - len(known), self._underway[exporter])
+            if not known:
+                counts[LOST] += self._underway[exporter]  # Of the whole batch, of which this may be a part.
             self._underway[exporter] = len(known)
             ours = self._note(connection, exporter, known, Delivery(PENDING, self.lease.owner, uncertain=1))
         return [span for span in known if span.seq in ours]
@@ -215,9 +216,9 @@ class Outbox:
         """Note that a batch surely didn't arrive."""
         with self._database.writing() as connection:
             self._see_losses()
-            self._underway[exporter] = 0
             if self._is_from_elsewhere(exporter):
-                return
+                return  # They are counted when they would be sent again.
+            self._underway[exporter] = 0
             self._note(connection, exporter, batch, Delivery(PENDING, self.lease.owner))
 
     def delivered(self, exporter: str, batch: Sequence[ReadSpan], request_ids: Mapping[str, int]) -> None:

@@ -28,6 +28,7 @@ from tests.faults.support import (
     told,
 )
 from tests.faults.test_processes import go, ready
+from tests.support.http_double import Fault
 from tests.support.programs import ended, rows, run, start, stored
 from tests.support.promptlayer_server import PromptLayerServer
 
@@ -423,6 +424,44 @@ def test_what_is_lost_with_a_file_is_counted(
     assert len(promptlayer.spans) + counted == 700
     assert (f"{counted} spans in it, not delivered yet, are lost" in caplog.text) is (counted > 0)
     assert counted or underway
+
+
+@pytest.mark.parametrize("status", [503, 429])
+@pytest.mark.parametrize("underway", [True, False], ids=["while it is answered", "after it"])
+def test_the_file_is_lost_with_a_batch_that_failed(
+    deliver: Deliver, promptlayer: PromptLayerServer, store: Path, status: int, underway: bool
+) -> None:
+    """All of a batch that PromptLayer didn't take is counted when the store's file is deleted before the next try."""
+    lost = threading.Event()
+
+    def record(*names: str) -> None:
+        for name in names:
+            with traced(name):
+                pass
+
+    def lose() -> None:
+        lost.set()
+        store.unlink()
+        record("last")
+
+    def fail(request: object) -> Fault | None:
+        if lost.is_set():
+            return None
+        if underway:
+            lose()
+            pltrace.flush(timeout=0.2)  # The post can't end before; but that the file is another is known.
+        return Fault(status=status)
+
+    promptlayer.faults.append(fail)
+    deliver()
+    record(*(f"span-{number}" for number in range(60)))
+    assert not pltrace.flush()
+    if not underway:
+        lose()
+    assert pltrace.flush(20.0)
+    assert pltrace.shutdown(20.0)
+    counted = sum(row["count"] for row in rows(store, "SELECT * FROM counters WHERE reason = 'dropped_with_file'"))
+    assert len(promptlayer.spans) + counted == 61
 
 
 @pytest.mark.slow
