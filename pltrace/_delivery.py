@@ -247,9 +247,10 @@ class DeliveryWorker(Worker):
         return result
 
     def _set_aside(self, spans: Sequence[ReadSpan], reasons: dict[int, str]) -> None:
+        kept = self._outbox.quarantine(self.exporter.name, reasons) if spans else {}
+        spans = [span for span in spans if span.seq in kept]
         if not spans:
             return
-        self._outbox.quarantine(self.exporter.name, reasons)
         counts["quarantined"] += len(spans)
         for span in spans:
             self._gave_up(span.span_id)

@@ -242,15 +242,20 @@ class Outbox:
             if not self._keep:
                 delete(connection, [span.seq for span in batch], "state = 0")
 
-    def quarantine(self, exporter: str, reasons: Mapping[int, str]) -> None:
-        """Set spans aside that the backend refuses for what is in them: number → reason."""
+    def quarantine(self, exporter: str, reasons: Mapping[int, str]) -> Mapping[int, str]:
+        """Set spans aside that the backend refuses for what is in them: number → reason.
+
+        Returns:
+            Those that are refused for good: of one that was replaced meanwhile, what it is now has not been sent yet.
+        """
         with self._database.writing() as connection:
-            if self._is_from_elsewhere(exporter):
-                return
-            for seq, reason in reasons.items():
-                held = Delivery(PENDING, self.lease.owner)
-                set_aside = change(connection, exporter, [seq], held, Delivery(QUARANTINED, error=reason))
-                self._waiting[exporter] -= len(set_aside)
+            reasons = {seq: reason for seq, reason in reasons.items() if seq not in self._replaced[exporter]}
+            if not self._is_from_elsewhere(exporter):
+                for seq, reason in reasons.items():
+                    held = Delivery(PENDING, self.lease.owner)
+                    set_aside = change(connection, exporter, [seq], held, Delivery(QUARANTINED, error=reason))
+                    self._waiting[exporter] -= len(set_aside)
+        return reasons
 
     def _note(self, connection: Any, exporter: str, batch: Iterable[ReadSpan], delivery: Delivery) -> set[int]:
         """Note what became of what is this process's to deliver; return the numbers of those that are."""

@@ -367,6 +367,26 @@ def test_several_poisonous_spans(deliver: Deliver, promptlayer: PromptLayerServe
     assert len(taken) == len(set(taken)) == 86
 
 
+def test_poison_that_is_mended_on_its_way(deliver: Deliver, promptlayer: PromptLayerServer, store: Path) -> None:
+    """A span that is updated while PromptLayer refuses it as it was is sent as it is now, and not set aside."""
+    deliver()
+    with traced("order") as span:
+        span.update(output="poison")
+
+    def refuse(request: Any) -> Fault | None:
+        """Stands for a program that mends it while the server takes its time."""
+        if span.output != "poison":
+            return None
+        span.update(output="mended")
+        pltrace.flush(timeout=0.5)  # The post can't end before; but what was changed is written.
+        return Fault(status=422)
+
+    promptlayer.faults.append(refuse)
+    assert pltrace.flush(10.0)
+    assert deliveries(store) == {"order": "delivered"}
+    assert [span["attributes"]["function_output"] for span in promptlayer.spans.values()] == ["mended"]
+
+
 def test_poison_alone(deliver: Deliver, promptlayer: PromptLayerServer, store: Path) -> None:
     """A refused LLM call that stands alone is set aside too, and who waits for its id is told that none comes."""
     promptlayer.poison(lambda name: name == "FakeListChatModel")

@@ -429,7 +429,7 @@ def test_what_is_lost_with_a_file_is_counted(
 @pytest.mark.parametrize("status", [503, 429])
 @pytest.mark.parametrize("underway", [True, False], ids=["while it is answered", "after it"])
 def test_the_file_is_lost_with_a_batch_that_failed(
-    deliver: Deliver, promptlayer: PromptLayerServer, store: Path, status: int, underway: bool
+    deliver: Callable[..., None], promptlayer: PromptLayerServer, store: Path, status: int, underway: bool
 ) -> None:
     """All of a batch that PromptLayer didn't take is counted when the store's file is deleted before the next try."""
     lost = threading.Event()
