@@ -14,7 +14,7 @@ from pltrace._snapshot import PLAIN, Arguments, snapshot
 if TYPE_CHECKING:
     from pltrace._traced import Traced
 
-__all__ = ["Call", "end", "leave"]
+__all__ = ["Call", "end", "leave", "leave_all"]
 
 
 class CancelledError(BaseException):
@@ -105,21 +105,27 @@ def leave(scope: Scope, error: BaseException | None = None) -> None:
         scope.closed = True
         attach(outer)
     else:
-        _leave_all(scope, error)
+        leave_all(scope, error)
 
 
-def _leave_all(scope: Scope, error: BaseException | None) -> None:
-    """Leave a call, and calls in it that couldn't: interrupted in our own code, or out of stack."""
+def leave_all(scope: Scope, error: BaseException | None) -> None:
+    """Leave a call, and calls in it that couldn't: interrupted in our own code, or out of stack.
+
+    Where the program was interrupted, blocks in it too.
+    """
+    interrupted = isinstance(error, KeyboardInterrupt)
     left = []
     inner = current()
     while inner is not None and inner is not scope:
         span = inner.span
-        if inner.entry is None and not inner.closed and isinstance(span, ScopeSpan):
+        if (inner.entry is None or interrupted) and not inner.closed and isinstance(span, ScopeSpan):
             left.append((inner, span))
         inner = inner.outer
     if inner is scope:
         for one, span in left:
             one.closed = True
+            if one.entry is not None:
+                one.entry.forget(span)
             end(span, error)
     detach(scope)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pltrace._usage import Totals
 
 __all__ = [
-    "NO_RUNS", "Callback", "Inherited", "Recorder", "Scope", "ScopeCopy", "ScopeSpan", "attach",
+    "NO_RUNS", "Callback", "Inherited", "PassedOver", "Recorder", "Scope", "ScopeCopy", "ScopeSpan", "attach",
     "current", "current_span", "detach", "entry_of", "outermost", "set_outermost", "still_open",
 ]  # fmt: skip
 
@@ -118,7 +118,7 @@ class Scope:
         inherited: Inherited
         outer: Scope | None
         #: The declaration that opened it, if it is a block.
-        entry: object
+        entry: Any
         #: The run that it was entered, or resumed, in.
         entered_in: Span | None
         #: The metadata that this block itself says, without the blocks around it.
@@ -186,6 +186,8 @@ class ScopeSpan(Span, Scope):
     added: Mapping[str, Any] = _NOTHING
     closed = left_early = left_elsewhere = False
     token: Token[Scope | None] | None = None
+    #: Of a block that was entered while others of its declaration were open: the id of the frame that did.
+    frame: int = 0
     open_runs: dict[int, Span] = NO_RUNS
     _lineage_totals: tuple[Totals, ...] | None = None
 
@@ -263,6 +265,33 @@ class ScopeCopy(Scope):
     def runs(self) -> dict[int, Span]:
         """Return `open_runs`, to be changed."""
         return self.open_runs
+
+
+class PassedOver(Scope):
+    """Stands for a block that was entered while nothing was recorded: its leaving finds it, and all else passes over.
+
+    Args:
+        outer: What is current.
+        entry: The declaration.
+    """
+
+    inherited: Inherited = Inherited(None)  # type: ignore[arg-type]
+    span: Span = INERT_SPAN
+    lineage: tuple[Span, ...] = ()
+    entered_in: Span | None = None
+    added: Mapping[str, Any] = _NOTHING
+    closed = left_early = False
+    left_elsewhere = True
+    token: Token[Scope | None] | None = None
+    open_runs: dict[int, Span] = NO_RUNS
+
+    def __init__(self, outer: Scope | None, entry: object) -> None:
+        self.outer = outer
+        self.entry = entry
+
+    def resumed_in(self, run: Span | None) -> Scope:
+        """Return itself."""
+        return self
 
 
 _current: ContextVar[Scope | None] = ContextVar("pltrace_scope", default=None)

@@ -28,6 +28,10 @@ _MOST_MESSAGES = 8
 #: So many types are remembered; who makes types as the program runs must not fill the memory with them.
 _MOST_TYPES = 2_000
 
+#: Where an object of pydantic has what its class has no field for.
+_EXTRA = "__pydantic_extra__"
+_NOTHING: Mapping[str, Any] = {}
+
 #: What can't change, by far the most: told by one look-up.
 PLAIN = frozenset({type(None), str, int, float, bool, bytes})
 
@@ -71,7 +75,7 @@ def _copied(value: Any, *, within: bool = False) -> Any:
     made = copy(value)
     if within and copy is _dict:
         return dict(zip(made, _copied_while_there_is_room([*made.values()]), strict=True))
-    if within and copy is _object:
+    if within and copy in _OBJECTS:
         state = {key: item if type(item) in PLAIN else _copied(item) for key, item in made[1].items()}
         return Frozen((value, state))
     return made
@@ -155,6 +159,10 @@ def _object(value: Any) -> Frozen:
     return Frozen((value, value.__dict__.copy()))
 
 
+def _extended(value: Any) -> Frozen:
+    return Frozen((value, {**value.__dict__, _EXTRA: snapshot(value.__pydantic_extra__)}))
+
+
 def _message(value: Any) -> Any:
     items: list[Any] = []
     note(value, items)
@@ -205,7 +213,7 @@ _BUFFERS: dict[tuple[str, str], tuple[str, Callable[[Any], int]]] = {
     ("pandas", "DataFrame"): ("copy", lambda value: 8 * int(value.size)),
     ("pandas", "Series"): ("copy", lambda value: 8 * int(value.size)),
 }
-_OBJECTS = frozenset({_object, _slotted})
+_OBJECTS = frozenset({_object, _extended, _slotted})
 _LISTED = _OBJECTS | {_message}
 _HELD = _LISTED | {_dict}
 #: What copies a value of a type.
@@ -247,6 +255,8 @@ def _way_of(kind: type) -> Callable[[Any], Any]:
         return _slotted if not hasattr(kind, "__pydantic_validator__") else _as_it_is
     if is_noted(kind):
         return _message
+    if getattr(kind, "model_config", _NOTHING).get("extra") == "allow":
+        return _extended
     # Nobody changes what a prompt was rendered to.
     if any(base.__name__ == "PromptValue" for base in kind.__mro__):
         return _prompt if kind.__name__ == "ChatPromptValue" else _as_it_is
@@ -283,25 +293,23 @@ def _twin(value: Any, state: Any) -> Any:
         return value if state is None else state
     try:
         slotted = not hasattr(value, "__dict__")
-        if not slotted and value.__dict__ == state:
+        # By identity: what is alike may be another thing, as 1 and True, and an array tells of each of its items.
+        if not slotted and [*value.__dict__] == [*state] and all(map(is_, value.__dict__.values(), state.values())):
             return value
         twin = object.__new__(type(value))
         attributes = {name: thawed(item) for name, item in state.items()}
-        if slotted:
-            for name, item in attributes.items():
-                object.__setattr__(twin, name, item)
-        else:
-            object.__setattr__(twin, "__dict__", attributes)
-        for name in _PYDANTIC:
-            if hasattr(value, name):
-                object.__setattr__(twin, name, getattr(value, name))
+        beside = {name: getattr(value, name) for name in _PYDANTIC if hasattr(value, name)}
+        if _EXTRA in attributes:
+            beside[_EXTRA] = attributes.pop(_EXTRA)
+        for name, item in {**(attributes if slotted else {"__dict__": attributes}), **beside}.items():
+            object.__setattr__(twin, name, item)
         return twin
-    except Exception:  # A class that objects can't be made of in this way, or that can't be compared.
+    except Exception:  # A class that objects can't be made of in this way.
         return value
 
 
 #: What an object of pydantic has beside its attributes.
-_PYDANTIC = ("__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__")
+_PYDANTIC = ("__pydantic_fields_set__", _EXTRA, "__pydantic_private__")
 
 
 #: The function that was called, and snapshots of its arguments.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 from weakref import ref
 
 from pltrace import _runs, _runtime
-from pltrace._calling import Call, end, leave
+from pltrace._calling import Call, end, leave, leave_all
 from pltrace._checks import (
     CAPTURE_ALL,
     INPUTS,
@@ -26,6 +26,7 @@ from pltrace._propagation import checked_carrier
 from pltrace._scope import (
     Callback,
     Inherited,
+    PassedOver,
     Scope,
     ScopeSpan,
     attach,
@@ -131,36 +132,51 @@ class Traced:
 
     # As a context manager.
 
-    def __enter__(self) -> Span:
-        """Open a block: what runs inside it is recorded under its span."""
+    def __enter__(self, _depth: int = 1) -> Span:
+        """Open a block: what runs inside it is recorded under its span.
+
+        Args:
+            _depth: How far up the user's frame is.
+        """
         if not _runtime.is_on_everywhere and not (_runtime.gate and _runtime.is_on(self._module)):
+            # Its leaving must find it, and not a block that was opened since.
+            attach(PassedOver(current(), self))
             return INERT_SPAN
+        scope = None
         try:
             scope = self._enter(self._name or "traced", "block", self, self._module)
+            if self._open:
+                scope.frame = id(sys._getframe(_depth))
             self._open[id(scope)] = scope
             scope.token = attach(scope)
-        except Exception:
+        except BaseException as error:
+            if scope is not None:
+                self._open.pop(id(scope), None)
+                detach(scope)
+            if not isinstance(error, Exception):  # The program was interrupted.
+                raise
             failed("entering a traced block")
             return INERT_SPAN
         return scope
 
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any, _depth: int = 1) -> None:
         """Leave the latest block of this context that this declaration opened."""
-        if not self._open:
-            return
         try:
             scope = current()
             if scope is None or scope.entry is not self or scope.closed:
-                scope = entry_of(self)
-            if scope is None:
-                opened = list(self._open.values())  # In one step: other threads enter and leave.
-                if not opened:
+                scope = entry_of(self) or self._left_elsewhere(id(sys._getframe(_depth)))
+                if scope is None:
                     return
-                scope = opened[-1]
             span = self._open.pop(id(scope), None)
-            if span is None:  # It is a copy, for a run, of the one that was entered.
+            if span is None:  # It is a copy, for a run, of the one that was entered; or nothing was recorded then.
                 span = self._open.pop(id(scope.span), None)
-            detach(scope)
+                if type(scope) is PassedOver and scope is current():
+                    attach(scope.outer)
+                    return
+            if error is not None and isinstance(error, KeyboardInterrupt):
+                leave_all(scope, error)  # Calls in it may have been interrupted in our own code.
+            else:
+                detach(scope)
             if span is not None:
                 if span is not scope:
                     detach(span)
@@ -168,13 +184,28 @@ class Traced:
         except Exception:
             failed("leaving a traced block")
 
+    def forget(self, span: Span) -> None:
+        """Take note that a block was ended by what is around it."""
+        self._open.pop(id(span), None)
+
+    def _left_elsewhere(self, frame: int) -> Scope | None:
+        """Return the open block that is left in another context than it was entered in.
+
+        Args:
+            frame: Who leaves it: mostly the one who entered it, which tells it from others that are open.
+        """
+        opened = list(self._open.values())  # In one step: other threads enter and leave.
+        theirs = [scope for scope in opened if scope.frame == frame] or [scope for scope in opened if not scope.frame]
+        found = theirs or opened
+        return found[-1] if found else None
+
     async def __aenter__(self) -> Span:
         """Open a block."""
-        return self.__enter__()
+        return self.__enter__(2)
 
     async def __aexit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         """Leave the block."""
-        self.__exit__(kind, error, traceback)
+        self.__exit__(kind, error, traceback, 2)
 
     # As a decorator.
 
@@ -268,6 +299,11 @@ class Traced:
                 pass  # There is no room for us, nor is there for the call.
             except Exception:
                 failed("entering a traced call")
+            except BaseException as error:  # The program was interrupted.
+                if scope is not None:
+                    leave(scope, error)
+                    end(scope, error)
+                raise
             if scope is None:  # Here, or the user's exceptions would get ours as their context.
                 return wrapped(*args, **kwargs)
             try:

@@ -15,7 +15,7 @@ from pltrace._config import Config, load
 from pltrace._encoding import Encoder
 from pltrace._errors import ConfigError
 from pltrace._recorder import SpanRecorder
-from pltrace._scope import Inherited, Scope, ScopeSpan, attach, current
+from pltrace._scope import Inherited, Scope, ScopeSpan, attach, current, still_open
 from pltrace._span import Span, SpanKind
 from pltrace._tracing import Tracing
 from pltrace._typing import CaptureSettings, Unpack
@@ -195,10 +195,10 @@ class CapturedSpans(list[Span]):
         # A scope is copied where it goes on inside a run. The span of another process has no times here.
         entered = [scope for ref in list(self._scopes) if (scope := ref()) is not None and not scope.closed]
         spans = dict.fromkeys(scope.span for scope in entered if scope.span.started_at_ns)
-        still_open = [span for span in spans if not span.ended_at_ns]
-        if still_open:
-            raise AssertionError(f"these blocks or calls are still open: {still_open}")
-        scope = current()
+        unended = [span for span in spans if not span.ended_at_ns]
+        if unended:
+            raise AssertionError(f"these blocks or calls are still open: {unended}")
+        scope = still_open(current())
         if scope is not None and not scope.closed and _is_of(self, scope.inherited):
             raise AssertionError(f"the scope of {scope.span!r} was left behind")
         runs = [run for _, run in _runs_of(self)]

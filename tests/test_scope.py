@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import itertools
+import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -472,6 +473,115 @@ def _in_a_bound_thread(leave: Callable[..., None]) -> None:
 
 def _in_a_bound_thread_of_a_run(leave: Callable[..., None]) -> None:
     RunnableLambda(lambda _: _in_a_thread(bind(leave))).invoke(None)
+
+
+@pytest.mark.parametrize("kind", ["in another thread", "around it"])
+def test_a_block_entered_while_tracing_was_off(local: Path, kind: str) -> None:
+    """What was entered before tracing was on leaves alone what its declaration opened since, or had open before."""
+    declaration = traced("block")
+    if kind == "around it":
+        with declaration as around:
+            pltrace.configure(enabled=False)
+            with declaration as inner:
+                pass
+            pltrace.configure(store=local)
+            assert (bool(inner), around.status, current_span()) == (False, None, around)
+    else:
+        pltrace.configure(enabled=False)
+        entered, left = threading.Event(), threading.Event()
+        seen: list[Any] = []
+
+        def other() -> None:
+            with declaration as span:
+                entered.set()
+                left.wait(10.0)
+                seen.append((span.status, current_span() is span))
+            seen.append(span.status)
+
+        thread = threading.Thread(target=other)
+        with declaration:
+            pltrace.configure(store=local)
+            thread.start()
+            entered.wait(10.0)
+        left.set()
+        thread.join()
+        assert seen == [(None, True), "ok"]
+    assert not current_span()
+
+
+def test_blocks_of_one_declaration_left_in_other_contexts(local: Path) -> None:
+    """Blocks that a declaration has open at the same time, each left in another context, end each as its own."""
+    declaration = traced("unit")
+
+    def unit() -> Iterator[Span]:  # As a dependency of FastAPI's, whose steps are run in copies of the context.
+        with declaration as span:
+            yield span
+
+    units = [unit() for _ in range(3)]
+    first, second, third = (contextvars.copy_context().run(next, one) for one in units)
+    with pytest.raises(ZeroDivisionError):
+        contextvars.copy_context().run(units[0].throw, ZeroDivisionError())  # type: ignore[attr-defined]
+    assert [span.status for span in (first, second, third)] == ["error", None, None]
+    contextvars.copy_context().run(next, units[1], None)
+    assert [span.status for span in (first, second, third)] == ["error", "ok", None]
+    contextvars.copy_context().run(next, units[2], None)
+    assert third.status == "ok"
+
+
+def _calls() -> None:
+    @traced
+    def call(depth: int) -> None:
+        if depth:
+            call(depth - 1)
+
+    call(1)
+
+
+def _blocks() -> None:
+    declaration = traced("in")
+    with declaration, declaration:
+        pass
+
+
+def _generators() -> None:
+    @traced
+    def steps() -> Iterator[int]:
+        yield 1
+
+    list(steps())
+
+
+@pytest.mark.skipif(sys.gettrace() is not None, reason="something else traces lines")
+@pytest.mark.parametrize("inside", [_calls, _blocks, _generators])
+def test_interrupted_anywhere(local: Path, inside: Callable[[], None]) -> None:
+    """Wherever Ctrl+C meets our code, once the block around it is left nothing of what was inside is current."""
+    left = 0
+
+    def interrupting(frame: Any, event: str, _: Any) -> Any:
+        nonlocal left
+        if "pltrace" not in frame.f_code.co_filename or "tests" in frame.f_code.co_filename:
+            return interrupting if event == "call" else None
+        if event == "line":
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+        return interrupting
+
+    for line in itertools.count(1):
+        left = line
+        try:
+            with traced("around"):
+                sys.settrace(interrupting)
+                try:
+                    inside()
+                finally:
+                    sys.settrace(None)
+        except KeyboardInterrupt:
+            pass
+        assert not current_span(), line
+        if left > 0:
+            break
+    assert line > 20
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,10 @@ class State(BaseModel):
     step: int = 0
 
 
+class Open(BaseModel, extra="allow"):
+    """A model that takes more than it has fields for."""
+
+
 class Strange:
     """Has a class attribute that looks like a dataclass's, but is none."""
 
@@ -122,9 +126,15 @@ _CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "list in a dataclass": (lambda: Notes(["a"]), lambda value: value.lines.append("b")),
     "dataclasses in a list": (lambda: [Notes(), Notes()], lambda value: stepped(value[1])),
     "dataclass in a dict": (lambda: {"a": Notes()}, lambda value: stepped(value["a"])),
+    "dataclass with an array of numpy": (lambda: Notes([numpy().zeros(3)]), stepped),
+    "array of numpy in a dataclass": (lambda: Notes(numpy().zeros(3)), lambda value: value.lines.fill(1)),
+    "number in a dataclass, to one that is equal": (lambda: Notes(step=1), lambda value: setattr(value, "step", True)),
     "dataclass with slots": (Slots, stepped),
+    "array of numpy in slots": (lambda: Slots(numpy().zeros(3)), lambda value: value.step.fill(1)),
     "dataclasses with slots in a list": (lambda: [Slots()], lambda value: stepped(value[0])),
     "model": (State, stepped),
+    "field beside those of a model": (lambda: Open(more=1), lambda value: setattr(value, "more", 2)),
+    "list beside the fields of a model": (lambda: Open(more=[1]), lambda value: value.more.append(2)),
     "list in a model": (lambda: State(messages=[1]), lambda value: value.messages.append(2)),
     "messages in a model": (
         lambda: State(messages=[HumanMessage("a")]), lambda value: setattr(value.messages[0], "content", "b"),
