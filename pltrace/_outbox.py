@@ -12,7 +12,7 @@ from pltrace._deliveries import DELIVERED, PENDING, QUARANTINED, Delivery, chang
 from pltrace._exporter import Operation
 from pltrace._health import counts, warn_sometimes
 from pltrace._lease import Lease
-from pltrace._rows import DONE, REFUSED, ReadSpan, Rows, delete, read_spans
+from pltrace._rows import DONE, REFUSED, ReadSpan, Rows, read_spans
 
 __all__ = ["Outbox"]
 
@@ -47,14 +47,12 @@ class Outbox:
         database: Where it is kept.
         lease: Says what is this process's.
         exporters: Names of those that spans are for.
-        keep: Delivered spans stay for reading.
     """
 
-    def __init__(self, database: Database, lease: Lease, exporters: Sequence[str], *, keep: bool) -> None:
+    def __init__(self, database: Database, lease: Lease, exporters: Sequence[str]) -> None:
         self._database = database
         self.lease = lease
         self._exporters = exporters
-        self._keep = keep
         self.forked()
 
     def forked(self) -> None:
@@ -239,8 +237,6 @@ class Outbox:
             arrived = [one for one in batch if one not in again]
             self._waiting[exporter] -= len(self._note(connection, exporter, arrived, Delivery(DELIVERED)))
             self._note(connection, exporter, again, Delivery(PENDING, self.lease.owner))
-            if not self._keep:
-                delete(connection, [span.seq for span in batch], "state = 0")
 
     def quarantine(self, exporter: str, reasons: Mapping[int, str]) -> Mapping[int, str]:
         """Set spans aside that the backend refuses for what is in them: number → reason.
@@ -299,8 +295,3 @@ class Outbox:
                 "UPDATE operations SET state = ?, error = ? WHERE id = ?",
                 (DONE if error is None else REFUSED, error, number),
             )
-            if not self._keep:
-                rows = connection.execute(
-                    "SELECT seq FROM spans JOIN operations USING (span_id) WHERE operations.id = ?", (number,)
-                ).fetchall()
-                delete(connection, [row["seq"] for row in rows], "state = 0")

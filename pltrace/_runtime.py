@@ -167,8 +167,8 @@ def configure(
         api_key: PromptLayer's key, else `PROMPTLAYER_API_KEY`; without one, the local store is all there is.
         base_url: PromptLayer's address, else `PROMPTLAYER_BASE_URL`.
         client: A `promptlayer` client; its key and address are used.
-        store: A file, `"memory"`, or `"off"` to keep nothing that is delivered; else `PLTRACE_STORE`, else
-            `~/.pltrace/traces.db`.
+        store: A file, `"memory"`, or `"off"`: memory too, but of what is delivered only about the latest 16 MiB; else
+            `PLTRACE_STORE`, else `~/.pltrace/traces.db`.
         exporters: Where spans go besides PromptLayer.
         service: Names the application; else `PLTRACE_SERVICE`, else the program's name.
         tags: Go with everything, besides those of `PLTRACE_TAGS` (separated by commas).

@@ -112,11 +112,10 @@ class Tracing:
     def _open_store(self, before: Tracing | None) -> Store:
         names = [exporter.name for exporter in self.exporters]
         local_ids = not self.logs_requests
-        keep = self.config.store != "off"
         path = None if isinstance(self.config.store, str) else self.config.store
         place = path if before is None or before.store.database.path != path else before.store.database
         try:
-            return Store(place, names, local_ids=local_ids, keep=keep)
+            return Store(place, names, local_ids=local_ids)
         except StoreError as error:
             warn_once(
                 "no_store",

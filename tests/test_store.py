@@ -335,6 +335,22 @@ def test_no_file(
     assert list(tmp_path.rglob("*.db*")) == []
 
 
+@pytest.mark.parametrize("place", ["memory", "off"])
+def test_asked_of_what_is_delivered(promptlayer: PromptLayerServer, deliver: Callable[..., None], place: str) -> None:
+    """Without a file too, what is asked of a request that has been delivered arrives, whoever asks it."""
+    deliver(store=place)
+    with traced("ask", on_request=lambda request: request.score(90, "told")) as span:
+        FakeListChatModel(responses=["Hello."]).invoke("Hi!")
+    assert pltrace.flush(10.0)
+    (request,) = span.requests
+    assert request.wait(10.0) == promptlayer.request_logs[0]["id"]
+    request.score(80, "handle")
+    assert pltrace.flush(10.0)
+    span.score(70, "block")
+    assert pltrace.flush(10.0)
+    assert [(it["name"], it["score"]) for it in promptlayer.operations] == [("told", 90), ("handle", 80), ("block", 70)]
+
+
 # Through the death of processes.
 
 
