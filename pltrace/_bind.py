@@ -81,20 +81,18 @@ class ScopeSteps:
         """Do nothing: the scope is somebody else's."""
 
 
-class BoundFunction(FunctionWrapper):
-    """A function that runs inside a scope; pickled, it takes the scope along as a carrier."""
+class _Binding:
+    """What a bound function is called by: not its own method, as the two would hold each other."""
 
-    __annotations__ = annotations_of_wrapped
-    __class__ = class_of_wrapped
-    __repr__ = repr_of_wrapped
+    __slots__ = ("carrier", "scope")
 
-    def __init__(self, fn: Callable[..., Any], scope: Scope | None, carrier: Mapping[str, str]) -> None:
-        super().__init__(fn, self._self_call)
-        self._self_scope = scope
-        self._self_carrier = carrier
+    def __init__(self, scope: Scope | None, carrier: Mapping[str, str]) -> None:
+        self.scope = scope
+        self.carrier = carrier
 
-    def _self_call(self, wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
-        scope = self._self_scope
+    def __call__(self, wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+        """Call what is bound, inside the scope."""
+        scope = self.scope
         if not _runtime.is_on():
             if scope is None and not _runtime.is_decided():
                 warn_once(
@@ -108,8 +106,8 @@ class BoundFunction(FunctionWrapper):
             return wrapped(*args, **kwargs)
         if scope is None:
             # Made once in each process that it is sent to.
-            remote = checked_carrier("bind", self._self_carrier)
-            scope = self._self_scope = _runtime.base() if remote is None else remote.scope(_runtime.base())
+            remote = checked_carrier("bind", self.carrier)
+            scope = self.scope = _runtime.base() if remote is None else remote.scope(_runtime.base())
         outside = current()
         attach(scope.resumed_in(_runs.around()))
         try:
@@ -118,6 +116,19 @@ class BoundFunction(FunctionWrapper):
             attach(outside)
         drive = consumed(result)
         return result if drive is None else drive(ScopeSteps(scope), result)
+
+
+class BoundFunction(FunctionWrapper):
+    """A function that runs inside a scope; pickled, it takes the scope along as a carrier."""
+
+    __annotations__ = annotations_of_wrapped
+    __class__ = class_of_wrapped
+    __repr__ = repr_of_wrapped
+
+    def __init__(self, fn: Callable[..., Any], scope: Scope | None, carrier: Mapping[str, str]) -> None:
+        binding = _Binding(scope, carrier)
+        super().__init__(fn, binding)
+        self._self_kept = binding
 
     def __get__(self, instance: Any, owner: type | None = None) -> BoundFunction:
         """Return itself: what was bound to a scope is not bound to an object too."""
@@ -132,11 +143,12 @@ class BoundFunction(FunctionWrapper):
         return self._self_with(copy.deepcopy(self.__wrapped__, memo))
 
     def _self_with(self, fn: Any) -> BoundFunction:
-        return self if fn is self.__wrapped__ else BoundFunction(fn, self._self_scope, self._self_carrier)
+        binding = self._self_kept
+        return self if fn is self.__wrapped__ else BoundFunction(fn, binding.scope, binding.carrier)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Pickle the function and the carrier."""
-        return _restored, (self.__wrapped__, dict(self._self_carrier))
+        return _restored, (self.__wrapped__, dict(self._self_kept.carrier))
 
 
 def _restored(fn: Any, carrier: Mapping[str, str]) -> BoundFunction:

@@ -7,10 +7,12 @@ import concurrent.futures
 import contextvars
 import copy
 import functools
+import gc
 import inspect
 import multiprocessing
 import pickle
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -390,3 +392,24 @@ def test_bound_while_on_and_called_while_off(local: Path) -> None:
     pltrace.shutdown()
     assert bound() == ""
     assert len(list(steps)) == 2
+
+
+class Held:
+    """Something that a function of the user's holds."""
+
+
+def test_what_is_bound_is_let_go_of(seen: CapturedSpans) -> None:
+    """A bound function that nobody has any more is gone at once, with what it holds, without the garbage collector."""
+
+    def bound() -> weakref.ref[Held]:
+        held = Held()
+        with traced("around"):
+            assert bind(lambda: held)() is held
+        return weakref.ref(held)
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert bound()() is None
+    finally:
+        gc.enable()
