@@ -185,6 +185,7 @@ def test_secrets_are_redacted(local: Path, llm: ScriptedOpenAI) -> None:
 
 def test_create_group_tells_what_is_wrong(deliver: Deliver, promptlayer: PromptLayerServer) -> None:
     """A direct call of PromptLayer that fails raises, with what was refused and what to look at."""
+    pltrace.configure(enabled=False)  # Whatever was configured before.
     with pytest.raises(pltrace.ConfigError, match=r"track.create_group\(\).*PROMPTLAYER_API_KEY"):
         track.create_group()
     deliver(api_key="pl_wrong")
