@@ -50,7 +50,11 @@ def checked_metadata(argument: str, value: object) -> dict[str, Any]:
     for key in value:
         if not isinstance(key, str):
             raise ConfigError(f"{argument}={value!r}: expected string keys, got the key {key!r}")
-    return dict(value)
+    # What the caller does with them afterwards is no part of what was said.
+    return {key: item.copy() if type(item) in _CONTAINERS else item for key, item in value.items()}
+
+
+_CONTAINERS = frozenset({dict, list, set})
 
 
 def checked_score(value: object) -> int:

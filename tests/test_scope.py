@@ -475,6 +475,16 @@ def _in_a_bound_thread_of_a_run(leave: Callable[..., None]) -> None:
     RunnableLambda(lambda _: _in_a_thread(bind(leave))).invoke(None)
 
 
+def test_metadata_is_as_it_was_declared(local: Path) -> None:
+    """What becomes of lists and dicts in metadata, after they were given, isn't recorded."""
+    given: dict[str, Any] = {"ids": [1], "plan": {"step": 1}}
+    with traced("block", metadata=given) as span:
+        span.update(metadata={"more": given["ids"]})
+        given["ids"].append(2)
+        given["plan"].clear()
+    assert the_span(local, "block")["metadata"] == {"ids": [1], "plan": {"step": 1}, "more": [1]}
+
+
 @pytest.mark.parametrize("kind", ["in another thread", "around it"])
 def test_a_block_entered_while_tracing_was_off(local: Path, kind: str) -> None:
     """What was entered before tracing was on leaves alone what its declaration opened since, or had open before."""
