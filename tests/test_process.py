@@ -279,7 +279,7 @@ if __name__ == "__main__":
     assert stored(store) == ["call"] * 30
     after = run("import pltrace\npltrace.configure()\nassert pltrace.flush(20)", tmp_path, **settings)
     assert after.code == 0
-    assert arrived(promptlayer) == Counter({"call": 30})
+    assert len(promptlayer.spans) == 30
 
 
 @pytest.mark.parametrize("end", ["sys.exit(4)", "time.sleep(1.0); os._exit(4)"])
