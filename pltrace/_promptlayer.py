@@ -67,6 +67,14 @@ class PromptLayerExporter:
         result = self._post(rest) if rest else ExportResult("delivered")
         if result.outcome != "delivered":
             return result
+        doubtful = [span for span in rest if span.uncertain and span.span_id in result.refused]
+        if doubtful:
+            # Of a trace that was closed since: what is there arrived before.
+            there = self._arrived(doubtful)
+            if isinstance(there, ExportResult):
+                return there
+            refused = {span_id: reason for span_id, reason in result.refused.items() if span_id not in there}
+            result = replace(result, refused=refused)
         ids = {span_id: request_id for span_id, request_id in known.items() if request_id is not None}
         result = replace(result, request_ids={**ids, **result.request_ids})
         unlogged = [
@@ -117,11 +125,11 @@ class PromptLayerExporter:
             spans.append(span_text(as_read(span)))
         return f'{{"spans":[{",".join(spans)}]}}'.encode()
 
-    def _arrived(self, calls: Sequence[ReadSpan]) -> dict[str, int | None] | ExportResult:
-        """Ask PromptLayer which of these LLM calls it has: span id → request id."""
-        wanted = {call.span_id for call in calls}
+    def _arrived(self, spans: Sequence[ReadSpan]) -> dict[str, int | None] | ExportResult:
+        """Ask PromptLayer which of these spans it has: span id → request id."""
+        wanted = {span.span_id for span in spans}
         known: dict[str, int | None] = {}
-        for trace_id in dict.fromkeys(call.row.trace_id for call in calls):
+        for trace_id in dict.fromkeys(span.row.trace_id for span in spans):
             try:
                 answer = self._http.request("GET", f"/api/public/v2/traces/{quote(trace_id)}")
             except (NotSentError, NoAnswerError) as error:

@@ -436,6 +436,18 @@ def test_outage_while_searching_poison(deliver: Deliver, promptlayer: PromptLaye
     assert arrived(promptlayer) == [name for name in names if name != "span-17"]
 
 
+def test_a_trace_closed_before_it_is_sent_again(deliver: Deliver, promptlayer: PromptLayerServer, store: Path) -> None:
+    """What arrived without an answer, and is refused when it is sent again, its trace closed since, isn't set aside."""
+    deliver()
+    promptlayer.faults.append(on("/spans-bulk", STORE_THEN_CLOSE, 1))
+    with traced("order") as span:
+        pass
+    assert not pltrace.flush()
+    promptlayer.close_trace(span.trace_id)
+    recover()
+    assert deliveries(store) == {"order": "delivered"}
+
+
 def test_closed_trace(
     deliver: Deliver, promptlayer: PromptLayerServer, store: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
