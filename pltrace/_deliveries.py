@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["DELIVERED", "PENDING", "QUARANTINED", "Delivery", "change", "cut", "pending"]
+__all__ = [
+    "DELIVERED", "PENDING", "QUARANTINED", "RENEWED", "SENT", "Delivery", "change", "cut", "pending",
+]  # fmt: skip
 
 PENDING, DELIVERED, QUARANTINED = 0, 1, 2
+SENT, RENEWED = 1, 2
 
 
 class Delivery(NamedTuple):
@@ -16,7 +19,7 @@ class Delivery(NamedTuple):
     Attributes:
         state: Pending, delivered or in quarantine.
         owner: The process that delivers them; of what isn't pending, nobody.
-        uncertain: They were sent, and no whole answer has come.
+        uncertain: `SENT`: they were sent, and no whole answer has come; `RENEWED`: an earlier version of them was.
         error: Why they are in quarantine.
     """
 
@@ -40,15 +43,15 @@ AND first <= :last + 1 ORDER BY first
 """
 
 
-def pending(connection: Any, exporter: str, owner: str, most: int) -> dict[int, bool]:
-    """Return the first pending spans of an owner, in order: number → whether the backend may have it."""
-    found: dict[int, bool] = {}
+def pending(connection: Any, exporter: str, owner: str, most: int) -> dict[int, int]:
+    """Return the first pending spans of an owner, in order: number → what is uncertain about it."""
+    found: dict[int, int] = {}
     for first, last, uncertain in connection.execute(
         "SELECT first, last, uncertain FROM delivery_ranges WHERE exporter = ? AND owner = ? AND state = 0"
         " ORDER BY first LIMIT ?",
         (exporter, owner, most),
     ).fetchall():
-        found.update(dict.fromkeys(range(first, min(last, first + most - len(found) - 1) + 1), bool(uncertain)))
+        found.update(dict.fromkeys(range(first, min(last, first + most - len(found) - 1) + 1), uncertain))
         if len(found) == most:
             break
     return found

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pltrace._database import TOO_LARGE, Database
-from pltrace._deliveries import DELIVERED, PENDING, QUARANTINED, Delivery, change, pending
+from pltrace._deliveries import DELIVERED, PENDING, QUARANTINED, RENEWED, SENT, Delivery, change, pending
 from pltrace._exporter import Operation
 from pltrace._health import counts, warn_sometimes
 from pltrace._lease import Lease
@@ -138,7 +138,7 @@ class Outbox:
                 return spans[:number]
         return spans
 
-    def _from_memory(self, exporter: str, waiting: Mapping[int, bool]) -> list[ReadSpan]:
+    def _from_memory(self, exporter: str, waiting: Mapping[int, int]) -> list[ReadSpan]:
         """Return spans that were written of late, or none if some weren't."""
         recent, file = self._recent[exporter], self._database.files
         spans: list[ReadSpan] = []
@@ -151,7 +151,7 @@ class Outbox:
             spans.append(ReadSpan.read(seq, row, uncertain=uncertain, file=file))
         return spans
 
-    def _read(self, connection: Any, waiting: Mapping[int, bool]) -> list[ReadSpan]:
+    def _read(self, connection: Any, waiting: Mapping[int, int]) -> list[ReadSpan]:
         try:
             return read_spans(connection, waiting, self._database.files)
         except TOO_LARGE:  # Together they are more than SQLite takes for one text, a billion bytes.
@@ -165,7 +165,7 @@ class Outbox:
                 " AND last > ? ORDER BY first DESC LIMIT 1",
                 (exporter, self.lease.owner, beyond),
             ).fetchone()
-            found = [] if row is None else read_spans(connection, {row[0]: bool(row[1])}, self._database.files)
+            found = [] if row is None else read_spans(connection, {row[0]: row[1]}, self._database.files)
         return found[0] if found else None
 
     def is_pending(self, exporter: str, up_to: int) -> bool:
@@ -181,7 +181,7 @@ class Outbox:
         """Return how many spans of this process are pending for an exporter, and how many of them may be there."""
         with self._database.reading() as connection:
             counts = connection.execute(
-                "SELECT sum(last - first + 1), sum((last - first + 1) * uncertain) FROM delivery_ranges"
+                "SELECT sum(last - first + 1), sum((last - first + 1) * (uncertain > 0)) FROM delivery_ranges"
                 " WHERE owner = ? AND state = 0 GROUP BY exporter",
                 (self.lease.owner,),
             ).fetchall()
@@ -207,7 +207,10 @@ class Outbox:
             if not known:
                 counts[LOST] += self._underway[exporter]  # Of the whole batch, of which this may be a part.
             self._underway[exporter] = len(known)
-            ours = self._note(connection, exporter, known, Delivery(PENDING, self.lease.owner, uncertain=1))
+            ours: set[int] = set()
+            for uncertain in (SENT, RENEWED):
+                some = [span for span in known if span.is_renewed == (uncertain == RENEWED)]
+                ours |= self._note(connection, exporter, some, Delivery(PENDING, self.lease.owner, uncertain))
         return [span for span in known if span.seq in ours]
 
     def not_taken(self, exporter: str, batch: Iterable[ReadSpan]) -> None:
@@ -217,7 +220,8 @@ class Outbox:
             if self._is_from_elsewhere(exporter):
                 return  # They are counted when they would be sent again.
             self._underway[exporter] = 0
-            self._note(connection, exporter, batch, Delivery(PENDING, self.lease.owner))
+            surely = [span for span in batch if not span.is_renewed]
+            self._note(connection, exporter, surely, Delivery(PENDING, self.lease.owner))
 
     def delivered(self, exporter: str, batch: Sequence[ReadSpan], request_ids: Mapping[str, int]) -> None:
         """Note that a batch arrived, and the ids that its requests got."""
@@ -236,7 +240,7 @@ class Outbox:
             again = [one for one in batch if one.seq in self._replaced[exporter] and one.row.kind != "llm"]
             arrived = [one for one in batch if one not in again]
             self._waiting[exporter] -= len(self._note(connection, exporter, arrived, Delivery(DELIVERED)))
-            self._note(connection, exporter, again, Delivery(PENDING, self.lease.owner))
+            self._note(connection, exporter, again, Delivery(PENDING, self.lease.owner, RENEWED))
 
     def quarantine(self, exporter: str, reasons: Mapping[int, str]) -> Mapping[int, str]:
         """Set spans aside that the backend refuses for what is in them: number → reason.

@@ -59,22 +59,13 @@ class PromptLayerExporter:
         return replace(result, reason=result.reason.replace(self._api_key, REDACTED))
 
     def _exported(self, batch: Sequence[ReadSpan]) -> ExportResult:
-        # All others are stored under their id: sent again, they are there once, as they are now.
-        known = self._arrived([span for span in batch if span.uncertain and span.row.kind == "llm"])
+        known = self._arrived([span for span in batch if span.uncertain])
         if isinstance(known, ExportResult):
             return known
         rest = [span for span in batch if span.span_id not in known]
         result = self._post(rest) if rest else ExportResult("delivered")
         if result.outcome != "delivered":
             return result
-        doubtful = [span for span in rest if span.uncertain and span.span_id in result.refused]
-        if doubtful:
-            # Of a trace that was closed since: what is there arrived before.
-            there = self._arrived(doubtful)
-            if isinstance(there, ExportResult):
-                return there
-            refused = {span_id: reason for span_id, reason in result.refused.items() if span_id not in there}
-            result = replace(result, refused=refused)
         ids = {span_id: request_id for span_id, request_id in known.items() if request_id is not None}
         result = replace(result, request_ids={**ids, **result.request_ids})
         unlogged = [

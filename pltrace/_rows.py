@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pltrace._deliveries import cut
+from pltrace._deliveries import RENEWED, SENT, cut
 from pltrace._exporter import StoredSpan
 
 __all__ = [
@@ -115,18 +115,23 @@ class ReadSpan(StoredSpan):
     Attributes:
         row: What is stored of it.
         request_id: That of an LLM call that has one.
+        is_renewed: An earlier version was sent: it has to be sent whatever the backend has of it.
         file: Which of the files it is in that this process has used.
     """
 
     row: Row
     request_id: int | None
+    is_renewed: bool
     file: int
 
     @classmethod
-    def read(cls, seq: int, row: Row, *, uncertain: bool, request_id: int | None = None, file: int = 0) -> ReadSpan:
+    def read(cls, seq: int, row: Row, *, uncertain: int, request_id: int | None = None, file: int = 0) -> ReadSpan:
         """Return the span of a row."""
         span = object.__new__(cls)
-        span.__dict__.update(seq=seq, row=row, uncertain=uncertain, request_id=request_id, file=file)
+        span.__dict__.update(
+            seq=seq, row=row, uncertain=uncertain == SENT, is_renewed=uncertain == RENEWED, request_id=request_id,
+            file=file,
+        )  # fmt: skip
         return span
 
     def __getattr__(self, name: str) -> Any:
@@ -143,7 +148,9 @@ class ReadSpan(StoredSpan):
 
     def as_uncertain(self) -> ReadSpan:
         """Return the span as one that the backend may have."""
-        return self.read(self.seq, self.row, uncertain=True, request_id=self.request_id, file=self.file)
+        if self.is_renewed:
+            return self
+        return self.read(self.seq, self.row, uncertain=SENT, request_id=self.request_id, file=self.file)
 
 
 def record_of(row: Row) -> dict[str, Any]:
@@ -179,12 +186,12 @@ SELECT group_concat(json_array(seq, request_id, {", ".join(COLUMNS)}) || char(10
 """
 
 
-def read_spans(connection: Any, seqs: Mapping[int, bool], file: int) -> list[ReadSpan]:
+def read_spans(connection: Any, seqs: Mapping[int, int], file: int) -> list[ReadSpan]:
     """Return spans by their numbers, the oldest first.
 
     Args:
         connection: Of the file.
-        seqs: Number → whether the backend may have it.
+        seqs: Number → what is uncertain about it.
         file: Which file it is.
     """
     (text,) = connection.execute(_READING, (json.dumps(list(seqs)),)).fetchone()

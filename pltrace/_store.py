@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pltrace._database import CONFLICT, MANY_VALUES, Database
-from pltrace._deliveries import DELIVERED, PENDING, QUARANTINED, Delivery, change
+from pltrace._deliveries import DELIVERED, PENDING, QUARANTINED, RENEWED, Delivery, change
 from pltrace._lease import Lease
 from pltrace._outbox import Outbox
 from pltrace._retention import Retention
@@ -206,8 +206,8 @@ class Store:
         connection.execute(f"UPDATE spans SET {changes} WHERE seq = ?", (*row, seq))
         self.outbox.forget([seq])
         if row.kind != "llm":  # An LLM call that is sent again would be logged again.
-            # What is on its way without an answer is no longer what may be there: it is sent whatever is known there.
-            pending = Delivery(PENDING, self.lease.owner)
+            # What was sent is no longer what it is: it is sent again whatever is known there.
+            pending = Delivery(PENDING, self.lease.owner, RENEWED)
             for exporter in self.exporters:
                 for held in (Delivery(DELIVERED), Delivery(QUARANTINED), pending):
                     change(connection, exporter, [seq], held, pending)

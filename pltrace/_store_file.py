@@ -51,7 +51,7 @@ CREATE TABLE delivery_ranges (             -- spans that follow one another, and
     last            INTEGER NOT NULL,
     state           INTEGER NOT NULL,      -- 0 pending, 1 delivered, 2 quarantined
     owner           TEXT NOT NULL,         -- the process that delivers them: the one that recorded them, while it lives
-    uncertain       INTEGER NOT NULL,      -- they were sent, and no whole answer has come
+    uncertain       INTEGER NOT NULL,      -- 1 they were sent, and no whole answer has come; 2 an earlier version was
     error           TEXT,                  -- why they are in quarantine
     PRIMARY KEY (exporter, first)
 ) WITHOUT ROWID;

@@ -402,7 +402,7 @@ wait()
     assert pltrace.flush(30.0)
     assert promptlayer.duplicate_request_logs == 0
     assert len(promptlayer.request_logs) == 5
-    assert len(set(ids(promptlayer))) == 7
+    assert len(ids(promptlayer)) == 7
     kept = rows(path, "SELECT request_id FROM requests ORDER BY request_id")
     assert [row["request_id"] for row in kept] == sorted(log["id"] for log in promptlayer.request_logs)
     assert sorted(op["request_id"] for op in promptlayer.operations) == [row["request_id"] for row in kept]

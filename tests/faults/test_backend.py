@@ -170,12 +170,13 @@ def test_stored_but_never_acknowledged_in_a_crowd(
         ask(f"ask-{number:03}")
     recover(60.0)
     all_delivered(promptlayer, store, 240)
+    assert set(taken(promptlayer).values()) == {1}
 
 
 def test_the_store_fails_after_promptlayer_took_it(
     deliver: Deliver, promptlayer: PromptLayerServer, store: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A call that was taken while the store couldn't be written is asked for, not sent again."""
+    """A batch that was taken while the store couldn't be written is asked for, not sent again."""
     deliver()
     pltrace.flush()
     failing = threading.Event()
@@ -198,6 +199,7 @@ def test_the_store_fails_after_promptlayer_took_it(
         connection.execute("DROP TRIGGER failing")
     recover()
     all_delivered(promptlayer, store, 2)
+    assert len(promptlayer.posts) == 1
     pltrace._health.counts.clear()  # That it is told as a failure of ours is not what this is about.
 
 
