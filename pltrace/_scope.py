@@ -71,8 +71,7 @@ class Callback(NamedTuple):
 class Inherited:
     """What a block hands on to all that runs inside it: never changed, and one for all blocks that add nothing to it.
 
-    A span keeps it, and not the scope: so a scope and its span are no cycle, and are gone when nobody needs them any
-    more, without Python's garbage collector.
+    A span keeps it for its record, whatever scope it was in.
     """
 
     __slots__ = ("__weakref__", "callbacks", "capture", "metadata", "recorder", "sampled", "session", "tags", "user")
@@ -108,7 +107,7 @@ _INHERITED = Inherited.__slots__[1:]
 class Scope:
     """What is entered with a block or call: its span, what it hands on, and what was around it.
 
-    Mostly it is the span itself, a `ScopeSpan`: both are needed for each call, and one object is made in half the time.
+    Mostly it is the span itself, a `ScopeSpan`: each call needs both, and to make two objects takes half as long again.
     """
 
     #: The open scopes with nothing around them, in any thread or task.
@@ -204,7 +203,7 @@ class ScopeSpan(Span, Scope):
         outer: Scope | None,
         entry: object,
     ) -> None:
-        # Not by way of the base: that would be a tenth of all that a call costs.
+        # Not by way of the base, which makes one a quarter dearer (0.71 instead of 0.58 µs).
         self.name = name
         self.kind = kind
         self.inherited = inherited
@@ -275,7 +274,6 @@ class PassedOver(Scope):
         entry: The declaration.
     """
 
-    inherited: Inherited = Inherited(None)  # type: ignore[arg-type]
     span: Span = INERT_SPAN
     lineage: tuple[Span, ...] = ()
     entered_in: Span | None = None

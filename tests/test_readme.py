@@ -172,3 +172,4 @@ def test_the_snippets_test_passes(pltrace_spans: CapturedSpans, llm: ScriptedOpe
             exec(snippet.replace("pltrace.configure()", ""), names)
 
     names["test_greet"](pltrace_spans)
+    assert pltrace_spans.named("mylib.greet").status == "ok"

@@ -521,7 +521,7 @@ print(os.path.getsize(sys.argv[1] + "-wal"))
     for _ in range(2):
         program = run(source, tmp_path, store)
         assert program.code == 0, program.err
-        assert int(program.out) < 3 * 2**24
+        assert int(program.out) < 2.5 * 2**24
     assert len(stored(store)) == 6000
 
 
