@@ -19,7 +19,7 @@ __all__ = ["DeliveryWorker", "OperationWorker"]
 
 MOST_SPANS = 200
 MOST_BYTES = 2_000_000
-#: Of LLM calls that may have arrived, each trace has to be asked for: not too many questions for one try to fail at.
+#: Of spans that may have arrived, each trace has to be asked for: not too many questions for one try to fail at.
 _MOST_UNCERTAIN = 20
 #: A span waits so long for others to share its request.
 LINGER_S = 0.5
