@@ -41,9 +41,9 @@ __all__ = [
 
 _MOST_BUSY_S = 30.0
 _MOST_BUSY_AT_OPENING_S = 5.0
-#: How long to wait before the next look at whether others have let go of the file: they hold it for half a
-#: millisecond, unless something is wrong.
-_SHORTEST_TRY_S, _LONGEST_TRY_S = 0.0005, 0.004
+#: How long to wait before the next look at whether others have let go of the file, as a part of the wait so far: they
+#: hold it for half a millisecond, unless something is wrong. Whoever looks more seldom than others finds it held again.
+_PART_OF_WAIT, _SHORTEST_TRY_S, _LONGEST_TRY_S = 1 / 16, 0.0003, 0.004
 #: A fork waits so long for the thread that is using SQLite.
 _LONGEST_FORK_S = 1.0
 
@@ -201,7 +201,7 @@ class Database:
                 _give_back()
                 if not (replaced or _is_busy(error)) or time.monotonic() > give_up_at:
                     raise
-            longest = min(max((time.monotonic() - began) / 2, _SHORTEST_TRY_S), _LONGEST_TRY_S)
+            longest = min(max((time.monotonic() - began) * _PART_OF_WAIT, _SHORTEST_TRY_S), _LONGEST_TRY_S)
             time.sleep(random.uniform(longest / 2, longest))
 
     def _connected(self) -> sqlite3.Connection:

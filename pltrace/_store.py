@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pltrace._database import CONFLICT, MANY_VALUES, Database
+from pltrace._database import CONFLICT, MANY_VALUES, STORE_TROUBLE, Database
 from pltrace._deliveries import DELIVERED, PENDING, QUARANTINED, RENEWED, Delivery, change
+from pltrace._errors import StoreError
 from pltrace._lease import Lease
 from pltrace._outbox import Outbox
 from pltrace._retention import Retention
@@ -72,6 +74,11 @@ class Store:
         self.outbox.forked()
 
     # Writing: the writer thread.
+
+    def open(self) -> None:
+        """Open the file if it isn't, or can't be: whoever uses it next says why."""
+        with suppress(STORE_TROUBLE, OSError, StoreError), self.database.reading():
+            pass
 
     def write(
         self,

@@ -307,7 +307,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     if is_new:  # An old file is opened without a wait for who writes to it.
         _make(connection)
     # From now on we wait ourselves: SQLite does it in long steps, and keeps this process's threads and forks too.
-    connection.execute("PRAGMA busy_timeout = 1")
+    connection.execute("PRAGMA busy_timeout = 0")
 
 
 def _make(connection: sqlite3.Connection) -> None:
