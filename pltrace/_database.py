@@ -116,9 +116,13 @@ class Database:
         return self._connection is not None or self._parted
 
     @contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
-        """Give the connection for some short reads."""
-        connection = self._take("", _MOST_BUSY_S)
+    def reading(self, patience_s: float = _MOST_BUSY_S) -> Iterator[sqlite3.Connection]:
+        """Give the connection for some short reads.
+
+        Args:
+            patience_s: The longest wait for other threads, and for processes that are making the file.
+        """
+        connection = self._take("", patience_s)
         try:
             yield connection
         except sqlite3.DatabaseError as error:

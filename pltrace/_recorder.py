@@ -250,7 +250,7 @@ class SpanRecorder:
 
     def _write_while_wanted(self) -> None:
         be_silent()
-        self.store.open()  # As in the child of a fork: whoever records meanwhile shares the first commit,
+        self.store.open(_PATIENCE_S)  # As in the child of a fork: whoever records meanwhile shares the first commit,
         self.drain()  # which waits for no others.
         empty_rounds = 0
         while True:

@@ -75,9 +75,13 @@ class Store:
 
     # Writing: the writer thread.
 
-    def open(self) -> None:
-        """Open the file if it isn't, or can't be: whoever uses it next says why."""
-        with suppress(STORE_TROUBLE, OSError, StoreError), self.database.reading():
+    def open(self, patience_s: float) -> None:
+        """Open the file if it isn't open; where it can't be, who uses it next says why.
+
+        Args:
+            patience_s: The longest wait for other processes.
+        """
+        with suppress(STORE_TROUBLE, OSError, StoreError), self.database.reading(patience_s):
             pass
 
     def write(
