@@ -12,7 +12,7 @@ from pltrace._scope import Scope, ScopeSpan, attach, current, detach
 from pltrace._snapshot import PLAIN, Arguments, snapshot
 
 if TYPE_CHECKING:
-    from pltrace._traced import Traced
+    from pltrace._declaration import Declaration
 
 __all__ = ["Call", "end", "leave", "leave_all"]
 
@@ -38,7 +38,7 @@ class Call:
 
     def __init__(
         self,
-        declaration: Traced,
+        declaration: Declaration,
         name: str,
         module: str | None = None,
         arguments: Arguments | None = None,
@@ -69,7 +69,7 @@ class Call:
     def _open(self) -> None:
         if not _runtime.is_on(self._module):
             return  # No longer.
-        scope = self._scope = self._declaration._enter(self._name, "function", None, self._module)
+        scope = self._scope = self._declaration.derive(self._name, "function", None, self._module)
         attach(scope)
         if scope.inherited.capture & INPUTS:
             scope.arguments = self._arguments

@@ -6,10 +6,10 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
-from weakref import ref
 
-from pltrace import _runs, _runtime
-from pltrace._calling import Call, end, leave, leave_all
+from pltrace import _runtime
+from pltrace._block import Block
+from pltrace._calling import Call, end, leave
 from pltrace._checks import (
     CAPTURE_ALL,
     INPUTS,
@@ -23,20 +23,8 @@ from pltrace._driving import FINISHED, async_generator, consumed, coroutine, gen
 from pltrace._errors import ConfigError
 from pltrace._health import failed
 from pltrace._propagation import checked_carrier
-from pltrace._scope import (
-    Callback,
-    Inherited,
-    PassedOver,
-    Scope,
-    ScopeSpan,
-    attach,
-    current,
-    detach,
-    entry_of,
-    still_open,
-)
+from pltrace._scope import attach
 from pltrace._snapshot import arguments_of
-from pltrace._span import INERT_SPAN, Span, SpanKind
 from pltrace._typing import Capture
 from pltrace._wrapping import (
     RunnableProxy,
@@ -45,7 +33,6 @@ from pltrace._wrapping import (
     has_to_stay_a_class,
     held_in,
     in_class,
-    is_coroutine,
     is_decorable,
     is_own_class,
     is_runnable,
@@ -57,8 +44,6 @@ if TYPE_CHECKING:
     from functools import cached_property, partialmethod, singledispatchmethod
 
     from langchain_core.runnables import Runnable
-
-    from pltrace._config import Library
 
 __all__ = ["Traced", "traced"]
 
@@ -74,140 +59,9 @@ AnyDescriptor = TypeVar(
 
 _NO_TAGS: tuple[str, ...] = ()
 
-_Maybe = Callable[[], "Inherited | None"]
 
-
-def _nothing() -> None:
-    return None
-
-
-_NOT_MADE: tuple[_Maybe, Any, _Maybe] = (_nothing, None, _nothing)
-
-
-class Traced:
+class Traced(Block):
     """A declaration made by `traced(...)`; it never changes, so it can be used anywhere, by many at once, and again."""
-
-    __slots__ = (
-        "_added", "_adds", "_callback", "_capture", "_is_async", "_metadata", "_module", "_name", "_on_request",
-        "_open", "_parent", "_sample", "_session", "_tags", "_user",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        name: str | None,
-        tags: tuple[str, ...],
-        metadata: Mapping[str, Any],
-        on_request: Callable[[Any], Any] | None,
-        user: str | None,
-        session: str | None,
-        capture: int,
-        sample: float | None,
-        parent: Any,
-        module: str | None,
-    ) -> None:
-        self._name = name
-        self._tags = tags
-        self._metadata = metadata
-        self._on_request = on_request
-        self._callback = None if on_request is None else _callback_maker(on_request)
-        self._user = user
-        self._session = session
-        self._capture = capture
-        self._sample = sample
-        self._parent = parent
-        self._is_async = on_request is not None and is_coroutine(on_request)
-        self._adds = bool(tags or metadata or on_request or user or session) or capture != CAPTURE_ALL
-        #: What holds inside, and what and who it was made from: mostly the same again.
-        self._added: tuple[_Maybe, Library | None, _Maybe] = _NOT_MADE
-        self._module = module  # Where it was made: a block belongs to it, as a function does to its own.
-        # Blocks that are open, latest last: for one that is left in another context than it was entered in.
-        self._open: dict[int, ScopeSpan] = {}
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle what was declared; what is open isn't part of it."""
-        return Traced, (
-            self._name, self._tags, self._metadata, self._on_request, self._user, self._session, self._capture,
-            self._sample, self._parent, self._module,
-        )  # fmt: skip
-
-    # As a context manager.
-
-    def __enter__(self, _depth: int = 1) -> Span:
-        """Open a block: what runs inside it is recorded under its span.
-
-        Args:
-            _depth: How far up the user's frame is.
-        """
-        if not _runtime.is_on_everywhere and not (_runtime.gate and _runtime.is_on(self._module)):
-            # Its leaving must find it, and not a block that was opened since.
-            attach(PassedOver(current(), self))
-            return INERT_SPAN
-        scope = None
-        try:
-            scope = self._enter(self._name or "traced", "block", self, self._module)
-            if self._open:
-                scope.frame = id(sys._getframe(_depth))
-            self._open[id(scope)] = scope
-            scope.token = attach(scope)
-        except BaseException as error:
-            if scope is not None:
-                self._open.pop(id(scope), None)
-                detach(scope)
-            if not isinstance(error, Exception):  # The program was interrupted.
-                raise
-            failed("entering a traced block")
-            return INERT_SPAN
-        return scope
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any, _depth: int = 1) -> None:
-        """Leave the latest block of this context that this declaration opened."""
-        try:
-            scope = current()
-            if scope is None or scope.entry is not self or scope.closed:
-                scope = entry_of(self) or self._left_elsewhere(id(sys._getframe(_depth)))
-                if scope is None:
-                    return
-            span = self._open.pop(id(scope), None)
-            if span is None:  # It is a copy, for a run, of the one that was entered; or nothing was recorded then.
-                span = self._open.pop(id(scope.span), None)
-                if type(scope) is PassedOver and scope is current():
-                    attach(scope.outer)
-                    return
-            if error is not None and isinstance(error, KeyboardInterrupt):
-                leave_all(scope, error)  # Calls in it may have been interrupted in our own code.
-            else:
-                detach(scope)
-            if span is not None:
-                if span is not scope:
-                    detach(span)
-                end(span, error)
-        except Exception:
-            failed("leaving a traced block")
-
-    def forget(self, span: Span) -> None:
-        """Take note that a block was ended by what is around it."""
-        self._open.pop(id(span), None)
-
-    def _left_elsewhere(self, frame: int) -> Scope | None:
-        """Return the open block that is left in another context than it was entered in.
-
-        Args:
-            frame: Who leaves it: mostly the one who entered it, which tells it from others that are open.
-        """
-        opened = list(self._open.values())  # In one step: other threads enter and leave.
-        theirs = [scope for scope in opened if scope.frame == frame] or [scope for scope in opened if not scope.frame]
-        found = theirs or opened
-        return found[-1] if found else None
-
-    async def __aenter__(self) -> Span:
-        """Open a block."""
-        return self.__enter__(2)
-
-    async def __aexit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        """Leave the block."""
-        self.__exit__(kind, error, traceback, 2)
-
-    # As a decorator.
 
     @overload
     def __call__(self, function: AnyRunnable, /) -> AnyRunnable: ...
@@ -293,7 +147,7 @@ class Traced:
                 return wrapped(*args, **kwargs)
             scope = None
             try:
-                scope = self._enter(name, "function", None, module)
+                scope = self.derive(name, "function", None, module)
                 attach(scope)
             except RecursionError:
                 pass  # There is no room for us, nor is there for the call.
@@ -324,84 +178,6 @@ class Traced:
 
         return call
 
-    def _enter(self, name: str, kind: SpanKind, entry: object, module: str | None) -> ScopeSpan:
-        """Derive a scope from the current one, with an open span."""
-        outer = current()
-        if outer is not None and outer.left_elsewhere:
-            outer = still_open(outer)
-        run = None
-        if _runs.config_here() is not None or (outer is not None and outer.open_runs):
-            run = _runs.around(outer)
-        # Where the context was lost, or a run is all there is around, its scope is the one that holds.
-        base = outer if outer is not None else run.scope if run is not None else _runtime.base()
-        inherited = base.inherited
-        recorder = inherited.recorder
-        parent: Any
-        if isinstance(base, ScopeSpan):  # Not by its properties, which are calls.
-            parent, above = base, (*base.above, base)
-        else:
-            parent, above = base.span, base.lineage
-        if run is not None and (outer is None or (run is not base.entered_in and not _descends(parent, run))):
-            parent = run
-        remote = self._parent
-        if remote is not None:
-            parent, inherited = remote.span, remote.applied_to(inherited)
-        if not parent or remote is not None:
-            inherited = self._begun(inherited, remote)
-        if self._adds or not _runtime.is_on_everywhere:
-            inherited = self._added_to(inherited, _runtime.library(module))
-        scope = recorder.scope_type(
-            name, kind, inherited, parent or None, parent.trace_bits if parent else recorder.new_trace_bits(),
-            recorder.new_span_bits(), recorder.now_ns(), above, outer, entry,
-        )  # fmt: skip
-        if run is not None:
-            scope.entered_in = run
-        # What a carrier brings is this block's own too.
-        added = self._metadata if remote is None else inherited.metadata
-        if added:
-            scope.added = added
-        if outer is None:
-            Scope.roots.add(scope)
-        return scope
-
-    def _added_to(self, inherited: Inherited, library: Library | None) -> Inherited:
-        """Return what holds inside; made anew only when something else holds around."""
-        around, found_library, made = self._added
-        if around() is inherited and found_library is library:
-            found = made()
-            if found is not None:
-                return found
-        tags, metadata, callbacks = self._tags, self._metadata, inherited.callbacks
-        capture = inherited.capture & self._capture
-        if library is not None:
-            tags, capture = (*tags, *library.tags), capture & library.capture
-        if self._callback is not None:
-            callback = self._callback()
-            # Each function once: a recursive one is entered many times.
-            callbacks = (callback, *[other for other in callbacks if other.function != callback.function])
-        found = Inherited(
-            inherited.recorder,
-            tuple(dict.fromkeys((*inherited.tags, *tags))) if tags else inherited.tags,
-            {**inherited.metadata, **metadata} if metadata else inherited.metadata,
-            callbacks,
-            self._user if self._user is not None else inherited.user,
-            self._session if self._session is not None else inherited.session,
-            capture,
-            inherited.sampled,
-        )
-        if not self._is_async:  # Else its callback belongs to the loop it is entered on.
-            # Weakly, or a declaration would keep what was around its last entry.
-            self._added = ref(inherited), library, ref(found)
-        return found
-
-    def _begun(self, inherited: Inherited, remote: Any) -> Inherited:
-        """Decide, at the root of a trace here, whether it is recorded."""
-        if remote is not None and remote.sampled is not None:
-            sampled = bool(remote.sampled)
-        else:
-            sampled = inherited.recorder.sampled(self._sample)
-        return inherited if sampled is inherited.sampled else inherited.with_(sampled=sampled)
-
 
 _DRIVERS: tuple[tuple[int, Callable[[Any, Any], Any]], ...] = (
     (inspect.CO_COROUTINE, coroutine),
@@ -414,14 +190,6 @@ def _traced_again(runnable: Any, declaration: Traced) -> Any:
     return declaration(runnable)
 
 
-def _descends(span: Any, run: Span) -> bool:
-    while isinstance(span, Span):
-        if span is run:
-            return True
-        span = span.parent
-    return False
-
-
 def _name_of(function: Any) -> str:
     """Return a callable's qualified name: its own, that of what it stands for, or that of its class."""
     inner = getattr(function, "func", function)  # functools.partial
@@ -432,14 +200,6 @@ def _module_of(function: Any) -> str:
     """Return the module that a callable was defined in."""
     inner = getattr(function, "func", function)
     return str(getattr(inner, "__module__", None) or type(inner).__module__)
-
-
-def _callback_maker(on_request: Callable[[Any], Any]) -> Callable[[], Callback]:
-    """Return what makes the scope's callback at its entry: an async one remembers the loop it is entered on."""
-    if not is_coroutine(on_request):
-        callback = Callback(on_request, None)
-        return lambda: callback
-    return lambda: Callback(on_request, _runs.running_loop())
 
 
 @overload
@@ -519,19 +279,22 @@ def traced(
         module = sys._getframe(1).f_globals.get("__name__")
     except ValueError:  # Called by no Python code, as a thread's first function is.
         module = None
-    # What isn't given isn't checked: blocks are declared where they are entered, also while tracing is off.
-    declaration = Traced(
-        name or (None if name is None else checked_name("name", name)),
-        () if tags is _NO_TAGS else checked_tags("tags", tags),
-        {} if metadata is None else checked_metadata("metadata", metadata),
-        on_request,
-        None if user is None else checked_name("user", user),
-        None if session is None else checked_name("session", session),
-        CAPTURE_ALL if capture is True else checked_capture("capture", capture),
-        None if sample is None else checked_sample("sample", sample),
-        None if parent is None else checked_carrier("parent", parent),
-        module,
-    )
+    declaration = Traced(name or (None if name is None else checked_name("name", name)), module)
+    if (
+        tags is not _NO_TAGS or metadata is not None or on_request is not None or user is not None
+        or session is not None or capture is not True or sample is not None or parent is not None
+    ):  # fmt: skip
+        # What isn't given isn't checked: blocks are declared where they are entered, also while tracing is off.
+        declaration.say(
+            () if tags is _NO_TAGS else checked_tags("tags", tags),
+            {} if metadata is None else checked_metadata("metadata", metadata),
+            on_request,
+            None if user is None else checked_name("user", user),
+            None if session is None else checked_name("session", session),
+            CAPTURE_ALL if capture is True else checked_capture("capture", capture),
+            None if sample is None else checked_sample("sample", sample),
+            None if parent is None else checked_carrier("parent", parent),
+        )
     return declaration if runnable is None else declaration(runnable)
 
 

@@ -784,6 +784,10 @@ def test_an_interrupted_program(seen: CapturedSpans) -> None:
     assert [span.status for span in seen] == ["error"] * 10
 
 
+#: Where calls and blocks are entered and left.
+ON_THE_PATH = tuple(f"/pltrace/{name}.py" for name in ("_traced", "_block", "_declaration", "_scope"))
+
+
 @pytest.fixture
 def no_collector() -> Iterator[None]:
     """The garbage collector doesn't run by itself, and so no finalizer in the middle of what is tested."""
@@ -804,7 +808,7 @@ def test_an_interrupt_inside_our_own_code(no_collector: None, seen: CapturedSpan
 
         def strike(frame: Any, event: str, argument: Any) -> Any:
             nonlocal lines
-            if "pltrace/_traced" not in frame.f_code.co_filename and "pltrace/_scope" not in frame.f_code.co_filename:
+            if not frame.f_code.co_filename.endswith(ON_THE_PATH):
                 return None
             if event == "line":
                 lines += 1

@@ -1,0 +1,100 @@
+"""Blocks: a declaration that is entered and left, in any order, from any context."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from pltrace import _runtime
+from pltrace._calling import end, leave_all
+from pltrace._declaration import Declaration
+from pltrace._health import failed
+from pltrace._scope import PassedOver, Scope, ScopeSpan, attach, current, detach, entry_of
+from pltrace._span import INERT_SPAN, Span
+
+__all__ = ["Block"]
+
+
+class Block(Declaration):
+    """A declaration as a context manager; it can be entered by many at once, and again inside itself."""
+
+    def __init__(self, name: str | None, module: str | None) -> None:
+        self._name = name
+        self._module = module
+        #: Blocks that are open, latest last: for one that is left in another context than it was entered in.
+        self._open: dict[int, ScopeSpan] = {}
+
+    def __enter__(self, _depth: int = 1) -> Span:
+        """Open a block: what runs inside it is recorded under its span.
+
+        Args:
+            _depth: How far up the user's frame is.
+        """
+        if not _runtime.is_on_everywhere and not (_runtime.gate and _runtime.is_on(self._module)):
+            # Its leaving must find it, and not a block that was opened since.
+            attach(PassedOver(current(), self))
+            return INERT_SPAN
+        scope = None
+        try:
+            scope = self.derive(self._name or "traced", "block", self, self._module)
+            if self._open:
+                scope.frame = id(sys._getframe(_depth))
+            self._open[id(scope)] = scope
+            scope.token = attach(scope)
+        except BaseException as error:
+            if scope is not None:
+                self._open.pop(id(scope), None)
+                detach(scope)
+            if not isinstance(error, Exception):  # The program was interrupted.
+                raise
+            failed("entering a traced block")
+            return INERT_SPAN
+        return scope
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any, _depth: int = 1) -> None:
+        """Leave the latest block of this context that this declaration opened."""
+        try:
+            scope = current()
+            if scope is None or scope.entry is not self or scope.closed:
+                scope = entry_of(self) or self._left_elsewhere(id(sys._getframe(_depth)))
+                if scope is None:
+                    return
+            span = self._open.pop(id(scope), None)
+            if span is None:  # It is a copy, for a run, of the one that was entered; or nothing was recorded then.
+                span = self._open.pop(id(scope.span), None)
+                if type(scope) is PassedOver and scope is current():
+                    attach(scope.outer)
+                    return
+            if error is not None and isinstance(error, KeyboardInterrupt):
+                leave_all(scope, error)  # Calls in it may have been interrupted in our own code.
+            else:
+                detach(scope)
+            if span is not None:
+                if span is not scope:
+                    detach(span)
+                end(span, error)
+        except Exception:
+            failed("leaving a traced block")
+
+    def forget(self, span: Span) -> None:
+        """Take note that a block was ended by what is around it."""
+        self._open.pop(id(span), None)
+
+    def _left_elsewhere(self, frame: int) -> Scope | None:
+        """Return the open block that is left in another context than it was entered in.
+
+        Args:
+            frame: Who leaves it: mostly the one who entered it, which tells it from others that are open.
+        """
+        opened = list(self._open.values())  # In one step: other threads enter and leave.
+        theirs = [scope for scope in opened if scope.frame == frame] or [scope for scope in opened if not scope.frame]
+        found = theirs or opened
+        return found[-1] if found else None
+
+    async def __aenter__(self) -> Span:
+        """Open a block."""
+        return self.__enter__(2)
+
+    async def __aexit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        """Leave the block."""
+        self.__exit__(kind, error, traceback, 2)
