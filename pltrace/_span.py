@@ -106,7 +106,8 @@ class Span:
     linked: tuple[Any] | None = None
     #: What the steps of a sequence rendered, by their numbers; `_links` keeps it here.
     rendered_in_steps: tuple[tuple[int, Any], ...] = ()
-    added_tags: tuple[str, ...] = ()
+    #: What `update` added, each a dict of its own once there is something; of the tags the keys.
+    added_tags: Mapping[str, None] = _NOTHING
     added_metadata: Mapping[str, Any] = _NOTHING
     #: Tells whether tags or metadata of any span were added to since.
     _changes: ClassVar[int] = 0
@@ -266,10 +267,12 @@ class Span:
         """
         if name is not None:
             self.name = checked_name("name", name)
+        # setdefault and update of a dict are one step each: nothing is lost of what another thread adds, or a
+        # finalizer that comes in between, and there is no lock to be held at a fork.
         if tags != ():
-            self.added_tags = (*self.added_tags, *checked_tags("tags", tags))
+            self.__dict__.setdefault("added_tags", {}).update(dict.fromkeys(checked_tags("tags", tags)))
         if metadata is not None:
-            self.added_metadata = {**self.added_metadata, **checked_metadata("metadata", metadata)}
+            self.__dict__.setdefault("added_metadata", {}).update(checked_metadata("metadata", metadata))
         if tags != () or metadata is not None:
             Span._changes = next(_change)
         if input is not None:

@@ -7,7 +7,9 @@ import contextvars
 import itertools
 import sys
 import threading
+from collections import UserDict
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -422,6 +424,49 @@ def test_update_refuses_what_is_wrong(wrong: dict[str, Any], local: Path) -> Non
     """A wrong argument of `update` raises `ConfigError` with its name."""
     with traced() as span, pytest.raises(ConfigError, match=next(iter(wrong))):
         span.update(**wrong)
+
+
+def test_a_span_that_many_threads_update_at_once(local: Path) -> None:
+    """Whatever threads add to one span at the same time, all of it is there."""
+    many, each = 8, 100
+
+    def add(thread: int) -> None:
+        together.wait(10)
+        for number in range(each):
+            span.update(tags=[f"{thread}.{number}"], metadata={f"{thread}.{number}": number, "last": thread})
+            assert f"{thread}.{number}" in span.tags
+            assert span.metadata[f"{thread}.{number}"] == number
+
+    together = threading.Barrier(many)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with traced("block") as span, ThreadPoolExecutor(many) as pool:
+            done = [pool.submit(add, thread) for thread in range(many)]
+    finally:
+        sys.setswitchinterval(interval)
+    for one in done:
+        one.result()
+    expected = {f"{thread}.{number}" for thread in range(many) for number in range(each)}
+    recorded = the_span(local, "block")
+    assert {*span.tags} == {*recorded["tags"]} == expected
+    assert {*span.metadata} == {*recorded["metadata"]} == {*expected, "last"}
+
+
+def test_an_update_that_comes_in_between_another(local: Path) -> None:
+    """What a finalizer or signal handler adds to a span, while the program adds to it, is there too."""
+
+    class Interrupted(UserDict[str, int]):
+        def __iter__(self) -> Iterator[str]:
+            span.update(tags=["between"], metadata={"between": 1})
+            return super().__iter__()
+
+    with traced("block") as span:
+        span.update(tags=Interrupted(tag=2))
+        span.update(metadata=Interrupted(key=2))
+    recorded = the_span(local, "block")
+    assert recorded["tags"] == ["between", "tag"]
+    assert recorded["metadata"] == {"between": 1, "key": 2}
 
 
 # Leaving.
