@@ -326,11 +326,17 @@ class Span:
         self.inherited.recorder.operate("group", self.trace_bits, self.span_bits, arguments, subtree=True)
 
     def set_error(self, error: BaseException) -> None:
-        """Set status and error from an exception: a stream that is left is no error, a cancelled task is its own."""
+        """Set status and error from an exception.
+
+        A stream that is left is no error, nor is a program's exit that reports none; a cancelled task is its own.
+        """
         names = tuple(kind.__name__ for kind in type(error).__mro__)
         # The latter is how a graph is interrupted, and how a node goes to one of the graph around its own.
         if "GeneratorExit" in names or "GraphBubbleUp" in names:
             self.status = "partial" if self.kind == "llm" else "ok"
+            return
+        if self.kind != "llm" and _is_successful_exit(error, names):  # A model's call is cut short by it.
+            self.status = "ok"
             return
         self.status = "error" if _CANCELLATIONS.isdisjoint(names) else "cancelled"
         self.error_types = names
@@ -343,6 +349,16 @@ class Span:
 
 #: What ends a task of asyncio, of trio and of gevent that is cancelled.
 _CANCELLATIONS = frozenset({"CancelledError", "Cancelled", "GreenletExit"})
+
+
+def _is_successful_exit(error: BaseException, names: tuple[str, ...]) -> bool:
+    """Return whether it ends the program with exit code 0: Python's own, or that of click and typer."""
+    code: Any = None
+    if isinstance(error, SystemExit):
+        code = 0 if error.code is None else error.code
+    elif "Exit" in names:
+        code = getattr(error, "exit_code", None)
+    return isinstance(code, int) and code == 0  # Of all else that it may be, Python makes a 1.
 
 
 def _message(error: BaseException) -> str:

@@ -449,6 +449,25 @@ async def test_an_exception_passes_unchanged(
     assert {span.status for span in seen} == {expected if in_call else "ok"}
 
 
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [(None, "ok"), (0, "ok"), (False, "ok"), (1, "error"), (True, "error"), ("", "error"), (0.0, "error")],
+)
+def test_an_exit(code: Any, status: str, seen: CapturedSpans) -> None:
+    """The exit of a program is an error of what it leaves if Python reports one, and only then."""
+
+    @traced
+    def leave() -> None:
+        sys.exit(code)
+
+    with pytest.raises(SystemExit), traced():
+        leave()
+    with pytest.raises(SystemExit):
+        RunnableLambda(lambda _: leave()).invoke(None)
+    assert {span.status for span in seen} == {status}
+    assert {span.error for span in seen} == ({None} if status == "ok" else {f"SystemExit: {code}"})
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_the_users_own_context_variables(kind: str, seen: CapturedSpans, doing: Callable[[Any], None]) -> None:
     """What the body sets in a ContextVar of the user's is seen by the caller exactly where it was before."""
@@ -1558,6 +1577,30 @@ def test_click_and_typer(seen: CapturedSpans) -> None:
     assert "Counts." in CliRunner().invoke(below, ["--help"]).output
     assert TyperRunner().invoke(app, ["4", "--loud"]).output == "5 True\n"
     assert [span.status for span in seen] == ["ok"] * 5
+
+
+def test_commands_that_exit(seen: CapturedSpans) -> None:
+    """An exit of click's or typer's that reports no failure is none; one with another code is an error."""
+    click, typer = pytest.importorskip("click"), pytest.importorskip("typer")
+    from click.testing import CliRunner
+    from typer.testing import CliRunner as TyperRunner
+
+    @click.command()
+    @click.argument("code", type=int)
+    @traced
+    def clicked(code: int) -> None:
+        click.get_current_context().exit(code)
+
+    app = typer.Typer()
+
+    @app.command()
+    @traced
+    def typed(code: int) -> None:
+        raise typer.Exit(code)
+
+    assert [CliRunner().invoke(clicked, [code]).exit_code for code in ("0", "2")] == [0, 2]
+    assert [TyperRunner().invoke(app, [code]).exit_code for code in ("0", "2")] == [0, 2]
+    assert [(span.status, span.error) for span in seen] == [("ok", None), ("error", "Exit: 2")] * 2
 
 
 async def test_fastapi(seen: CapturedSpans) -> None:

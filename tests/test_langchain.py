@@ -18,6 +18,7 @@ from langchain.agents import create_agent
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.documents import Document
+from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import HumanMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
@@ -424,6 +425,18 @@ async def test_an_exception_in_a_lambda(how: str, local: Path) -> None:
         chain.invoke(1) if how == "invoke" else await chain.ainvoke(1)
     assert caught.value is error
     assert tree(local) == "root block error\n  fail chain error\n"
+
+
+def test_an_exit_cuts_a_call_short(local: Path) -> None:
+    """Where the program exits in order while a model is asked, all that is around is ok, and the call isn't."""
+
+    class Stopped(FakeListChatModel):
+        def _call(self, *_: Any, **__: Any) -> str:
+            raise SystemExit(0)  # As a signal handler does.
+
+    with pytest.raises(SystemExit), traced("root"):
+        (RunnableLambda(str) | Stopped(responses=["Never."])).invoke("Hi")
+    assert tree(local) == "root block\n  RunnableSequence chain\n    Stopped llm error\n    str chain\n"
 
 
 @pytest.mark.parametrize("leave", ["timeout", "cancel"])
