@@ -904,7 +904,7 @@ def test_over_a_setter(seen: CapturedSpans) -> None:
         def double(self) -> int:
             return 2 * self.size
 
-        @traced  # type: ignore[prop-decorator]
+        @traced
         @double.setter
         def double(self, value: int) -> None:
             self.size = value // 2
@@ -1806,7 +1806,7 @@ async def test_async_tools(seen: CapturedSpans) -> None:
         """Tell the weather."""
         return f"{city} {current_span().name}"
 
-    above = traced("outside")(tool(below.coroutine.__wrapped__))  # type: ignore[union-attr]
+    above = traced("outside")(tool(below.coroutine.__wrapped__))
     assert await below.ainvoke({"city": "Rome"}) == "Rome inside"
     assert await above.ainvoke({"city": "Rome"}) == "Rome outside"
     assert above.name == "below"

@@ -353,7 +353,7 @@ class TestAnyValue:
 
         result = Encoder().jsonable([Text("a"), Number(1.5)])
         assert result == ["a", 1.5]
-        assert [type(item) for item in result] == [str, float]  # type: ignore[union-attr]
+        assert [type(item) for item in result] == [str, float]
 
     def test_a_dict_changed_meanwhile_is_read(self) -> None:
         """A mapping that another thread changes is recorded, never an error of ours."""

@@ -649,7 +649,7 @@ def test_undone_at_last(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("over")
     module.work = lambda: "worked"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "over", module)
-    original = module.work  # type: ignore[attr-defined]
+    original = module.work
     pltrace.instrument("over:work")
     with monkeypatch.context() as others:
         others.setattr(module, "work", lambda: "other")
@@ -657,7 +657,7 @@ def test_undone_at_last(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ConfigError, match="undo that first"):
             pltrace.instrument("over:work")
     pltrace.uninstrument("over:work")
-    assert module.work is original  # type: ignore[attr-defined]
+    assert module.work is original
 
 
 def test_a_class_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1106,11 +1106,11 @@ def test_message_history(local: Path) -> None:
     """A chain with a message history is recorded in its scope, and its history grows no recorded input."""
     history = InMemoryChatMessageHistory()
     with ScriptedOpenAI() as llm:
-        chain = RunnableWithMessageHistory(chat(llm), lambda session_id: history)  # type: ignore[arg-type]
+        chain = RunnableWithMessageHistory(chat(llm), lambda session_id: history)
         config: Any = {"configurable": {"session_id": "1"}}
         for number in range(3):
             with traced("turn", session="1"):
-                chain.invoke([("user", f"Hi {number}")], config)  # type: ignore[arg-type]
+                chain.invoke([("user", f"Hi {number}")], config)
     assert [len(call["input"]["messages"]) for call in calls(local)] == [1, 3, 5]
     assert {call["session"] for call in calls(local)} == {"1"}
 

@@ -294,7 +294,7 @@ def test_strange_token_counts(usage: Any) -> None:
             return ChatResult(generations=[ChatGeneration(message=message)])
 
     with capture_spans() as seen, traced("ask") as span:
-        Strange(responses=["a"]).invoke("Hi!", {"tags": [1, "b"]})  # type: ignore[list-item]
+        Strange(responses=["a"]).invoke("Hi!", {"tags": [1, "b"]})
         assert span.usage.requests in (0, 1)
     assert [request.tags for request in seen.requests] == [["1", "b"]]
 
