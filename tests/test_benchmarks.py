@@ -36,3 +36,11 @@ def test_one_command_measures_all_sections_and_writes_tables_and_a_plot(tmp_path
     for heading in ("Added to one operation", "p50 / p99 / worst", "bytes on disk", "While nobody switches it on"):
         assert heading in report
     assert (tmp_path / "added.svg").read_text().startswith("<svg ")
+
+
+def test_what_another_thread_costs_is_measured_too() -> None:
+    """`python -m tests.benchmarks.turns` prints a line for each length of another thread's turns."""
+    command = [sys.executable, "-m", "tests.benchmarks.turns", "--rounds", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr
+    assert [line.split("|")[1].strip() for line in done.stdout.splitlines()[2:]] == ["0", "0.2", "0.5", "1", "2", "4"]
