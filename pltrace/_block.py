@@ -72,6 +72,7 @@ class Block(Declaration):
             if span is not None:
                 if span is not scope:
                     detach(span)
+                span.entry = None  # A declaration made for this block alone needn't wait with it.
                 end(span, error)
         except Exception:
             failed("leaving a traced block")

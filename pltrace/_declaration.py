@@ -106,11 +106,8 @@ class Declaration:
         base = outer if outer is not None else run.scope if run is not None else _runtime.base()
         inherited = base.inherited
         recorder = inherited.recorder
-        parent: Any
-        if isinstance(base, ScopeSpan):  # Not by its properties, which are calls.
-            parent, above = base, (*base.above, base)
-        else:
-            parent, above = base.span, base.lineage
+        # Not by its property, which is a call.
+        parent: Any = base if isinstance(base, ScopeSpan) else base.span
         if run is not None and (outer is None or (run is not base.entered_in and not _descends(parent, run))):
             parent = run
         remote = self._parent
@@ -122,7 +119,7 @@ class Declaration:
             inherited = self._added_to(inherited, _runtime.library(module))
         scope = recorder.scope_type(
             name, kind, inherited, parent or None, parent.trace_bits if parent else recorder.new_trace_bits(),
-            recorder.new_span_bits(), recorder.now_ns(), above, outer, entry,
+            recorder.new_span_bits(), recorder.now_ns(), base, outer, entry,
         )  # fmt: skip
         if run is not None:
             scope.entered_in = run

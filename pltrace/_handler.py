@@ -193,7 +193,7 @@ class SpanHandler(BaseCallbackHandler):
                 if kind == "llm":
                     span.rendered = rendered_here()
                     for totals in scope.lineage_totals:
-                        totals.request_bits.append(span.span_bits)
+                        totals.begin(span.span_bits)
             if len(open_runs) >= _runs._MANY:
                 _runs.sweep()
             open_runs[key] = span

@@ -7,7 +7,7 @@ from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from pltrace._errors import ConfigError
-from pltrace._span import INERT_SPAN, RemoteSpan, Span, SpanKind
+from pltrace._span import INERT_SPAN, RemoteSpan, Span, SpanKind, keep_in_place
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -178,7 +178,11 @@ class Scope:
 
 
 class ScopeSpan(Span, Scope):
-    """The span of a block or call, and the scope of what runs inside it."""
+    """The span of a block or call, and the scope of what runs inside it.
+
+    Attributes:
+        base: The scope that it was derived from: `outer`, or where the context was lost, that of the run it is in.
+    """
 
     # Class-level defaults, as for `Span`: it is made on the caller's path.
     entered_in: Span | None = None
@@ -199,7 +203,7 @@ class ScopeSpan(Span, Scope):
         trace_bits: int,
         span_bits: int,
         started_at_ns: int,
-        above: tuple[Span, ...],
+        base: Scope,
         outer: Scope | None,
         entry: object,
     ) -> None:
@@ -211,7 +215,7 @@ class ScopeSpan(Span, Scope):
         self.trace_bits = trace_bits
         self.span_bits = span_bits
         self.started_at_ns = started_at_ns
-        self.above = above
+        self.base = base
         self.outer = outer
         self.entry = entry
 
@@ -220,11 +224,32 @@ class ScopeSpan(Span, Scope):
         """Itself: not an attribute, which would be a cycle."""
         return self
 
+    @property
+    def lineage(self) -> tuple[Span, ...]:
+        """The spans of the blocks and calls around what runs inside, outermost first, and itself."""
+        # Found when it is asked for: a tuple for each would be made on the caller's path, and wait with it.
+        within: list[Span] = []
+        scope: Scope = self
+        while isinstance(scope, ScopeSpan):
+            within.append(scope)
+            scope = scope.base
+        return (*scope.lineage, *reversed(within))
+
     def runs(self) -> dict[int, Span]:
         """Return `open_runs`, to be changed; one of its own from then on."""
         # In one step: two threads that come first at once get the same one.
         runs: dict[int, Span] = self.__dict__.setdefault("open_runs", {})
         return runs
+
+
+keep_in_place(
+    ScopeSpan,
+    (
+        "name", "kind", "inherited", "parent", "trace_bits", "span_bits", "started_at_ns", "base", "outer", "entry",
+        "token", "arguments", "closed", "status", "raw_output", "ended_at_ns", "added", "entered_in", "frame", "error",
+        "error_types", "left_early", "left_elsewhere", "raw_input", "output_is_set",
+    ),
+)  # fmt: skip
 
 
 class ScopeCopy(Scope):

@@ -19,6 +19,7 @@ from langchain_openai import ChatOpenAI
 
 import pltrace
 from pltrace import ConfigError, Span, bind, current_span, traced
+from tests.support.programs import run
 from tests.support.scripted_llm import ScriptedOpenAI
 from tests.support.traces import calls, chat, said, spans, the_span, tree
 
@@ -833,3 +834,44 @@ def test_a_carrier_inside_a_run(local: Path, llm: ScriptedOpenAI) -> None:
         RunnableLambda(near).invoke("go")
     metadata = next(span["metadata"] for span in spans(local) if span["kind"] == "llm")
     assert {key: metadata[key] for key in ("who", "far", "near")} == {"who": "far", "far": 1, "near": 1}
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="objects have their attributes in place since Python 3.11")
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="CPython's garbage collector")
+def test_a_span_has_no_dict(tmp_path: Path) -> None:
+    """A block that waits is one object for Python's garbage collector, a call two, with its arguments.
+
+    So it is whatever was traced first.
+    """
+    source = """
+import gc, sys
+import pltrace
+from pltrace import current_span, traced
+
+@traced
+def function(number):
+    kept.append(current_span())
+    return number
+
+def block(number):
+    with traced("block") as span:
+        kept.append(span)
+
+def grown_by(work):
+    before = len(gc.get_objects())
+    for number in range(100):
+        work(number)
+    assert pltrace.flush()
+    gc.collect()
+    return len(gc.get_objects()) - before
+
+kept = []
+pltrace.configure(store=sys.argv[1])
+for work in (block, function):
+    grown_by(block)
+    gc.collect()
+    print(grown_by(work))
+"""
+    blocks, calls = map(int, run(source, tmp_path, tmp_path / "traces.db").out.split())
+    assert blocks < 120
+    assert calls < 220
