@@ -13,6 +13,7 @@ OPENAI_BASE_URL points it at any other server that speaks OpenAI's protocol. It 
 """
 
 import os
+import sys
 
 from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
@@ -37,6 +38,8 @@ def with_traced() -> None:
 
 def main() -> None:
     """Run both."""
+    if not os.environ.get("OPENAI_API_KEY"):
+        sys.exit("OPENAI_API_KEY isn't set: this example asks a model of OpenAI's")
     drop_in()
     with_traced()
     if not pltrace.flush(timeout=10):

@@ -12,6 +12,7 @@ other server that speaks OpenAI's protocol. It needs `pip install langchain-open
 """
 
 import os
+import sys
 
 from langchain_openai import OpenAI
 
@@ -52,14 +53,13 @@ def with_traced() -> None:
 
 def main() -> None:
     """Run both."""
+    if not os.environ.get("OPENAI_API_KEY"):
+        sys.exit("OPENAI_API_KEY isn't set: this example asks a model of OpenAI's")
+    if not os.environ.get("PROMPTLAYER_API_KEY"):
+        sys.exit("PROMPTLAYER_API_KEY isn't set: this example gets a prompt from PromptLayer's registry")
     drop_in()
     with_traced()
-    if not pltrace.flush(timeout=10):
-        print("not delivered yet; the next process goes on with it")
-    elif os.environ.get("PROMPTLAYER_API_KEY"):
-        print("delivered")
-    else:
-        print("not delivered: PROMPTLAYER_API_KEY isn't set")
+    print("delivered" if pltrace.flush(timeout=10) else "not delivered yet; the next process goes on with it")
 
 
 if __name__ == "__main__":

@@ -45,6 +45,8 @@ def with_traced(model: GPT4All) -> None:
 
 def main() -> None:
     """Run both."""
+    if not os.path.isfile(MODEL):
+        sys.exit(f"There is no file {MODEL}: this example takes the path of a model, a GGUF file, as its argument")
     model = GPT4All(model=MODEL, max_tokens=512, n_predict=24, n_threads=1, device="cpu", allow_download=False)
     drop_in(model)
     with_traced(model)

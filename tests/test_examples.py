@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from textwrap import dedent
 
@@ -23,12 +24,12 @@ EXAMPLES = ROOT / "examples"
 NOWHERE = "http://127.0.0.1:9"
 
 
-def run(home: Path, *arguments: str | Path, **environment: str) -> str:
-    """Run a Python program with an empty home; give what it printed, after it ended well and complained of nothing."""
+def start(home: Path, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python program with an empty home to its end."""
     left_out = ("OPENAI_", "PYTEST_", "PYTHON")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
     quiet = {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "HOME": str(home)}
-    ended = subprocess.run(
+    return subprocess.run(
         [sys.executable, *map(str, arguments)],
         env={**kept, **quiet, **environment},
         cwd=home,
@@ -39,6 +40,11 @@ def run(home: Path, *arguments: str | Path, **environment: str) -> str:
         timeout=90,
         check=False,
     )
+
+
+def run(home: Path, *arguments: str | Path, **environment: str) -> str:
+    """Run a Python program with an empty home; give what it printed, after it ended well and complained of nothing."""
+    ended = start(home, *arguments, **environment)
     assert ended.returncode == 0, ended.stderr
     assert "pltrace" not in ended.stderr.replace(str(ROOT), "").replace(str(home), ""), ended.stderr
     return ended.stdout
@@ -158,6 +164,32 @@ def test_chat_openai_delivers_in_both_ways(tmp_path: Path, promptlayer: PromptLa
     ]
     assert promptlayer.tree() == [("ChatOpenAI", []), ("joke", [("ChatOpenAI", [])])]
     assert out.endswith("delivered\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "environment", "missing"),
+    [
+        ("chat_openai.py", {}, "OPENAI_API_KEY isn't set: this example asks a model of OpenAI's"),
+        ("full_featured.py", {}, "OPENAI_API_KEY isn't set: this example asks a model of OpenAI's"),
+        (
+            "full_featured.py",
+            {"OPENAI_API_KEY": "none"},
+            "PROMPTLAYER_API_KEY isn't set: this example gets a prompt from PromptLayer's registry",
+        ),
+        (
+            "gpt4all_local.py",
+            {},
+            "There is no file ./models/gpt4all-model.gguf: this example takes the path of a model, a GGUF file, as its "
+            "argument",
+        ),
+    ],
+)
+def test_what_is_missing_is_said(name: str, environment: dict[str, str], missing: str, tmp_path: Path) -> None:
+    """Without its key or model, an example says what it needs in one line, and fails."""
+    if name == "gpt4all_local.py" and find_spec("langchain_community") is None:
+        pytest.skip("needs langchain-community: pip install 'pltrace[examples]'")
+    ended = start(tmp_path, "-W", "ignore", EXAMPLES / name, **environment)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", missing + "\n")
 
 
 @pytest.mark.parametrize("enabled", ["", "1"], ids=["off", "local"])
