@@ -22,7 +22,7 @@ from tests.support.http_double import HANG, Fault, on
 from tests.support.llm_server import LlamaServer
 from tests.support.promptlayer_server import PromptLayerServer
 from tests.support.scripted_llm import ApiError, Reply, ScriptedOpenAI
-from tests.support.traces import chat, drawn, said
+from tests.support.traces import chat, drawn, said, timeout_of_its_own
 
 Deliver = Callable[..., None]
 
@@ -38,7 +38,7 @@ class Program:
 
     def __init__(self, server: LlamaServer) -> None:
         self.seen: list[tuple[str, int, str]] = []
-        self.model = chat(server, max_tokens=4, stream_usage=True)
+        self.model = chat(server, max_tokens=4, stream_usage=True, timeout=timeout_of_its_own())
         self.forced = chat(server).bind_tools([weather], tool_choice="any", parallel_tool_calls=False)
         self.chain = ChatPromptTemplate.from_template("{text}") | self.model | StrOutputParser()
 

@@ -39,7 +39,12 @@ def _timeout() -> float:
         loop = asyncio.get_running_loop()
     except RuntimeError:
         return 60.0
-    return _timeouts.setdefault(loop, 60.0 + next(_counter))
+    return _timeouts.setdefault(loop, timeout_of_its_own())
+
+
+def timeout_of_its_own() -> float:
+    """Gives a timeout that no other model has, for one that is made outside the event loop it is used in."""
+    return 60.0 + next(_counter)
 
 
 def _address(server: Any) -> str:
