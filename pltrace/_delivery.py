@@ -14,6 +14,7 @@ from pltrace._pace import Pace
 from pltrace._rows import ReadSpan
 from pltrace._search import PoisonSearch
 from pltrace._silence import be_silent
+from pltrace._suspicion import Suspicion
 
 __all__ = ["DeliveryWorker", "OperationWorker"]
 
@@ -143,6 +144,7 @@ class DeliveryWorker(Worker):
         """Start afresh, as in the child of a fork."""
         super().forked()
         self._batch: list[ReadSpan] = []  # What a retry sends again: the same spans, so the same bytes.
+        self._suspicion = Suspicion()
         self._refused_in_a_row, self._took_some = 0, False
         self._witness = 0  # Spans up to this number are refused for what is in them: a newer one was taken since.
 
@@ -157,29 +159,63 @@ class DeliveryWorker(Worker):
         if self._outbox.lease.adopt():
             self.adopted()
         while not self.pace.pausing:
-            batch = self._batch or self._outbox.claim(self.exporter.name, MOST_SPANS, MOST_BYTES)
+            batch = (
+                self._batch or self._suspicion.next() or self._outbox.claim(self.exporter.name, MOST_SPANS, MOST_BYTES)
+            )
             if not batch:
-                self._witness = 0
+                self._witness, self._suspicion = 0, Suspicion()
                 self.pace.finished()
                 return
             if any(span.uncertain for span in batch):
                 batch = batch[:_MOST_UNCERTAIN]
             self._batch, self._took_some = batch, False
             try:
-                result = self._send(batch)
-                if result.outcome == "rejected":
-                    result = self._without_poison(batch, result)
+                result = self._try_another(batch) or self._try(batch)
             except Exception:
-                self._batch = []  # It may have arrived, and the store failed to take note: it knows that it may have.
+                # It may have arrived, and the store failed to take note: it knows that it may have.
+                self._batch, self._suspicion = [], Suspicion()
                 raise
             if result.outcome != "delivered":
                 if self._took_some:  # In the middle of a search for what is refused: the other side works.
                     self.pace.succeeded()
                 self.pace.back_off(result)
                 return
-            self._batch = []
             self.pace.succeeded()
             self._outbox.lease.renew()
+
+    def _try(self, batch: list[ReadSpan]) -> ExportResult:
+        """Send a batch, without what is refused of it."""
+        if self._suspicion.wants_another:  # And there is none.
+            self._batch = batch = self._suspicion.narrowed(batch, None)
+        result = self._send(batch)
+        if result.outcome == "rejected":
+            result = self._without_poison(batch, result)
+        if result.outcome == "delivered":
+            self._batch = []
+            self._suspicion.settled()
+        else:
+            self._suspicion.failed(result)
+        return result
+
+    def _try_another(self, batch: list[ReadSpan]) -> ExportResult | None:
+        """Send a span from behind a batch that the backend fails at, if it is time for that and there is one."""
+        if not self._suspicion.wants_another:
+            return None
+        # One that comes soon: else an outage leaves spans that may have arrived all over a long queue.
+        doubtful = self._suspicion.doubtful
+        another = self._outbox.another(self.exporter.name, batch[-1].seq, MOST_SPANS, doubtful)
+        if another is None or (len(batch) > 1 and another.seq in doubtful):
+            return None
+        result = self._send([another])
+        if not self._took_some:
+            self._suspicion.another_failed(another)
+            return result
+        self._batch = self._suspicion.narrowed(batch, another)
+        if self._suspicion.verdict:
+            self._set_aside(batch, {batch[0].seq: self._suspicion.verdict})
+            self._batch = []
+            self._suspicion.settled()
+        return result
 
     def _send(self, batch: Sequence[ReadSpan]) -> ExportResult:
         """Send spans, and write down what became of them."""
@@ -240,7 +276,8 @@ class DeliveryWorker(Worker):
         self._witness = max(self._witness, search.witness)
         if not search.taken:
             self._refused_in_a_row += len(search.poison)
-        self._batch = []  # What is left of it is claimed again.
+        if not result.suspect:  # Else it is narrowed down, and what of it isn't pending any more isn't sent.
+            self._batch = []  # What is left of it is claimed again.
         self._set_aside(
             [span for span, _ in search.poison.values()], {seq: reason for seq, (_, reason) in search.poison.items()}
         )

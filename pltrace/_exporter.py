@@ -36,6 +36,8 @@ class ExportResult:
         refused: Spans that were refused though the batch was delivered: span id → reason.
         retry_after_s: How long the backend asked to wait.
         uncertain: The batch was sent and no whole answer came: it may have been taken.
+        suspect: With `retry`: the backend answered that it failed at the batch. If it does so every time, and takes
+            others, spans of the batch are set aside; that it can't be reached, or doesn't answer, says nothing of them.
     """
 
     outcome: Literal["delivered", "retry", "rejected", "unauthorized"]
@@ -44,6 +46,7 @@ class ExportResult:
     refused: Mapping[str, str] = field(default_factory=dict)
     retry_after_s: float | None = None
     uncertain: bool = False
+    suspect: bool = False
 
 
 @runtime_checkable

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pltrace._database import TOO_LARGE, Database
@@ -166,6 +167,20 @@ class Outbox:
                 (exporter, self.lease.owner, beyond),
             ).fetchone()
             found = [] if row is None else read_spans(connection, {row[0]: row[1]}, self._database.files)
+        return found[0] if found else None
+
+    def another(self, exporter: str, beyond: int, most: int, doubtful: Collection[int]) -> ReadSpan | None:
+        """Return any of the `most` oldest pending spans of this process with a number beyond another's, or None.
+
+        One of the doubtful, beside which so many are looked at, only if there are no others.
+        """
+        with self._database.reading() as connection:
+            waiting = pending(connection, exporter, self.lease.owner, most + len(doubtful))
+            others = [seq for seq in waiting if seq > beyond]
+            if not others:
+                return None
+            seq = random.choice([seq for seq in others if seq not in doubtful] or others)
+            found = read_spans(connection, {seq: waiting[seq]}, self._database.files)
         return found[0] if found else None
 
     def is_pending(self, exporter: str, up_to: int) -> bool:

@@ -200,8 +200,9 @@ def _refusal(answer: Answer) -> ExportResult:
         return ExportResult("rejected", reason)
     # A server that fails may do so after it took the batch, and a gateway can't know: asking costs little, a call that
     # is logged twice can't be taken back.
-    uncertain = answer.status >= 500 or answer.status == 408
-    return ExportResult("retry", reason, retry_after_s=answer.retry_after_s(), uncertain=uncertain)
+    failed = answer.status >= 500
+    uncertain = failed or answer.status == 408
+    return ExportResult("retry", reason, retry_after_s=answer.retry_after_s(), uncertain=uncertain, suspect=failed)
 
 
 def _message(answer: Answer) -> str:

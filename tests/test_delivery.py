@@ -194,13 +194,13 @@ def test_sent_again_after_a_closed_connection(deliver: Deliver, promptlayer: Pro
 def test_new_spans_do_not_change_a_batch_that_is_tried_again(deliver: Deliver, promptlayer: PromptLayerServer) -> None:
     """What is recorded during an outage goes into later batches; the failed one is sent again as it was."""
     deliver()
-    promptlayer.fail_next(3, 503, path="/spans-bulk")
+    promptlayer.fail_next(2, 503, path="/spans-bulk")
     record("first")
     assert not pltrace.flush()
     record("second")
     recover()
     assert arrived(promptlayer) == ["first", "second"]
-    assert len({post.sha256 for post in promptlayer.posts[:4]}) == 1
+    assert len({post.sha256 for post in promptlayer.posts[:3]}) == 1
     assert len({post.span_ids for post in promptlayer.posts}) == 2
 
 
@@ -468,6 +468,205 @@ def test_closed_trace(
     reasons = {row["error"] for row in rows(store, "SELECT error FROM deliveries WHERE state = 2")}
     assert reasons == {"PromptLayer refused it: trace_closed"}
     assert "trace_closed" in caplog.text
+
+
+# When PromptLayer fails at a span every time.
+
+
+def insist(tries: int = 300) -> None:
+    """Flushes until nothing is left; each flush cuts a back-off short."""
+    assert any(pltrace.flush(0.1) for _ in range(tries))
+
+
+def fail_at(server: PromptLayerServer, fault: Fault, *poison: str) -> None:
+    """Gives all posts with one of these spans a fault."""
+
+    def rule(request: Any) -> Fault | None:
+        if request.path != "/spans-bulk":
+            return None
+        return fault if any(span["name"] in poison for span in request.json()["spans"]) else None
+
+    server.faults.append(rule)
+
+
+@pytest.mark.parametrize("status", [500, 503, 504])
+@pytest.mark.parametrize("place", [0, 31, 63])
+def test_a_span_that_promptlayer_fails_at(
+    deliver: Deliver,
+    promptlayer: PromptLayerServer,
+    store: Path,
+    caplog: pytest.LogCaptureFixture,
+    status: int,
+    place: int,
+) -> None:
+    """A span that is answered 5xx every time costs only itself: while others are taken, it is set aside, and told."""
+    fail_at(promptlayer, Fault(status=status), "poison")
+    deliver()
+    names = [f"span-{number:02}" for number in range(90)]
+    names.insert(place, "poison")
+    record(*names)
+    insist()
+    states = deliveries(store)
+    assert states.pop("poison") == "quarantined"
+    assert set(states.values()) == {"delivered"}
+    assert arrived(promptlayer) == sorted(set(names) - {"poison"})
+    (reason,) = rows(store, "SELECT error FROM deliveries WHERE state = 2")
+    assert reason["error"] == (
+        f"answered {status}: The test asked for this fault. (5 times to this span alone, and took another one after "
+        "each)"
+    )
+    (warning,) = [warning for warning in warnings(caplog) if "quarantine" in warning]
+    assert f"answered {status}" in warning
+    assert "doctor" in warning
+    # A batch of all, three of 20, halves of these, the span alone: no more, whoever hurries.
+    failed = [post for post in promptlayer.posts if post.status == status]
+    assert len(failed) <= 1 + 3 + math.ceil(math.log2(20)) + 5
+
+
+def test_calls_around_one_that_promptlayer_fails_at(
+    deliver: Deliver, promptlayer: PromptLayerServer, store: Path
+) -> None:
+    """Who waits for the id of such a call is told that none comes; all other calls are logged, once each."""
+    deliver()
+    spans = [ask(f"ask-{number:02}") for number in range(10)]
+    (bad,) = spans[3].requests
+
+    def fail(request: Any) -> Fault | None:
+        return Fault(status=500) if bad.span_id in request.span_ids else None
+
+    promptlayer.faults.append(fail)
+    insist()
+    assert bad.wait(0.0) is None
+    assert Counter(row["state"] for row in rows(store, "SELECT state FROM deliveries")) == {1: 19, 2: 1}
+    assert promptlayer.duplicate_request_logs == 0
+    assert len(promptlayer.request_logs) == 9
+
+
+def test_promptlayer_fails_at_several_spans(deliver: Deliver, promptlayer: PromptLayerServer, store: Path) -> None:
+    """Such spans are all found, though there are more of them than others, one of which PromptLayer refuses."""
+    poison = {"span-0", "span-1", "span-4", "span-5", "span-6", "span-9"}
+    promptlayer.poison(lambda name: name == "span-7")
+    fail_at(promptlayer, Fault(status=500), *poison)
+    deliver()
+    record(*[f"span-{number}" for number in range(10)])
+    for number in range(300):  # A program that goes on.
+        record(f"late-{number:03}")
+        if pltrace.flush(0.1):
+            break
+    states = deliveries(store)
+    assert {name for name, state in states.items() if state == "quarantined"} == poison | {"span-7"}
+    assert set(states.values()) == {"quarantined", "delivered"}
+
+
+def test_promptlayer_fails_at_most_of_what_waits(deliver: Deliver, promptlayer: PromptLayerServer, store: Path) -> None:
+    """Spans that PromptLayer fails at don't make one another last when others are rare: each is found."""
+    promptlayer.poison(lambda name: name.startswith("poison"), 500)
+    deliver()
+    record("poison-1", "poison-2")
+    for number in range(200):
+        if number % 4 == 0:
+            record(f"late-{number:03}")
+        if pltrace.flush(0.1):
+            break
+    states = deliveries(store)
+    assert (states.pop("poison-1"), states.pop("poison-2")) == ("quarantined", "quarantined")
+    assert set(states.values()) == {"delivered"}
+
+
+def test_promptlayer_stores_a_span_and_fails_every_time(
+    deliver: Deliver, promptlayer: PromptLayerServer, store: Path
+) -> None:
+    """A span that is there, whatever was answered, is delivered and not set aside."""
+    fail_at(promptlayer, Fault(status=500, store=True), "FakeListChatModel")
+    deliver()
+    for number in range(10):
+        ask(f"ask-{number}")
+    insist()
+    assert set(deliveries(store).values()) == {"delivered"}
+    assert len(promptlayer.request_logs) == 10
+    assert promptlayer.duplicate_request_logs == 0
+
+
+@pytest.mark.parametrize("path", ["/spans-bulk", "/"])
+@pytest.mark.parametrize("count", [1, 7, 300])
+def test_promptlayer_fails_at_everything(
+    deliver: Deliver, promptlayer: PromptLayerServer, store: Path, path: str, count: int
+) -> None:
+    """While PromptLayer fails at all it gets, nothing is set aside, a try is one post, and all arrives later."""
+    promptlayer.faults.append(on(path, Fault(status=500)))
+    deliver()
+    record(*[f"span-{number:03}" for number in range(count)])
+    tries = 25
+    for number in range(tries):
+        assert not pltrace.flush()
+        record(f"late-{number:02}")
+    assert set(deliveries(store).values()) == {"pending"}
+    assert len(promptlayer.posts) <= tries + 1  # The first went out before anybody hurried.
+    assert len(promptlayer.requests) <= (tries + 1) * (1 + 20)
+    promptlayer.faults.clear()
+    insist()
+    assert set(deliveries(store).values()) == {"delivered"}
+    assert len(promptlayer.spans) == count + tries
+    assert (
+        max(Counter(span_id for post in promptlayer.posts if post.handled for span_id in post.span_ids).values()) == 1
+    )
+
+
+@pytest.mark.parametrize("names", [["only"], ["first", "second", "third"]], ids=["one", "three"])
+def test_promptlayer_fails_at_the_only_spans_there_are(
+    deliver: Deliver, promptlayer: PromptLayerServer, store: Path, names: list[str]
+) -> None:
+    """When nothing else is there to show whether PromptLayer works, nobody is blamed, and all arrives later."""
+    promptlayer.faults.append(on("/spans-bulk", Fault(status=500)))
+    deliver()
+    record(*names)
+    for _ in range(25):
+        assert not pltrace.flush()
+    assert set(deliveries(store).values()) == {"pending"}
+    promptlayer.faults.clear()
+    assert pltrace.flush()
+    assert arrived(promptlayer) == names
+
+
+def test_promptlayer_fails_at_others_too_now_and_then(
+    deliver: Deliver, promptlayer: PromptLayerServer, store: Path
+) -> None:
+    """While PromptLayer fails at one of three other posts, a span that it fails at every time isn't blamed."""
+    others = 0
+
+    def fail(request: Any) -> Fault | None:
+        nonlocal others
+        if request.path != "/spans-bulk":
+            return None
+        if any(span["name"] == "poison" for span in request.json()["spans"]):
+            return Fault(status=500)
+        others += 1
+        return Fault(status=500) if others % 3 == 0 else None
+
+    promptlayer.faults.append(fail)
+    deliver()
+    record("poison")
+    for number in range(40):  # A program that goes on.
+        record(f"span-{number:02}")
+        pltrace.flush(0.1)
+    assert others >= 12
+    assert deliveries(store)["poison"] == "pending"
+    promptlayer.faults.clear()
+    insist()
+    assert set(deliveries(store).values()) == {"delivered"}
+
+
+@pytest.mark.parametrize("fault", [CLOSE, Fault(status=408), Fault(status=429)], ids=["closed", "408", "429"])
+def test_what_is_not_put_down_to_a_span(
+    deliver: Deliver, promptlayer: PromptLayerServer, store: Path, fault: Fault
+) -> None:
+    """A lost connection, a timeout or a limit says nothing of the spans: however often it comes, nobody is blamed."""
+    fail_at(promptlayer, fault, "span-00")
+    deliver()
+    record(*[f"span-{number:02}" for number in range(10)])
+    for _ in range(30):
+        assert not pltrace.flush()
+    assert set(deliveries(store).values()) == {"pending"}
 
 
 # When nobody knows whether it was taken.

@@ -49,6 +49,7 @@ RANKS = {
     "_encoding._leaves": 1,
     "_pace": 1,
     "_search": 2,
+    "_suspicion": 2,
     "_wire": 6,
     "_store_file": 1,
     "_blueprint._server_tools": 2,

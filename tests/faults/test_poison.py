@@ -148,6 +148,22 @@ def test_poison_on_and_off(deliver: Deliver, promptlayer: PromptLayerServer, sto
     balance(store, 100)
 
 
+def test_promptlayer_fails_at_some(deliver: Deliver, promptlayer: PromptLayerServer, store: Path) -> None:
+    """Spans that PromptLayer fails at every time cost only themselves, whatever is recorded meanwhile."""
+    promptlayer.poison(lambda name: name.startswith("poison"), 500)
+    deliver()
+    record(*[f"{'poison' if number % 10 == 0 else 'good'}-{number:03}" for number in range(50)])
+    late = 0
+    while states(store)["poison quarantined"] < 5 and late < 500:
+        record(f"good-late-{late:03}")
+        late += 1
+        pltrace.flush(0.1)
+    assert pltrace.flush(30.0)
+    assert states(store) == {"good delivered": 45 + late, "poison quarantined": 5}
+    assert set(taken(promptlayer).values()) == {1}
+    balance(store, 50 + late)
+
+
 def test_what_was_asked_of_a_refused_call(
     deliver: Deliver, promptlayer: PromptLayerServer, store: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
