@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import os
 import sqlite3
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -69,6 +70,8 @@ class Checkpoints:
         """
         now = time.monotonic()
         if now < self._look_at and not at_once:
+            return
+        if sys.is_finalizing():  # The log isn't looked at: the function `open` is gone before the last finalizers run.
             return
         self._look_at = now + _LOOK_EVERY_S
         most = int(max(min(MOST_WAL_BYTES, self._room.left(path) * _PART_OF_ROOM), _FEWEST_WAL_BYTES))

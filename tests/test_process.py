@@ -123,6 +123,19 @@ def test_begins_at_the_end(tmp_path: Path, settings: dict[str, object], store: P
     assert Counter(stored(store)) == once("late")
 
 
+def test_ends_with_a_finalizer(tmp_path: Path, store: Path) -> None:
+    """What a finalizer records when the interpreter is already taken apart is on disk, and nothing is warned of."""
+    program = run(
+        RECORDS
+        + "pltrace.configure(store=sys.argv[1])\n"
+        + "class Late:\n    def __del__(self): call(1)\nkept = Late()",
+        tmp_path,
+        store,
+    )
+    assert (program.code, program.out, program.err) == (0, "", "")
+    assert stored(store) == ["call"]
+
+
 @pytest.mark.parametrize(
     ("end", "code"),
     [
