@@ -187,6 +187,7 @@ def _sync(options: argparse.Namespace) -> int:
     path = _path(options)
     if _config.load().api_key is None:
         raise StoreError("There is nowhere to deliver to: set PROMPTLAYER_API_KEY")
+    _queries.check_place(path)
     _runtime.configure(enabled=True, store=path)
     deadline = time.monotonic() + options.timeout
     while True:

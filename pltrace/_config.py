@@ -233,12 +233,14 @@ def _place(given: object, text: str | None) -> Path | Literal["memory", "off"]:
     if not isinstance(value, (str, os.PathLike)) or not os.fspath(value) or _is_no_path(str(value)):
         raise ConfigError(f'{name}={value!r}: expected a file path, "memory" or "off"')
     try:
-        path = Path(os.fsdecode(value)).expanduser()
+        path = Path(os.fsdecode(value)).expanduser().absolute()
     except RuntimeError as error:
         raise ConfigError(f"{name}={value!r}: expected a file path: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{name}={value!r}: expected an absolute path: the current folder is gone") from error
     if os.path.isdir(path):  # Not `Path.is_dir`, which raises where it may not look.
         raise ConfigError(f"{name}={value!r}: expected a file path, and this is a folder")
-    return path.absolute()
+    return path
 
 
 def _is_no_path(text: str) -> bool:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
+import stat
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pltrace._database import SCHEMA_VERSION
 from pltrace._errors import StoreError
 from pltrace._rows import SPANS, record_from
+from pltrace._store_file import check_ours
 
-__all__ = ["TraceSummary", "latest_traces", "matching_traces", "store_state", "trace_records"]
+__all__ = ["TraceSummary", "check_place", "latest_traces", "matching_traces", "store_state", "trace_records"]
 
 
 class TraceSummary(NamedTuple):
@@ -45,21 +46,37 @@ GROUP BY trace_id ORDER BY max(seq) DESC LIMIT ?
 """
 
 
+def check_place(path: Path) -> bool:
+    """Return whether there is a file, without opening it: SQLite would wait for who writes into a pipe.
+
+    Raises:
+        StoreError: Something else is there, or nothing can be.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        reason = error.strerror
+    else:
+        if stat.S_ISREG(mode):
+            return True
+        reason = "it is not a regular file"
+    raise StoreError(f"Can't use the store {str(path)!r}: {reason}; set another path with PLTRACE_STORE")
+
+
 @contextmanager
 def _reading(path: Path) -> Iterator[sqlite3.Connection]:
-    if not path.exists():
-        raise StoreError(f"There is no store {str(path)!r}: nothing has been traced into it yet")
+    nothing = f"There is no store {str(path)!r}: nothing has been traced into it yet"
+    if not check_place(path):
+        raise StoreError(nothing)
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5.0)) as connection:
             connection.row_factory = sqlite3.Row
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version != SCHEMA_VERSION:
-                raise StoreError(
-                    f"Can't read the store {str(path)!r}: its schema version is {version} and this pltrace knows "
-                    f"{SCHEMA_VERSION}"
-                )
+            if check_ours(connection) == 0:
+                raise StoreError(nothing)
             yield connection
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OSError) as error:
         raise StoreError(f"Can't read the store {str(path)!r}: {error}") from error
 
 

@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pltrace._errors import StoreError
 from pltrace._health import warn_once
 
 __all__ = [
-    "BUSY_TIMEOUT_MS", "MOST_WAL_BYTES", "SCHEMA_VERSION", "close_quickly", "identity", "opened_beside", "opened_file",
-    "opened_memory", "set_aside",
+    "BUSY_TIMEOUT_MS", "MOST_WAL_BYTES", "SCHEMA_VERSION", "check_ours", "close_quickly", "identity", "opened_beside",
+    "opened_file", "opened_memory", "set_aside",
 ]  # fmt: skip
 
 _SUFFIXES = (".db", ".sqlite", ".sqlite3")
@@ -153,8 +152,7 @@ def opened_file(path: Path) -> sqlite3.Connection:
     """Return a connection to the file, which is made if there is none and replaced if it is damaged.
 
     Raises:
-        StoreError: The file was written by a newer version, or is another program's.
-        OSError: It can't be made, or isn't ours.
+        OSError: It can't be made, isn't ours, or was written by a newer version.
         sqlite3.Error: It can't be used, or not now.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -175,10 +173,7 @@ def opened_file(path: Path) -> sqlite3.Connection:
             if isinstance(error, sqlite3.OperationalError):
                 raise
             if not _may_be_ours(path):
-                raise StoreError(
-                    f"Can't use the store {str(path)!r}: it is a file of another kind; set another path with "
-                    "PLTRACE_STORE"
-                ) from error
+                raise OSError("it is a file of another kind; set another path with PLTRACE_STORE") from error
             _move_aside(path, error)
             _create_private(path)
             return _prepared(path)
@@ -283,16 +278,16 @@ def _connect(path: str) -> sqlite3.Connection:
 def _prepared(path: Path) -> sqlite3.Connection:
     connection = _connect(str(path))
     try:
-        _prepare(connection, path)
+        _prepare(connection)
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+def _prepare(connection: sqlite3.Connection) -> None:
     """Set up the connection, and the file if it is new; one that isn't ours to write is left as it is."""
-    is_new = _check_ours(connection, path) == 0
+    is_new = check_ours(connection) == 0
     if is_new:
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # Pruning gives space back.
     for pragma in (
@@ -326,8 +321,13 @@ def _make(connection: sqlite3.Connection) -> None:
         raise
 
 
-def _check_ours(connection: sqlite3.Connection, path: Path) -> int:
-    """Return the schema's version, 0 for a new file; raise `StoreError` if it is newer, or another program's."""
+def check_ours(connection: sqlite3.Connection) -> int:
+    """Return the version of the file's schema, 0 for a new file.
+
+    Raises:
+        OSError: It is another program's, or of a newer version.
+        sqlite3.Error: It is damaged or of an older version, or can't be read now.
+    """
     connection.execute("BEGIN")  # One look: another process may be making the file.
     try:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -336,16 +336,13 @@ def _check_ours(connection: sqlite3.Connection, path: Path) -> int:
     finally:
         connection.execute("ROLLBACK")
     if application != APPLICATION_ID and (application or version or tables):
-        raise StoreError(
-            f"Can't use the store {str(path)!r}: it is a database of another program; set another path with "
-            "PLTRACE_STORE"
-        )
+        raise OSError("it is a database of another program; set another path with PLTRACE_STORE")
     if 0 < version < SCHEMA_VERSION:
         raise sqlite3.DatabaseError("it is of a version before the first release")
     if version > SCHEMA_VERSION:
-        raise StoreError(
-            f"Can't use the store {str(path)!r}: its schema version is {version} and this pltrace knows "
-            f"{SCHEMA_VERSION}; upgrade pltrace, or set another path with PLTRACE_STORE"
+        raise OSError(
+            f"its schema version is {version} and this pltrace knows {SCHEMA_VERSION}; upgrade pltrace, or set another "
+            "path with PLTRACE_STORE"
         )
     return int(version)
 

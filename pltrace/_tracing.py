@@ -333,7 +333,7 @@ class Tracing:
             uncertain,
         )
         for _ in range(2):  # The first try may find the disk full, and give up the reserve.
-            with suppress(STORE_TROUBLE, StoreError):
+            with suppress(STORE_TROUBLE, OSError, StoreError):
                 if self._full_disk is not None:
                     Store(path).write(Rows(), counts={"dropped_at_exit": more}, patience_s=_WRITING_S)
                     break

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +218,141 @@ def test_a_damaged_file(tmp_path: Path) -> None:
     assert program.err.startswith("pltrace: Can't read the store")
     assert program.err.count("\n") == 1
     assert path.read_bytes() == b"This is no database. " * 500
+
+
+def _pipe(folder: Path) -> Path:
+    os.mkfifo(folder / "traces.db")
+    return folder / "traces.db"
+
+
+def _socket(folder: Path) -> Path:
+    path = folder / "traces.db"
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(os.path.relpath(path))  # A socket's path may have a hundred characters.
+    return path
+
+
+def _device(folder: Path) -> Path:
+    return Path("/dev/zero")
+
+
+def _long_name(folder: Path) -> Path:
+    return folder / ("n" * 300)
+
+
+def _through_a_file(folder: Path) -> Path:
+    (folder / "file").write_text("")
+    return folder / "file" / "traces.db"
+
+
+def _link_to_itself(folder: Path) -> Path:
+    (folder / "traces.db").symlink_to("traces.db")
+    return folder / "traces.db"
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (_pipe, "it is not a regular file"),
+        (_socket, "it is not a regular file"),
+        (_device, "it is not a regular file"),
+        (_long_name, "File name too long"),
+        (_through_a_file, "Not a directory"),
+        (_link_to_itself, "Too many levels of symbolic links"),
+    ],
+)
+@pytest.mark.parametrize("command", [["ls"], ["show", "latest"], ["sync"]])
+def test_no_place_for_a_store(tmp_path: Path, command: list[str], make: Callable[[Path], Path], reason: str) -> None:
+    """A path where no store can be is told in one line, with the reason and the remedy; nothing is waited for."""
+    path = make(tmp_path)
+    program = module(
+        *command, PLTRACE_STORE=path, PROMPTLAYER_API_KEY="pl_1", PROMPTLAYER_BASE_URL="http://127.0.0.1:9"
+    )
+    assert (program.code, program.out) == (1, "")
+    assert program.err == f"pltrace: Can't use the store {str(path)!r}: {reason}; set another path with PLTRACE_STORE\n"
+
+
+@pytest.mark.parametrize("make", [_pipe, _long_name])
+def test_doctor_with_no_place_for_a_store(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    """`doctor` says of such a path what is the matter with it, among all the rest."""
+    path = make(tmp_path)
+    found = json.loads(done(module("doctor", "--json", "--store", path)))
+    assert found["store"]["path"] == str(path)
+    assert "Can't use the store" in found["store"]["error"]
+
+
+def test_a_folder_that_cannot_be_entered(tmp_path: Path) -> None:
+    """A store in a folder that the user may not enter is told in one line."""
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0)
+    program = run(
+        """
+        import os, sys
+        from pltrace._cli import main
+        if os.getuid() == 0:  # Who may enter any folder.
+            os.setuid(65534)
+        sys.exit(main(["ls", "--store", sys.argv[1]]))
+        """,
+        tmp_path,
+        folder / "traces.db",
+    )
+    assert (program.code, program.out) == (1, "")
+    assert "Permission denied; set another path" in program.err
+    assert program.err.count("\n") == 1
+
+
+def test_a_current_folder_that_is_gone(tmp_path: Path) -> None:
+    """Where the current folder was deleted, a path that isn't absolute is told in one line."""
+    program = run(
+        """
+        import os, sys
+        from pltrace._cli import main
+        os.mkdir(sys.argv[1])
+        os.chdir(sys.argv[1])
+        os.rmdir(sys.argv[1])
+        sys.exit(main(["ls", "--store", "traces.db"]))
+        """,
+        tmp_path,
+        tmp_path / "gone",
+    )
+    assert (program.code, program.out) == (1, "")
+    assert program.err == "pltrace: store='traces.db': expected an absolute path: the current folder is gone\n"
+
+
+@pytest.mark.parametrize("settings", ["", "PRAGMA application_id = 7; PRAGMA user_version = 2"])
+def test_a_database_of_another_program(tmp_path: Path, settings: str) -> None:
+    """Another program's database is told as such, whatever version it bears, and left as it is."""
+    path = tmp_path / "customers.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(f"CREATE TABLE customers (x); {settings}")
+    before = path.read_bytes()
+    program = module("ls", "--store", path)
+    assert (program.code, program.out) == (1, "")
+    assert program.err == (
+        f"pltrace: Can't read the store {str(path)!r}: it is a database of another program; set another path with "
+        "PLTRACE_STORE\n"
+    )
+    assert path.read_bytes() == before
+
+
+def test_a_store_of_a_newer_version(tmp_path: Path) -> None:
+    """A store of a newer version is told in one line, with both versions and the remedy."""
+    path = tmp_path / "traces.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript("CREATE TABLE t (x); PRAGMA user_version = 99; PRAGMA application_id = 0x706C7472")
+    program = module("ls", "--store", path)
+    assert (program.code, program.out) == (1, "")
+    assert "its schema version is 99 and this pltrace knows" in program.err
+    assert "upgrade pltrace" in program.err
+
+
+def test_an_empty_file(tmp_path: Path) -> None:
+    """An empty file is a store that nothing has been traced into."""
+    path = tmp_path / "traces.db"
+    path.touch()
+    program = module("ls", "--store", path)
+    assert (program.code, program.out) == (1, "")
+    assert "nothing has been traced into it yet" in program.err
 
 
 def _control_characters(text: str) -> set[str]:

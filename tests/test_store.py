@@ -264,6 +264,25 @@ def test_somebody_elses_file(tmp_path: Path, caplog: pytest.LogCaptureFixture, m
     assert "memory" in warning
 
 
+def test_becomes_somebody_elses_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A store that a newer version took the place of while it was in use: one warning, which says it once."""
+    path = tmp_path / "traces.db"
+    pltrace.configure(store=path)
+    record("before")
+    assert pltrace.flush(10.0)
+    _newer(tmp_path / "newer.db")
+    for part in tmp_path.glob("traces.db*"):
+        part.unlink()
+    (tmp_path / "newer.db").replace(path)
+    record("after")
+    assert pltrace.flush(10.0)
+    (warning,) = [line for line in caplog.messages if "Can't use the store" in line]
+    assert warning.startswith(
+        f"Can't use the store {str(path)!r} any more: its schema version is 99 and this pltrace knows"
+    )
+    assert warning.count("Can't use the store") == 1
+
+
 def _unwritable(tmp_path: Path) -> Path:
     folder = tmp_path / "read-only"
     folder.mkdir(mode=0o500)
