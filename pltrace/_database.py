@@ -20,7 +20,8 @@ from pltrace._forks import at_fork
 from pltrace._health import warn_once
 from pltrace._room import Room
 from pltrace._store_file import (
-    SCHEMA_VERSION,
+    MOST_BUSY_FOLDER_S,
+    BeingMadeError,
     close_quickly,
     identity,
     opened_file,
@@ -31,7 +32,6 @@ from pltrace._store_file import (
 __all__ = [
     "CONFLICT",
     "MANY_VALUES",
-    "SCHEMA_VERSION",
     "STORE_TROUBLE",
     "TOO_LARGE",
     "UNSTORABLE",
@@ -40,7 +40,9 @@ __all__ = [
 ]
 
 _MOST_BUSY_S = 30.0
-_MOST_BUSY_AT_OPENING_S = 5.0
+#: Whoever reads, or gives the file up, waits so long at most; who switches tracing on hardly at all: the writer opens
+#: the file then.
+_MOST_BUSY_READING_S, _MOST_BUSY_AT_FIRST_S = 5.0, 0.02
 #: How long to wait before the next look at whether others have let go of the file, as a part of the wait so far: they
 #: hold it for half a millisecond, unless something is wrong. Whoever looks more seldom than others finds it held again.
 _PART_OF_WAIT, _SHORTEST_TRY_S, _LONGEST_TRY_S = 1 / 16, 0.0003, 0.004
@@ -101,14 +103,18 @@ class Database:
         self._file: tuple[int, int] | None = None
         self._room = Room()
         self._checkpoints = Checkpoints(self._room)
+        self._being_made_since: float | None = None  # When others were first seen making or renaming the file.
+        self._is_begun = False  # From then on nobody is told by an exception that the file is of no use.
         _databases.add(self)
         try:
-            self._take("", _MOST_BUSY_AT_OPENING_S)
+            self._take("", _MOST_BUSY_AT_FIRST_S)
         except (sqlite3.Error, OSError) as error:
-            if _is_full(error):
-                return  # The writer tries again, and there may be room then.
-            raise StoreError(f"Can't use the store {str(path)!r}: {error}") from error
-        _give_back()
+            if not (_is_full(error) or _is_busy(error)):
+                raise StoreError(f"Can't use the store {str(path)!r}: {error}") from error
+            # The writer tries again: there may be room then, or others have let go of it.
+        else:
+            _give_back()
+        self._is_begun = True
 
     @property
     def is_open(self) -> bool:
@@ -116,7 +122,7 @@ class Database:
         return self._connection is not None or self._parted
 
     @contextmanager
-    def reading(self, patience_s: float = _MOST_BUSY_S) -> Iterator[sqlite3.Connection]:
+    def reading(self, patience_s: float = _MOST_BUSY_READING_S) -> Iterator[sqlite3.Connection]:
         """Give the connection for some short reads.
 
         Args:
@@ -236,17 +242,22 @@ class Database:
     def _opened(self) -> sqlite3.Connection:
         if self.path is None:
             return opened_memory()
+        since = self._being_made_since
         try:
-            connection = opened_file(self.path)
-        except (sqlite3.Error, OSError, StoreError) as error:
+            connection = opened_file(
+                self.path, regardless=since is not None and time.monotonic() > since + MOST_BUSY_FOLDER_S
+            )
+        except (sqlite3.Error, OSError) as error:
+            if isinstance(error, BeingMadeError) and since is None:
+                self._being_made_since = time.monotonic()
             if _is_full(error):
                 self._room.spend(self.path)
                 raise sqlite3.OperationalError(str(error)) from error
-            if not self.openings or _is_busy(error):
+            if not self._is_begun or _is_busy(error):
                 raise
             warn_once(
                 "no_store",
-                "Can't use the store %r any more: %s. Spans are kept in memory and lost with the process, unless they "
+                "Can't use the store %r: %s. Spans are kept in memory from now on and lost with the process, unless they "
                 "are delivered before.",
                 str(self.path),
                 error,
@@ -254,12 +265,13 @@ class Database:
             self.path = None
             self.files += 1
             return opened_memory()
+        self._being_made_since = None
         self._file = identity(self.path)
         return connection
 
     def give_up_file(self) -> None:
         """Go on in memory: at the end of a process whose disk is full, what can be delivered needs no disk."""
-        _wait_for_lock(time.monotonic() + _MOST_BUSY_AT_OPENING_S)
+        _wait_for_lock(time.monotonic() + _MOST_BUSY_READING_S)
         try:
             self._disconnect()
             self.path = None

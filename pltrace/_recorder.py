@@ -103,6 +103,8 @@ class SpanRecorder:
         self._wrote_at = time.monotonic()
         self._began_at = 0.0  # When the commit began that isn't done yet; 0 between commits.
         self._fails = False
+        #: Whether it was others that kept the last commit from the file.
+        self.is_kept_out = False
         self._asleep = False
         self._wake = threading.Lock()
         self._wake.acquire()
@@ -298,7 +300,8 @@ class SpanRecorder:
         self._is_writing = True
         try:
             while self._queue or self._next:
-                if not self._commit():
+                left_s = give_up_at - time.monotonic()
+                if not self._commit(_PATIENCE_S if timeout is None else min(max(left_s, 0.0), _PATIENCE_S)):
                     if time.monotonic() + _TRY_AGAIN_S > give_up_at:
                         return False
                     sleep(_TRY_AGAIN_S)
@@ -310,8 +313,12 @@ class SpanRecorder:
             self._is_writing = False
             self._writing.release()
 
-    def _commit(self) -> bool:
-        """Write up to `_MOST_IN_COMMIT` items, which count as in flight until they are committed."""
+    def _commit(self, patience_s: float) -> bool:
+        """Write up to `_MOST_IN_COMMIT` items, which count as in flight until they are committed.
+
+        Args:
+            patience_s: The longest wait for other processes.
+        """
         self._began_at = time.monotonic()
         commit = self._next
         if not commit:
@@ -321,7 +328,7 @@ class SpanRecorder:
         new_counts = self._new_counts()
         try:
             with silence():  # What we use may be instrumented, as `json` is in our own documentation.
-                written = self.store.write(rows, operations, new_counts, _PATIENCE_S)
+                written = self.store.write(rows, operations, new_counts, patience_s)
         except UNSTORABLE:
             # One of them can't be stored, and would keep all others from it.
             written = self._write_each(rows, operations)
@@ -332,7 +339,7 @@ class SpanRecorder:
             self._counted.update(new_counts)
         self._next = Commit()
         self._wrote_at = time.monotonic()
-        self._began_at, self._fails = 0.0, False
+        self._began_at, self._fails, self.is_kept_out = 0.0, False, False
         self._most_queued = self._room()
         counts["recorded"] += len(rows)
         self._tell(commit, written)
@@ -358,7 +365,7 @@ class SpanRecorder:
 
     def _new_counts(self) -> dict[str, int]:
         return {reason: count - self._counted[reason] for reason, count in dict(counts).items()
-                if count > self._counted[reason]}  # fmt: skip
+                if count != self._counted[reason]}  # fmt: skip
 
     def write_counts(self) -> None:
         """Put what was counted since the last commit into the store."""
@@ -391,9 +398,10 @@ class SpanRecorder:
     def _cannot_write(self, error: Exception) -> None:
         """Keep what is in flight for the next try, and how many may wait behind it."""
         self._began_at, self._fails = 0.0, True
+        self.is_kept_out = "locked" in str(error)
         self._most_queued = self._room()
         # That other processes write is no news before it lasts.
-        if "locked" not in str(error) or time.monotonic() > self._wrote_at + _WARN_AFTER_S:
+        if not self.is_kept_out or time.monotonic() > self._wrote_at + _WARN_AFTER_S:
             warn_sometimes(
                 "cannot_write",
                 "pltrace can't write to the store %s (%s). Spans are kept in memory and it tries again; see that the "

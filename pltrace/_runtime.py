@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -329,16 +330,16 @@ def _hook_exit() -> None:
     register: Callable[[Callable[[], None]], None] | None = getattr(threading, "_register_atexit", None)
     if register is not None:
         try:
-            register(_at_exit)
+            register(_before_last)
         except RuntimeError:  # The main thread has ended, and others go on; or atexit's functions run, and ours won't.
-            _at_exit()
+            _at_exit(last=True)
     atexit.register(_at_last)
     when_imported("celery.signals", _hook_celery)
 
 
 def _hook_celery(signals: ModuleType) -> None:
     """Have Celery call us before it ends a child, which it does with a signal, a moment after its last task."""
-    signals.worker_process_shutdown.connect(lambda **_: _at_exit(), weak=False)
+    signals.worker_process_shutdown.connect(lambda **_: _at_exit(last=True), weak=False)
 
 
 def _all() -> list[Tracing]:
@@ -346,10 +347,16 @@ def _all() -> list[Tracing]:
     return [*_switched_off, *([] if _active is None else [_active])]
 
 
-def _at_exit() -> None:
+def _before_last() -> None:
+    """End before other threads are waited for; in a child of `multiprocessing` for good, which ends without atexit."""
+    processes: Any = sys.modules.get("multiprocessing.process")
+    _at_exit(last=processes is not None and processes.parent_process() is not None)
+
+
+def _at_exit(*, last: bool) -> None:
     for tracing in _all():
         try:
-            tracing.at_exit()
+            tracing.at_exit(last=last)
         except Exception:
             failed("leaving the process")
 
@@ -359,7 +366,7 @@ def _at_last() -> None:
     for call in [*consumed.values()]:
         if (open_call := call()) is not None:
             open_call.end(GeneratorExit())
-    _at_exit()
+    _at_exit(last=True)
 
 
 def _after_fork_in_child() -> None:

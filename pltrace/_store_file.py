@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import random
 import re
 import sqlite3
 import stat
@@ -16,8 +16,8 @@ from pathlib import Path
 from pltrace._health import warn_once
 
 __all__ = [
-    "BUSY_TIMEOUT_MS", "MOST_WAL_BYTES", "SCHEMA_VERSION", "check_ours", "close_quickly", "identity", "opened_beside",
-    "opened_file", "opened_memory", "set_aside",
+    "MOST_BUSY_FOLDER_S", "MOST_WAL_BYTES", "SCHEMA_VERSION", "BeingMadeError", "check_ours", "close_quickly",
+    "identity", "opened_beside", "opened_file", "opened_memory", "set_aside",
 ]  # fmt: skip
 
 _SUFFIXES = (".db", ".sqlite", ".sqlite3")
@@ -134,9 +134,17 @@ MOST_WAL_BYTES = 2**24
 _MOST_MEMORY_BYTES = 3 * 2**27
 #: How long SQLite itself waits for another process, where that is rare: once the file is open it reads without waiting,
 #: and to write, we wait.
-BUSY_TIMEOUT_MS = 20
-#: How long a process waits for another that is opening the file.
-_MOST_BUSY_FOLDER_S = 2.0
+_BUSY_TIMEOUT_MS = 20
+#: How long a process waits for another that is making or renaming the file, and looks whether it still is.
+MOST_BUSY_FOLDER_S, _LOOK_EVERY_S = 2.0, 0.001
+
+
+#: What says that others have a lock.
+_HELD = (errno.EWOULDBLOCK, errno.EACCES)
+
+
+class BeingMadeError(sqlite3.OperationalError):
+    """Another process is making or renaming the file."""
 
 
 def opened_memory() -> sqlite3.Connection:
@@ -148,16 +156,23 @@ def opened_memory() -> sqlite3.Connection:
     return connection
 
 
-def opened_file(path: Path) -> sqlite3.Connection:
+def opened_file(path: Path, *, regardless: bool) -> sqlite3.Connection:
     """Return a connection to the file, which is made if there is none and replaced if it is damaged.
+
+    Args:
+        path: Where it is.
+        regardless: Whether it is opened although another process is making or renaming it: that one was stopped in the
+            middle, or the folder is locked for something else.
 
     Raises:
         OSError: It can't be made, isn't ours, or was written by a newer version.
+        BeingMadeError: Another process is making or renaming it.
         sqlite3.Error: It can't be used, or not now.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        with _locked(path.parent, alone=False):  # Those that open what is there don't wait for each other.
+        # Those that open what is there don't wait for each other.
+        with _locked(path.parent, alone=False, regardless=regardless):
             _check_private(path)
             return _prepared(path)
     except FileNotFoundError:
@@ -165,7 +180,7 @@ def opened_file(path: Path) -> sqlite3.Connection:
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError):
             raise
-    with _locked(path.parent, alone=True):
+    with _locked(path.parent, alone=True, regardless=regardless):
         _create_private(path)
         try:
             return _prepared(path)
@@ -183,10 +198,10 @@ def opened_beside(path: Path, file: tuple[int, int] | None) -> sqlite3.Connectio
     """Return another connection to the file that this process has open.
 
     Raises:
-        OSError: Another file is there now, or a process is making one.
+        OSError: Another file is there now.
         sqlite3.Error: It can't be used, or not now.
     """
-    with _locked(path.parent, alone=False, patience_s=0.0):
+    with _locked(path.parent, alone=False):
         if identity(path) != file:
             raise OSError("another file is at its place")
         connection = _connect(str(path))
@@ -214,7 +229,7 @@ def _may_be_ours(path: Path) -> bool:
 
 def set_aside(path: Path, error: Exception) -> None:
     """Rename a file that has turned out to be damaged."""
-    with _locked(path.parent, alone=True):
+    with _locked(path.parent, alone=True, patience_s=MOST_BUSY_FOLDER_S, regardless=True):
         _move_aside(path, error)
 
 
@@ -228,16 +243,17 @@ def identity(path: Path) -> tuple[int, int] | None:
 
 
 @contextmanager
-def _locked(folder: Path, *, alone: bool, patience_s: float = _MOST_BUSY_FOLDER_S) -> Iterator[None]:
+def _locked(folder: Path, *, alone: bool, patience_s: float = 0.0, regardless: bool = False) -> Iterator[None]:
     """Keep other processes from making or renaming the file: its log belongs to it by name alone.
 
     Args:
         folder: Where the file is.
         alone: Keep them from opening it too.
         patience_s: The longest wait for them.
+        regardless: Go on without it when they don't let go.
 
     Raises:
-        OSError: There is no time to wait.
+        BeingMadeError: They didn't let go.
     """
     try:
         import fcntl
@@ -251,13 +267,13 @@ def _locked(folder: Path, *, alone: bool, patience_s: float = _MOST_BUSY_FOLDER_
             try:
                 fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
                 break
-            except OSError:
-                if not patience_s:
-                    raise
-                # One that was stopped in the middle, or a file system without such locks, is no reason to fail.
-                if time.monotonic() > give_up_at:
-                    break
-            time.sleep(random.uniform(0.0005, 0.003))
+            except OSError as error:
+                if time.monotonic() >= give_up_at:
+                    # A file system without such locks is no reason to fail either.
+                    if regardless or error.errno not in _HELD:
+                        break
+                    raise BeingMadeError("the store's folder is locked by another process") from error
+            time.sleep(_LOOK_EVERY_S)
         yield
     finally:
         os.close(descriptor)
@@ -266,7 +282,7 @@ def _locked(folder: Path, *, alone: bool, patience_s: float = _MOST_BUSY_FOLDER_
 def _connect(path: str) -> sqlite3.Connection:
     connection = sqlite3.connect(
         path,
-        timeout=BUSY_TIMEOUT_MS / 1000,
+        timeout=_BUSY_TIMEOUT_MS / 1000,
         isolation_level=None,
         check_same_thread=False,
         cached_statements=64,

@@ -227,7 +227,7 @@ class Tracing:
     def _flush_store(self, deadline: float, patient: bool) -> bool:
         done = self._deliver(deadline, patient)
         done = self.callbacks.wait(deadline) and done
-        if not done and not patient:
+        if not done and (not patient or monotonic() >= deadline):
             return False
         # What the callbacks asked for.
         return self._deliver(deadline, patient) and done
@@ -275,10 +275,17 @@ class Tracing:
             _shut(exporter)
         return done
 
-    def at_exit(self) -> None:
-        """Put all on disk, deliver for a bounded time, and leave the rest to the next process."""
+    def at_exit(self, *, last: bool) -> None:
+        """Put all on disk, deliver for a bounded time, and leave the rest to the next process.
+
+        Args:
+            last: It isn't called again.
+        """
         self.recorder.shutting_down()
         is_written = self._write_rest()
+        is_kept_out = not is_written and self.recorder.is_kept_out
+        if is_kept_out and not last:
+            return  # Others may let go of the file until then.
         if not is_written and self.exporters:
             self._give_up_disk()
         elif is_written and not self.store.database.is_open:
@@ -299,7 +306,8 @@ class Tracing:
         left = self.recorder.left
         while not self.recorder.drain(timeout=self._patience_s):
             if self.recorder.left >= left:
-                self._patience_s = 0.0  # It is called twice: before other threads are waited for, and after.
+                if not self.recorder.is_kept_out:
+                    self._patience_s = 0.0  # It is called twice: before other threads are waited for, and after.
                 return False
             left = self.recorder.left
         return True
@@ -323,6 +331,8 @@ class Tracing:
         if not more:
             return
         counts["dropped_at_exit"] += more
+        if more < 0:
+            return
         path = self._full_disk or self.store.database.path
         warn_once(
             "left",
@@ -340,7 +350,8 @@ class Tracing:
 
     def _leave(self) -> None:
         try:
-            self.recorder.write_counts()
+            if not self.recorder.is_kept_out or self._full_disk is not None:
+                self.recorder.write_counts()
         except STORE_TROUBLE:
             pass  # It was warned about.
         except Exception:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import signal
 import sqlite3
@@ -226,6 +228,107 @@ assert pltrace.flush(20)
     assert len(stored(store)) == 2
     assert took_ms < MOST_MS
     measured("opening", took_ms, "ms")
+
+
+def test_a_new_store_that_another_is_making(tmp_path: Path, store: Path, measured: Measured) -> None:
+    """Who switches tracing on doesn't wait for a process that is making the store, nor go on without the file."""
+    store.parent.mkdir()
+    with closing(sqlite3.connect(store, isolation_level=None)) as connection:
+        connection.execute("BEGIN EXCLUSIVE")
+        process = start(
+            PRELUDE
+            + """
+timed(lambda number: (pltrace.configure(), span(number)), 1)
+timed.report(is_stored=pltrace.flush(0.1))
+sys.stdin.readline()
+assert pltrace.flush(20)
+""",
+            tmp_path,
+            PLTRACE_STORE=store,
+        )
+        assert process.stdout is not None
+        report = json.loads(process.stdout.readline())
+        connection.execute("ROLLBACK")
+        go(process)
+    program = ended(process)
+    assert (program.code, program.err) == (0, "")
+    assert not report["is_stored"]
+    assert stored(store) == ["call-000000"]
+    measured("opening, and the first call", report["worst_ms"], "ms")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delivers", [True, False])
+def test_another_holds_the_lock_at_exit(
+    tmp_path: Path, settings: dict[str, object], store: Path, delivers: bool
+) -> None:
+    """A process that ends while another keeps the store for seconds waits for it, and says of nothing that it is lost.
+
+    Also when there is nobody to deliver to.
+    """
+    ours = {**settings, "PROMPTLAYER_BASE_URL": "http://127.0.0.1:9"} if delivers else {"PLTRACE_STORE": store}
+    assert run(PRELUDE + "pltrace.configure()\nspan(0)\nassert pltrace.flush(0.5) or True", tmp_path, **ours).code == 0
+    with closing(sqlite3.connect(store, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        source = "pltrace.configure()\ntimed(span, 100, start=1)\nprint('ends', flush=True)"
+        process = start(PRELUDE + source, tmp_path, **ours)
+        ready(process)
+        time.sleep(3.0)  # More than the wait for PromptLayer, and than one look for the lock.
+        connection.execute("ROLLBACK")
+    program = ended(process)
+    assert program.code == 0
+    assert "lost" not in program.err
+    assert len(stored(store)) == 101
+    assert rows(store, "SELECT * FROM counters WHERE reason LIKE 'dropped_%'") == []
+
+
+@pytest.mark.slow
+def test_a_folder_that_another_holds(tmp_path: Path, store: Path) -> None:
+    """Children of a process that records store their spans while another has locked the store's folder.
+
+    So does one that was stopped while making the store.
+    """
+    source = """
+pltrace.configure(store=sys.argv[1])
+span(0)
+assert pltrace.flush(20)
+print("ready", flush=True)
+sys.stdin.readline()
+
+def keep_recording():
+    number = 1
+    while not ends.wait(0.001):
+        span(number)
+        number += 1
+    print(number, flush=True)
+
+ends = threading.Event()
+recording = threading.Thread(target=keep_recording)
+recording.start()
+children = []
+for number in range(20):  # After each fork the writer opens the file again, maybe in the middle of the next.
+    children.append(os.fork())
+    if children[-1] == 0:
+        signal.alarm(60)
+        span(number, "child")
+        os._exit(0 if pltrace.flush(50) else 1)
+    time.sleep(0.005)
+assert [os.waitpid(child, 0)[1] for child in children] == [0] * 20
+ends.set()
+recording.join()
+assert pltrace.flush(20)
+"""
+    process = start(PRELUDE + source, tmp_path, store)
+    ready(process)
+    folder = os.open(store.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        go(process)
+        program = ended(process)
+    finally:
+        os.close(folder)
+    assert (program.code, program.err) == (0, "")
+    assert len(stored(store)) == 20 + int(program.out.split()[-1])
 
 
 # Leases.
