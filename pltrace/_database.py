@@ -257,7 +257,7 @@ class Database:
                 raise
             warn_once(
                 "no_store",
-                "Can't use the store %r: %s. Spans are kept in memory from now on and lost with the process, unless they "
+                "Can't use the store %r: %s. From now on spans are kept in memory, and lost with the process unless they "
                 "are delivered before.",
                 str(self.path),
                 error,
