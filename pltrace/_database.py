@@ -257,8 +257,8 @@ class Database:
                 raise
             warn_once(
                 "no_store",
-                "Can't use the store %r: %s. From now on spans are kept in memory, and lost with the process unless they "
-                "are delivered before.",
+                "Can't use the store %r: %s. From now on spans are kept in memory, and lost with the process unless "
+                "they are delivered before.",
                 str(self.path),
                 error,
             )
