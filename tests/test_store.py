@@ -277,9 +277,7 @@ def test_becomes_somebody_elses_file(tmp_path: Path, caplog: pytest.LogCaptureFi
     record("after")
     assert pltrace.flush(10.0)
     (warning,) = [line for line in caplog.messages if "Can't use the store" in line]
-    assert warning.startswith(
-        f"Can't use the store {str(path)!r}: its schema version is 99 and this pltrace knows"
-    )
+    assert warning.startswith(f"Can't use the store {str(path)!r}: its schema version is 99 and this pltrace knows")
     assert warning.count("Can't use the store") == 1
 
 
