@@ -163,6 +163,8 @@ async def _async_generator(steps: Steps, source: AsyncGenerator[Any, Any]) -> As
     asend: Callable[[Any], Any] = _first_step_of(source)
     while True:
         try:
+            if isinstance(thrown, GeneratorExit) and getattr(source, "ag_frame", source) is None:
+                raise thrown  # Others closed it, and it would answer as one that goes on.
             item = await _inside(steps, asend(sent) if thrown is None else source.athrow(thrown))
         except StopAsyncIteration:
             steps.end()
@@ -187,18 +189,22 @@ def _first_step_of(source: AsyncGenerator[Any, Any]) -> Callable[[Any], Any]:
     """Return what makes the first step of an async generator without the event loop's knowing of it.
 
     When a loop shuts down it closes all async generators it knows, at once; closing both a driver and, beside it, what
-    it drives is an error.
+    it drives is an error. Nor may the garbage collector close it, which can't await: the loop closes the driver then.
     """
 
     def asend(sent: Any) -> Any:
         hooks = sys.get_asyncgen_hooks()
-        sys.set_asyncgen_hooks(None, None)
+        sys.set_asyncgen_hooks(None, _left_to_its_driver)
         try:
             return source.asend(sent)
         finally:
             sys.set_asyncgen_hooks(*hooks)
 
     return asend
+
+
+def _left_to_its_driver(source: AsyncGenerator[Any, Any]) -> None:
+    """Leave open what is collected together with its driver."""
 
 
 async def _each(source: AsyncIterable[Any]) -> AsyncGenerator[Any, Any]:

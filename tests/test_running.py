@@ -43,6 +43,15 @@ def seen() -> Iterator[CapturedSpans]:
         spans.assert_nothing_open()
 
 
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """The garbage collector doesn't run by itself, and so no finalizer in the middle of what is tested."""
+    gc.collect()  # Other tests' garbage may complain.
+    gc.disable()
+    yield
+    gc.enable()
+
+
 def here() -> str:
     """Gives the name of the current span, without what a test is called."""
     return current_span().name.rpartition(".")[2]
@@ -622,6 +631,80 @@ def test_an_async_generator_without_a_loop(seen: CapturedSpans) -> None:
     assert [span.status for span in seen] == ["ok"]
 
 
+def abandon(steps: Any) -> None:
+    """Takes the first step, and leaves the rest to the garbage collector."""
+    begun = steps.__anext__() if inspect.isasyncgen(steps) else steps
+    with contextlib.suppress(StopIteration):
+        begun.send(None)
+    cycle = [steps]
+    cycle.append(cycle)
+
+
+@pytest.mark.parametrize("loop", ["running", "closed", "none"])
+@pytest.mark.parametrize("clean_up", ["at once", "waits", "refuses"])
+def test_an_abandoned_async_generator_in_a_cycle(
+    clean_up: str, loop: str, no_collector: None, seen: CapturedSpans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that the collector finds cleans up as it did, and complains of no more."""
+    events: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: events.append(str(unraisable.exc_value)))
+
+    async def generator() -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            if clean_up == "waits":
+                await asyncio.sleep(0)
+            elif clean_up == "refuses":
+                yield
+            events.append("cleaned up")
+
+    async def main(function: Callable[[], Any]) -> None:
+        running = asyncio.get_running_loop()
+        running.set_exception_handler(lambda loop, context: events.append(str(context.get("exception"))))
+        abandon(function())
+        if loop == "running":
+            gc.collect()
+            for _ in range(5):
+                await asyncio.sleep(0)
+            gc.collect()
+
+    def use(function: Callable[[], Any]) -> list[str]:
+        if loop == "none":
+            abandon(function())
+        else:
+            used = asyncio.new_event_loop()
+            used.run_until_complete(main(function))
+            used.close()
+        gc.collect()
+        happened = events[:]
+        events.clear()
+        return happened
+
+    undecorated, decorated = map(use, both(generator))
+    assert decorated == undecorated
+    assert [span.status for span in seen] == ["ok"]
+
+
+async def test_an_async_generator_that_is_closed_behind_its_driver(seen: CapturedSpans) -> None:
+    """What a function returned may be closed by who made it; to close the result then does nothing, as it did."""
+    made: list[Any] = []
+
+    async def generator() -> AsyncIterator[None]:
+        yield
+
+    @traced
+    def returns() -> Any:
+        made.append(generator())
+        return made[-1]
+
+    steps = returns()
+    await anext(steps)
+    await made[0].aclose()
+    await steps.aclose()
+    assert [span.status for span in seen] == ["ok"]
+
+
 # Tasks.
 
 
@@ -786,14 +869,6 @@ def test_an_interrupted_program(seen: CapturedSpans) -> None:
 
 #: Where calls and blocks are entered and left.
 ON_THE_PATH = tuple(f"/pltrace/{name}.py" for name in ("_traced", "_block", "_declaration", "_scope"))
-
-
-@pytest.fixture
-def no_collector() -> Iterator[None]:
-    """The garbage collector doesn't run by itself, and so no finalizer in the middle of what is tested."""
-    gc.disable()
-    yield
-    gc.enable()
 
 
 def test_an_interrupt_inside_our_own_code(no_collector: None, seen: CapturedSpans) -> None:
