@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
+from types import FrameType
 from typing import Any
 
 from pltrace import _runtime
@@ -13,6 +15,21 @@ from pltrace._scope import PassedOver, Scope, ScopeSpan, attach, current, detach
 from pltrace._span import INERT_SPAN, Span
 
 __all__ = ["Block"]
+
+#: The code of generators and coroutines, which the garbage collector closes in the midst of any other code.
+_CLOSABLE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR | inspect.CO_ITERABLE_COROUTINE
+
+
+def _mark(frame: FrameType) -> int:
+    # With its code's: the id of a frame that is over, as of an exit stack's method, is soon another's.
+    return id(frame) ^ id(frame.f_code)
+
+
+def _is_around(frame: FrameType, mark: int) -> bool:
+    outer = frame.f_back
+    while outer is not None and _mark(outer) != mark:
+        outer = outer.f_back
+    return outer is not None
 
 
 class Block(Declaration):
@@ -38,7 +55,8 @@ class Block(Declaration):
         try:
             scope = self.derive(self._name or "traced", "block", self, self._module)
             if self._open:
-                scope.frame = id(sys._getframe(_depth))
+                frame = sys._getframe(_depth)
+                scope.frame = id(frame) ^ id(frame.f_code)  # As `_mark`, without a call on the caller's path.
             self._open[id(scope)] = scope
             scope.token = attach(scope)
         except BaseException as error:
@@ -56,7 +74,11 @@ class Block(Declaration):
         try:
             scope = current()
             if scope is None or scope.entry is not self or scope.closed:
-                scope = entry_of(self) or self._left_elsewhere(id(sys._getframe(_depth)))
+                scope = entry_of(self) or self._left_elsewhere(_mark(sys._getframe(_depth)))
+                if scope is None:
+                    return
+            if kind is GeneratorExit and len(self._open) > 1:
+                scope = self._meant_by(sys._getframe(_depth), scope)
                 if scope is None:
                     return
             span = self._open.pop(id(scope), None)
@@ -85,12 +107,34 @@ class Block(Declaration):
         """Return the open block that is left in another context than it was entered in.
 
         Args:
-            frame: Who leaves it: mostly the one who entered it, which tells it from others that are open.
+            frame: The mark of who leaves it: mostly the one who entered it, which tells it from others that are open.
         """
         opened = list(self._open.values())  # In one step: other threads enter and leave.
         theirs = [scope for scope in opened if scope.frame == frame] or [scope for scope in opened if not scope.frame]
         found = theirs or opened
         return found[-1] if found else None
+
+    def _meant_by(self, leaving: FrameType, scope: Scope) -> Scope | None:
+        """Return the open block that a generator or coroutine leaves, as it is closed.
+
+        The garbage collector may have closed it, and what is current is that of the code it came in between.
+
+        Args:
+            leaving: Who leaves it.
+            scope: The latest of the current context.
+        """
+        entered: int = getattr(scope.span, "frame", 0)
+        mark = _mark(leaving)
+        if entered == mark or not leaving.f_code.co_flags & _CLOSABLE:
+            return scope
+        opened = list(self._open.values())
+        theirs = [one for one in opened if one.frame == mark]
+        if not theirs:
+            # An exit stack's coroutine leaves what another one entered; but what code further out entered, that leaves.
+            if not entered or not _is_around(leaving, entered):
+                return scope
+            theirs = [one for one in opened if not one.frame]
+        return theirs[-1] if theirs else None
 
     async def __aenter__(self) -> Span:
         """Open a block."""

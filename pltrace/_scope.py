@@ -189,7 +189,7 @@ class ScopeSpan(Span, Scope):
     added: Mapping[str, Any] = _NOTHING
     closed = left_early = left_elsewhere = False
     token: Token[Scope | None] | None = None
-    #: Of a block that was entered while others of its declaration were open: the id of the frame that did.
+    #: Of a block that was entered while others of its declaration were open: the mark of the frame that did.
     frame: int = 0
     open_runs: dict[int, Span] = NO_RUNS
     _lineage_totals: tuple[Totals, ...] | None = None

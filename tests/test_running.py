@@ -6,10 +6,12 @@ import asyncio
 import concurrent.futures
 import contextlib
 import contextvars
+import functools
 import gc
 import inspect
 import sys
 import threading
+import types
 import warnings
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
@@ -638,6 +640,81 @@ def abandon(steps: Any) -> None:
         begun.send(None)
     cycle = [steps]
     cycle.append(cycle)
+
+
+@types.coroutine
+def suspended() -> Generator[None, None, None]:
+    """Is awaited for ever."""
+    yield
+
+
+unit = traced("unit")
+
+
+def unit_generator() -> Iterator[None]:
+    """Is closed inside of two blocks."""
+    with unit, unit:
+        yield
+
+
+async def unit_coroutine() -> None:
+    """Does the same."""
+    async with unit:
+        with unit:
+            await suspended()
+
+
+async def unit_async_generator() -> AsyncIterator[None]:
+    """Does the same."""
+    async with unit:
+        with unit:
+            yield
+
+
+@pytest.mark.parametrize("begun", ["before", "inside"])
+@pytest.mark.parametrize(
+    "function",
+    [
+        unit_generator, traced("call")(unit_generator), traced("call")(returned(unit_generator)),
+        traced("call")(unit_coroutine), unit_async_generator, traced("call")(unit_async_generator),
+    ],
+    ids=["undecorated", "generator", "returned", "coroutine", "undecorated async generator", "async generator"],
+)  # fmt: skip
+def test_what_the_collector_closes_inside_of_a_block(
+    function: Callable[[], Any], begun: str, no_collector: None, seen: CapturedSpans
+) -> None:
+    """It leaves the blocks that it entered itself, not the one that it came in between, of the same declaration."""
+    begin = functools.partial(contextvars.copy_context().run, abandon)
+    if begun == "before":
+        begin(function())
+    with unit as mine:
+        if begun == "inside":
+            begin(function())
+        gc.collect()
+        assert current_span() is mine
+        assert mine.status is None
+        assert [span.status for span in seen if span.name == "unit"] == ["ok", "ok"]
+        with traced("inner") as inner:
+            assert inner.parent_id == mine.id
+    assert mine.status == "ok"
+    assert not current_span()
+
+
+async def test_a_closed_generators_exit_stack(seen: CapturedSpans) -> None:
+    """A block that a closed async generator leaves through an exit stack is its own, whoever else is in one."""
+
+    @traced
+    async def generator() -> AsyncIterator[Any]:
+        async with contextlib.AsyncExitStack() as stack:
+            yield await stack.enter_async_context(unit)
+
+    several = [generator() for _ in range(3)]
+    spans = [await anext(steps) for steps in several]
+    left = []
+    for number in (1, 2, 0):
+        await several[number].aclose()  # type: ignore[attr-defined]
+        left.append(number)
+        assert [number for number, span in enumerate(spans) if span.status] == sorted(left)
 
 
 @pytest.mark.parametrize("loop", ["running", "closed", "none"])
