@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import threading
 from collections import deque
 from concurrent.futures import Future
@@ -11,7 +12,7 @@ from time import monotonic
 from typing import Any
 
 from pltrace._background import Background
-from pltrace._health import counts, failed, logger, warn_sometimes
+from pltrace._health import counts, failed, log, warn_sometimes
 from pltrace._request import MOST_WAITING, Request
 from pltrace._scope import Callback, attach
 
@@ -84,7 +85,7 @@ class CallbackRunner:
             _log(callback)
         except BaseException as error:  # A callback that calls sys.exit() ends itself, not our thread.
             counts["callbacks_failed"] += 1
-            logger.error("on_request function %r raised %r; the program goes on", callback.function, error)
+            log(logging.ERROR, "on_request function %r raised %r; the program goes on", callback.function, error)
 
     def _await(self, answer: Any, callback: Callback) -> None:
         """Run a coroutine on the loop that entered its scope if that is running, else here."""
@@ -105,10 +106,11 @@ class CallbackRunner:
         try:
             if future.cancelled():
                 counts["callbacks_failed"] += 1
-                logger.error("on_request function %r was cut off by the end of its event loop", callback.function)
+                log(logging.ERROR, "on_request function %r was cut off by the end of its event loop", callback.function)
             elif future.exception() is not None:
                 counts["callbacks_failed"] += 1
-                logger.error(
+                log(
+                    logging.ERROR,
                     "on_request function %r raised; the program goes on",
                     callback.function,
                     exc_info=future.exception(),
@@ -159,4 +161,4 @@ async def _finish(answer: Any) -> Any:
 
 def _log(callback: Callback) -> None:
     counts["callbacks_failed"] += 1
-    logger.exception("on_request function %r raised; the program goes on", callback.function)
+    log(logging.ERROR, "on_request function %r raised; the program goes on", callback.function, exc_info=True)

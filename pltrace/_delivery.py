@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from pltrace._background import Background, limited
 from pltrace._database import STORE_TROUBLE
 from pltrace._exporter import ExportResult, Operation, SpanExporter, TracksRequests
-from pltrace._health import counts, failed, logger, warn_sometimes
+from pltrace._health import counts, failed, log, warn_sometimes
 from pltrace._outbox import Outbox
 from pltrace._pace import Pace
 from pltrace._rows import ReadSpan
@@ -228,7 +229,13 @@ class DeliveryWorker(Worker):
             if not isinstance(result, ExportResult):
                 raise TypeError(f"export() has to return an ExportResult, and returned {result!r}")
         except BaseException as error:  # One that calls sys.exit() ends itself, not our thread.
-            logger.exception("Exporter %r raised; its batch of %d spans is tried again", name, len(batch))
+            log(
+                logging.ERROR,
+                "Exporter %r raised; its batch of %d spans is tried again",
+                name,
+                len(batch),
+                exc_info=True,
+            )
             result = ExportResult("retry", f"raised {type(error).__name__}: {error}", uncertain=True)
         if result.outcome == "delivered":
             self._taken(batch, result)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import Counter
 from time import monotonic
 
-__all__ = ["counts", "failed", "logger", "warn_once", "warn_sometimes"]
+from pltrace._forks import at_fork
+
+__all__ = ["counts", "failed", "log", "logger", "warn_once", "warn_sometimes"]
 
 logger = logging.getLogger("pltrace")
 
@@ -16,6 +19,12 @@ counts: Counter[str] = Counter()
 
 _warned: dict[str, float] = {}
 _REPEAT_AFTER_S = 60.0
+#: Held while one of our threads logs, and by a fork: a child that inherits the lock of the stream which is written to
+#: hangs when it writes there too, as every process does at its end.
+_logging = threading.RLock()
+#: A fork waits so long for it.
+_LONGEST_FORK_S = 1.0
+_forking = threading.local()
 
 
 def failed(doing: str) -> None:
@@ -33,7 +42,7 @@ def warn_once(cause: str, message: str, *arguments: object, exc_info: bool = Fal
     """Log `message` as a warning the first time that `cause` comes up in this process."""
     if cause not in _warned:
         _warned[cause] = monotonic()
-        logger.warning(message, *arguments, exc_info=exc_info)
+        log(logging.WARNING, message, *arguments, exc_info=exc_info)
 
 
 def warn_sometimes(cause: str, message: str, *arguments: object) -> None:
@@ -41,9 +50,32 @@ def warn_sometimes(cause: str, message: str, *arguments: object) -> None:
     now = monotonic()
     if now - _warned.get(cause, -_REPEAT_AFTER_S) >= _REPEAT_AFTER_S:
         _warned[cause] = now
-        logger.warning(message, *arguments)
+        log(logging.WARNING, message, *arguments)
+
+
+def log(level: int, message: str, *arguments: object, exc_info: bool | BaseException | None = False) -> None:
+    """Log `message`, in a way that no fork comes in the middle of."""
+    with _logging:
+        logger.log(level, message, *arguments, exc_info=exc_info)
 
 
 def forget_warnings() -> None:
     """Let every cause be warned about again, as after a new `configure`."""
     _warned.clear()
+
+
+def _before_fork() -> None:
+    _forking.holds = _logging.acquire(timeout=_LONGEST_FORK_S)
+
+
+def _after_fork_in_parent() -> None:
+    if _forking.holds:
+        _logging.release()
+
+
+def _after_fork_in_child() -> None:
+    global _logging
+    _logging = threading.RLock()
+
+
+at_fork(before=_before_fork, in_parent=_after_fork_in_parent, in_child=_after_fork_in_child)

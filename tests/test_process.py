@@ -238,6 +238,7 @@ def test_promptlayer_is_slow(tmp_path: Path, promptlayer: PromptLayerServer, set
     assert program.code == 0
     assert program.seconds < 6.0
     promptlayer.fault = None
+    promptlayer.wait_for(lambda: all(post.status for post in promptlayer.posts))  # It says what it has when it has it.
     assert len(promptlayer.spans) < 2000
     assert run("import pltrace\npltrace.configure()\nassert pltrace.flush(30)", tmp_path, **settings).code == 0
     assert arrived(promptlayer) == once("call", count=2000)
@@ -519,3 +520,30 @@ def test_only_the_first_process_is_python(tmp_path: Path, settings: dict[str, ob
     )
     assert (program.code, program.out, program.err) == (0, "1\n", "")
     assert Counter(stored(store)) == once("call")
+
+
+def test_a_fork_while_a_warning_is_logged(tmp_path: Path) -> None:
+    """A fork waits until our threads have logged what they are at: its child inherits no lock of a stream's."""
+    source = """
+import logging, os, sys, threading
+import pltrace
+from pltrace import traced
+
+class Slow(logging.Handler):
+    def emit(self, record):
+        with stream:
+            writing.set()
+            forks.wait(0.3)
+
+stream, writing, forks = threading.Lock(), threading.Event(), threading.Event()
+logging.getLogger("pltrace").addHandler(Slow())
+pltrace.configure(store=sys.argv[1], api_key="pl_nobody", base_url="http://127.0.0.1:9")
+with traced("block"):
+    pass
+assert writing.wait(20)  # That nobody is there is told by the thread that delivers.
+child = os.fork()
+if child == 0:
+    os._exit(0 if stream.acquire(timeout=5) else 1)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    assert run(source, tmp_path, tmp_path / "traces.db").code == 0
