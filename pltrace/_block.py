@@ -36,6 +36,7 @@ class Block(Declaration):
     """A declaration as a context manager; it can be entered by many at once, and again inside itself."""
 
     def __init__(self, name: str | None, module: str | None) -> None:
+        # As the base does, without a call on the caller's path.
         self._name = name
         self._module = module
         #: Blocks that are open, latest last: for one that is left in another context than it was entered in.
