@@ -8,7 +8,7 @@ from weakref import ref
 from pltrace import _runs, _runtime
 from pltrace._checks import INPUTS, OUTPUTS
 from pltrace._health import failed
-from pltrace._scope import Scope, ScopeSpan, attach, current, detach
+from pltrace._scope import NO_RUNS, Scope, ScopeSpan, attach, current, detach
 from pltrace._snapshot import PLAIN, Arguments, snapshot
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def end(span: ScopeSpan, error: BaseException | None, value: Any = None) -> None
     if span.outer is None:
         Scope.roots.discard(span)
     try:
-        if span.open_runs:
+        if span.open_runs is not NO_RUNS:
             _runs.settle(span)
         inherited = span.inherited
         if error is not None:

@@ -37,7 +37,7 @@ class Commit:
         self.awaited: list[tuple[int, int, tuple[Callback, ...]]] = []
         self.runs_seen = 0
         #: What its LLM calls were added to.
-        self.totals: set[Totals] = set()
+        self.totals: dict[int, Totals] = {}
 
     def __len__(self) -> int:
         return len(self.rows) + len(self.operations)
@@ -55,6 +55,9 @@ class Commit:
             self.rows.add(row_of(item, encoder, service))
             self.runs_seen += item.run_key is not None
             if item.kind == "llm":
-                self.totals.update(item.scope.lineage_totals)
+                totals = item.scope.totals
+                while totals is not None:
+                    self.totals[id(totals)] = totals
+                    totals = totals.above
                 if item.inherited.callbacks:
                     self.awaited.append((item.trace_bits, item.span_bits, item.inherited.callbacks))

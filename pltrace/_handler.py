@@ -192,8 +192,10 @@ class SpanHandler(BaseCallbackHandler):
                 _runs.remember_starter(span, key)
                 if kind == "llm":
                     span.rendered = rendered_here()
-                    for totals in scope.lineage_totals:
-                        totals.begin(span.span_bits)
+                    totals = scope.totals
+                    while totals is not None:
+                        totals.append(span.span_bits)
+                        totals = totals.above
             if len(open_runs) >= _runs._MANY:
                 _runs.sweep()
             open_runs[key] = span
@@ -249,7 +251,7 @@ class SpanHandler(BaseCallbackHandler):
             span.raw_output = answer
             span.status = "ok"
             span.ended_at_ns = span.inherited.recorder.now_ns()
-            span.count_call(0, answer)
+            span.count_call()
             if span.tried_before:
                 _runs.note_attempt(span)
             span.inherited.recorder.record(span)
@@ -303,7 +305,7 @@ class SpanHandler(BaseCallbackHandler):
                 span.raw_output = answer
             span.ended_at_ns = span.inherited.recorder.now_ns()
             if span.kind == "llm":
-                span.count_call(int(span.status != "partial"), answer)
+                span.count_call()
             span.inherited.recorder.record(span)
         except Exception:
             failed("ending a span of a failed LangChain run")

@@ -35,6 +35,10 @@ MOST_QUEUED = 4_000
 MOST_QUEUED_BYTES = 2**25
 _FULL = 5
 _MOMENT_S, LONGEST_WAIT_S = 0.02, 1.0
+#: Once somebody was held up, more comes in than can be written, and a long queue does no more than delay what is in it.
+#: Until nobody has been held up for so long, it is what is written in so much time: what waits there is too short-lived
+#: to bring the garbage collector's full collections nearer, and a `kill -9` takes the less.
+_CALM_AFTER_S, _MOST_BEHIND_S = 1.0, 0.02
 #: When the writer can't write for so long, or is at one commit for so long, it isn't merely slow: nobody waits for it.
 _FAILS_AFTER_S, _HANGS_AFTER_S = 1.0, 10.0
 #: The writer waits so long for other processes before it counts as a try that failed, and warns after so long.
@@ -100,6 +104,8 @@ class SpanRecorder:
         self._is_writing = False
         self._next = Commit()  # What is in flight: taken off the queue, and not committed yet.
         self._most_queued = MOST_QUEUED
+        self._held_up_at = -_CALM_AFTER_S
+        self._span_s = 0.0  # How long a span took of late, to be encoded and committed.
         self._wrote_at = time.monotonic()
         self._began_at = 0.0  # When the commit began that isn't done yet; 0 between commits.
         self._fails = False
@@ -211,13 +217,14 @@ class SpanRecorder:
         began = time.monotonic()
         while (queued := len(self._queue)) > self._most_queued:
             now = time.monotonic()
-            is_full = queued > _FULL * self._most_queued
+            is_full = queued > _FULL * self._room()
             fails = self._fails and now > self._wrote_at + _FAILS_AFTER_S
             hangs = self._began_at and now > self._began_at + _HANGS_AFTER_S
             if fails or hangs or now > began + (LONGEST_WAIT_S if is_full else _MOMENT_S):
                 if is_full:
                     self._drop_newest()
                 return
+            self._held_up_at = now
             time.sleep(GROUP_COMMIT_S)
 
     def _drop_newest(self) -> None:
@@ -339,8 +346,8 @@ class SpanRecorder:
             self._counted.update(new_counts)
         self._next = Commit()
         self._wrote_at = time.monotonic()
+        self._most_queued = self._most_for(len(rows), self._wrote_at - self._began_at)
         self._began_at, self._fails, self.is_kept_out = 0.0, False, False
-        self._most_queued = self._room()
         counts["recorded"] += len(rows)
         self._tell(commit, written)
         return True
@@ -348,6 +355,16 @@ class SpanRecorder:
     def _room(self) -> int:
         """Return how many spans of the size of late may wait in memory."""
         return max(min(MOST_QUEUED, int(MOST_QUEUED_BYTES / self.store.span_bytes)), _FEWEST_QUEUED)
+
+    def _most_for(self, written: int, took_s: float) -> int:
+        """Return how many spans may wait after a commit of so many, which took so long."""
+        most = self._room()
+        self._span_s += (took_s / max(written, 1) - self._span_s) / 8
+        if self._wrote_at > self._held_up_at + _CALM_AFTER_S:
+            return most
+        enough = max(int(_MOST_BEHIND_S / self._span_s), _FEWEST_QUEUED)
+        # Step by step: half of what is written makes room for others meanwhile.
+        return min(most, max(enough, self._most_queued - written // 2))
 
     def _write_each(self, rows: Rows, operations: list[Asked]) -> dict[int, int]:
         """Write one by one, giving up what can't be stored."""
@@ -391,7 +408,7 @@ class SpanRecorder:
                 self._drop("not_encodable", 1)
                 failed("encoding a span")
             queue.popleft()
-        for totals in commit.totals:
+        for totals in commit.totals.values():
             slices.between()
             totals.fold()
 

@@ -150,6 +150,7 @@ def settle(scope: Scope) -> None:
             _close_with_its_task(span, key)
         if scope.outer is not None:
             scope.outer.runs()[key] = span
+    scope.open_runs = NO_RUNS  # An empty dict for each needn't wait to be written.
 
 
 def _close_with_its_task(span: Span, key: int) -> None:
@@ -210,7 +211,7 @@ def close_cancelled(span: Span, key: int) -> None:
     counts["closed_as_cancelled"] += 1
     note_attempt(span)
     if span.kind == "llm":
-        span.count_call(1, None)
+        span.count_call()
     span.inherited.recorder.record(span)
 
 

@@ -143,15 +143,9 @@ class Scope:
         def runs(self) -> dict[int, Span]:
             """Return `open_runs`, to be changed."""
 
-    _lineage_totals: tuple[Totals, ...] | None
-
-    @property
-    def lineage_totals(self) -> tuple[Totals, ...]:
-        """The totals of the spans of its lineage; looked up once, as each LLM call adds to them."""
-        found = self._lineage_totals
-        if found is None:
-            found = self._lineage_totals = tuple([around.totals for around in self.lineage])
-        return found
+        @property
+        def totals(self) -> Totals | None:
+            """The totals of the innermost span of its lineage, which know those above; None outside of all blocks."""
 
     def resumed_in(self, run: Span | None) -> Scope:
         """Return the same scope as it holds for a generator's step that is taken inside `run`."""
@@ -192,7 +186,6 @@ class ScopeSpan(Span, Scope):
     #: Of a block that was entered while others of its declaration were open: the mark of the frame that did.
     frame: int = 0
     open_runs: dict[int, Span] = NO_RUNS
-    _lineage_totals: tuple[Totals, ...] | None = None
 
     def __init__(
         self,
@@ -237,9 +230,17 @@ class ScopeSpan(Span, Scope):
 
     def runs(self) -> dict[int, Span]:
         """Return `open_runs`, to be changed; one of its own from then on."""
-        # In one step: two threads that come first at once get the same one.
-        runs: dict[int, Span] = self.__dict__.setdefault("open_runs", {})
-        return runs
+        return self.own("open_runs", NO_RUNS, dict)
+
+    @property
+    def totals(self) -> Totals:
+        """Its totals, which know those of the spans around it; made when the first call needs them."""
+        found = self._totals
+        if found is None:
+            for around in self.lineage:  # The last of them is itself.
+                found = around.totals_below(found)
+            assert found is not None
+        return found
 
 
 keep_in_place(
@@ -247,7 +248,7 @@ keep_in_place(
     (
         "name", "kind", "inherited", "parent", "trace_bits", "span_bits", "started_at_ns", "base", "outer", "entry",
         "token", "arguments", "closed", "status", "raw_output", "ended_at_ns", "added", "entered_in", "frame", "error",
-        "error_types", "left_early", "left_elsewhere", "raw_input", "output_is_set",
+        "error_types", "left_early", "left_elsewhere", "raw_input", "output_is_set", "open_runs", "_totals",
     ),
 )  # fmt: skip
 
@@ -277,7 +278,6 @@ class ScopeCopy(Scope):
         self.closed = self.left_early = self.left_elsewhere = False
         self.token = None
         self.open_runs = {}
-        self._lineage_totals = None
 
     @classmethod
     def of(cls, scope: Scope, inherited: Inherited, entered_in: Span | None) -> ScopeCopy:
@@ -289,6 +289,11 @@ class ScopeCopy(Scope):
     def runs(self) -> dict[int, Span]:
         """Return `open_runs`, to be changed."""
         return self.open_runs
+
+    @property
+    def totals(self) -> Totals | None:
+        """The totals of the innermost span of its lineage, which know those above; None outside of all blocks."""
+        return self.lineage[-1].totals if self.lineage else None
 
 
 class PassedOver(Scope):
@@ -307,6 +312,7 @@ class PassedOver(Scope):
     left_elsewhere = True
     token: Token[Scope | None] | None = None
     open_runs: dict[int, Span] = NO_RUNS
+    totals: Totals | None = None
 
     def __init__(self, outer: Scope | None, entry: object) -> None:
         self.outer = outer

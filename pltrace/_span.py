@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from pltrace._attempts import Attempt
 from pltrace._checks import (
@@ -22,14 +23,18 @@ if TYPE_CHECKING:
     from pltrace._request import Request
     from pltrace._scope import Inherited, Scope
 
-__all__ = ["INERT_SPAN", "InertSpan", "RemoteSpan", "Span", "SpanKind", "SpanStatus", "keep_in_place"]
+__all__ = ["INERT_SPAN", "InertSpan", "RemoteSpan", "Span", "SpanKind", "SpanStatus", "forked", "keep_in_place"]
 
 SpanKind = Literal["function", "block", "chain", "llm", "tool", "retriever", "prompt", "parser"]
 SpanStatus = Literal["ok", "error", "cancelled", "partial"]
 
 
+T = TypeVar("T")
+
 _NOTHING: Mapping[str, Any] = {}
 _change = count(1)
+#: Held while a span gets what only some have. Re-entrant, because a generator's finalizer may come in between.
+_making = threading.RLock()
 
 
 class RemoteSpan(NamedTuple):
@@ -110,6 +115,7 @@ class Span:
     #: Tells whether tags or metadata of any span were added to since; what `said` returned, and when.
     _changes: ClassVar[int] = 0
     _kept: tuple[int, tuple[tuple[str, ...], dict[str, Any]]] | None = None
+    _totals: Totals | None = None
 
     def __init__(
         self,
@@ -238,9 +244,28 @@ class Span:
     @property
     def totals(self) -> Totals:
         """The collector behind `requests` and `usage`, made when the first call needs it."""
-        # setdefault on the instance's dict is atomic: two threads that come first at once get the same one.
-        found: Totals | None = self.__dict__.get("_totals")
-        return found if found is not None else self.__dict__.setdefault("_totals", Totals())
+        found = self._totals
+        return self.totals_below(None) if found is None else found
+
+    def totals_below(self, above: Totals | None) -> Totals:
+        """Return its totals, which are made if there are none.
+
+        Args:
+            above: Those of the span around.
+        """
+        return self.own("_totals", None, lambda: Totals(above))
+
+    def own(self, attribute: str, shared: object, make: Callable[[], T]) -> T:
+        """Return an attribute, made for this span if it is still what others have; one for all threads.
+
+        Not by way of `__dict__`, whose `setdefault` is one step: to have it makes one.
+        """
+        with _making:
+            found: T = getattr(self, attribute)
+            if found is shared:
+                found = make()
+                setattr(self, attribute, found)
+            return found
 
     def update(
         self,
@@ -295,21 +320,14 @@ class Span:
         arguments = {"score": checked_score(value), "score_name": checked_optional_name("name", name)}
         self.inherited.recorder.operate("score", self.trace_bits, self.span_bits, arguments, subtree=True)
 
-    def count_call(self, errors: int, answer: Any) -> None:
-        """Add this LLM call, which has ended, to the totals of the spans around it.
-
-        Args:
-            errors: 1 if it failed, else 0.
-            answer: The `Answer`, if there is one; it knows the tokens.
-        """
-        tally = (
-            errors, answer, self.serialized, self.run_metadata, self.invocation_params, self.run_tags,
-            self.inherited.tags,
-        )  # fmt: skip
-        for totals in self.scope.lineage_totals:
-            totals.add(tally)
+    def count_call(self) -> None:
+        """Add this LLM call, which has ended, to the totals of the spans around it."""
+        totals = self.scope.totals
+        while totals is not None:
+            totals.add(self)
             if not self.inherited.sampled:  # The writer never comes to it.
                 totals.fold()
+            totals = totals.above
 
     def add_to_group(self, group_id: int) -> None:
         """Put every LLM request made under this span into a group of PromptLayer's, those to come included.
@@ -441,3 +459,9 @@ class InertSpan(Span):
 
 #: What `current_span()` is outside any block, and what a block yields while tracing is off.
 INERT_SPAN = InertSpan()
+
+
+def forked() -> None:
+    """Give the child of a fork a lock of its own; another thread of the parent may have held this one."""
+    global _making
+    _making = threading.RLock()

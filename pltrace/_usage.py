@@ -5,9 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from operator import add
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pltrace._health import failed
+
+if TYPE_CHECKING:
+    from pltrace._span import Span
 
 __all__ = ["INTERNAL_TAGS", "Run", "Totals", "Usage", "forked", "model_of", "provider_of"]
 
@@ -20,7 +23,7 @@ INTERNAL_TAGS = ("seq:step:", "map:key:", "retry:attempt:", "graph:step:", "bran
 MOST_REQUESTS = 10_000
 #: Ended calls are folded into a span's totals by the writer's thread, and whenever `usage` is read. Where the writer
 #: doesn't come to it, or past so many, each caller folds a few.
-_MOST_TALLIES, _FEW = 1_000, 4
+_MOST_WAITING, _FEW = 2_000, 8
 #: One lock for all totals: it is held for microseconds. Re-entrant, because a generator's finalizer can end a call
 #: on a thread that is folding.
 _folding = threading.RLock()
@@ -76,15 +79,6 @@ def provider_of(metadata: Mapping[str, Any], parameters: Mapping[str, Any]) -> s
     return str(metadata.get("ls_provider") or parameters.get("_type") or "unknown")
 
 
-#: What one ended LLM call adds to the totals of the spans around it: errors, its answer or None, which knows its
-#: tokens; what tells its model; the run's tags and the scope's.
-Tally = tuple[
-    int, Any, "Mapping[str, Any] | None", "Mapping[str, Any]", "Mapping[str, Any] | None", "Sequence[str]",
-    "tuple[str, ...]",
-]  # fmt: skip
-_TALLY = 7
-
-
 class Usage(NamedTuple):
     """Totals of the LLM calls that have ended under a span so far.
 
@@ -115,65 +109,75 @@ def _usage(total: list[int], by_model: Mapping[str, Usage] = _NOTHING, by_tag: M
     return Usage(requests, errors, input_tokens, output_tokens, by_model, by_tag)
 
 
-class Totals:
-    """Collects the LLM calls under one span, without a lock on their path."""
+class Totals(list[Any]):
+    """Collects the LLM calls under one span, without a lock on their path.
 
-    __slots__ = ("_begun", "_sums", "_tallies")
+    The list is of the ids of those that have begun, and behind what is worked off the ended ones' spans too, until they
+    are counted. A span with calls in it has one such object, and nothing in it: what waits to be written is gone over
+    by Python's garbage collector.
 
-    def __init__(self) -> None:
-        # Lists: a block around one call has them too, and to make two deques takes half a microsecond more.
-        self._begun: list[int] = []
-        # Flat, so that they are no objects of their own while they wait; `extend` is one step for all threads.
-        self._tallies: list[Any] = []
+    Attributes:
+        above: The totals of the span around.
+    """
+
+    __slots__ = ("_sums", "_worked_off", "above")
+
+    def __init__(self, above: Totals | None) -> None:
+        self.above = above
+        #: How many at the beginning are ids alone.
+        self._worked_off = 0
         # By model, the scope's tags and the run's.
-        self._sums: dict[tuple[str, tuple[str, ...], tuple[str, ...]], list[int]] = {}
-
-    def begin(self, span_bits: int) -> None:
-        """Take note of a call that has begun, by its span's id."""
-        self._begun.append(span_bits)
-        if len(self._begun) > 2 * MOST_REQUESTS:
-            del self._begun[:-MOST_REQUESTS]
+        self._sums: dict[tuple[str, tuple[str, ...], tuple[str, ...]], list[int]] | None = None
 
     @property
     def request_bits(self) -> list[int]:
         """The ids of the spans of the latest calls, in the order they began."""
-        return self._begun[-MOST_REQUESTS:]
+        return [item for item in self.copy() if type(item) is int][-MOST_REQUESTS:]
 
-    def add(self, tally: Tally) -> None:
+    def add(self, call: Span) -> None:
         """Add one ended call; safe from any thread and from a finalizer."""
-        self._tallies.extend(tally)
-        if len(self._tallies) > _MOST_TALLIES * _TALLY:
+        self.append(call)
+        if len(self) - self._worked_off > _MOST_WAITING:
             self.fold(_FEW)
 
     def fold(self, most: int | None = None) -> None:
-        """Work off what was added, or so many of it."""
+        """Work off what was added, or so much of it."""
         global _is_folding
         with _folding:
             if _is_folding:
                 return  # It is a finalizer that comes in between; what it added is folded later.
             _is_folding = True
-            end = len(self._tallies) if most is None else most * _TALLY
-            waiting = self._tallies[:end]
+            start = self._worked_off
+            waiting = self[start:] if most is None else self[start : start + most]
+            ids: list[int] = []
             folded = 0
             try:
-                while folded < len(waiting):
-                    tally = waiting[folded : folded + _TALLY]
-                    folded += _TALLY
+                for item in waiting:
+                    folded += 1
+                    if type(item) is int:
+                        ids.append(item)
+                        continue
                     try:
-                        self._count(*tally)
+                        self._count(item)
                     except Exception:
                         failed("counting an LLM call")
             finally:
-                del self._tallies[:folded]  # Others have only added behind them.
+                self[start : start + folded] = ids  # Others have only added behind them.
+                self._worked_off = start + len(ids)
+                if self._worked_off > 2 * MOST_REQUESTS:
+                    del self[: self._worked_off - MOST_REQUESTS]
+                    self._worked_off = MOST_REQUESTS
                 _is_folding = False
 
-    def _count(
-        self, errors: int, answer: Any, serialized: Any, metadata: Any, parameters: Any, tags: Any, scope_tags: Any
-    ) -> None:
+    def _count(self, call: Span) -> None:
+        answer = None if call.output_is_set else call.raw_output
         tokens_in, tokens_out = (0, 0) if answer is None else answer.tokens()
-        key = (model_of(serialized, metadata, parameters), scope_tags, tuple(map(str, tags)))
-        sums = self._sums.setdefault(key, [0, 0, 0, 0])
-        sums[:] = sums[0] + 1, sums[1] + errors, sums[2] + tokens_in, sums[3] + tokens_out
+        model = model_of(call.serialized, call.run_metadata, call.invocation_params)
+        if self._sums is None:
+            self._sums = {}
+        sums = self._sums.setdefault((model, call.inherited.tags, tuple(map(str, call.run_tags))), [0, 0, 0, 0])
+        failures = call.status in ("error", "cancelled")
+        sums[:] = sums[0] + 1, sums[1] + failures, sums[2] + tokens_in, sums[3] + tokens_out
 
     def read(self) -> Usage:
         """Return the totals so far."""
@@ -182,7 +186,7 @@ class Totals:
         by_tag: dict[str, list[int]] = {}
         with _folding:
             self.fold()
-            for (model, scope_tags, run_tags), added in self._sums.items():
+            for (model, scope_tags, run_tags), added in (self._sums or {}).items():
                 sums = [total, by_model.setdefault(model, [0, 0, 0, 0])]
                 sums += [
                     by_tag.setdefault(tag, [0, 0, 0, 0])

@@ -25,10 +25,12 @@ import pltrace
 from pltrace import traced
 
 collected_ns = 0
+collections = [0, 0, 0]
 
 def _collects(phase, info):
     global collected_ns
     collected_ns += time.perf_counter_ns() if phase == "stop" else -time.perf_counter_ns()
+    collections[info["generation"]] += phase == "stop"
 
 gc.callbacks.append(_collects)
 

@@ -12,6 +12,7 @@ from statistics import median
 
 import pytest
 
+from pltrace._recorder import MOST_QUEUED
 from tests.faults.support import PRELUDE, Measured, all_delivered, deliver_rest, taken, told
 from tests.support.http_double import CLOSE, Fault, Request
 from tests.support.programs import Ended, ended, rows, run, start, stored
@@ -114,6 +115,37 @@ def test_killed_at_random_moments(
     measured("oldest that a kill took, worst of all kills", 1000 * max(oldest), "ms")
     deliver_rest(tmp_path, **settings)
     all_delivered(promptlayer, store, len(names))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_killed_while_more_comes_than_can_be_written(tmp_path: Path, store: Path, measured: Measured) -> None:
+    """Of a program that records without a pause a `kill -9` takes a moment, not all that would have room in memory."""
+    folder = tmp_path / "recorded"
+    folder.mkdir()
+    source = """
+told = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+pltrace.configure()
+for number in range(10**9):
+    span(number)
+    if number % 10 == 0:
+        os.write(told, f"{number}\\n".encode())
+    if number == 40_000:
+        print("going", flush=True)
+"""
+    waiting = []
+    for number in range(5):
+        process = start(PRELUDE + source, tmp_path, folder / str(number), PLTRACE_STORE=store)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "going\n"
+        threading.Event().wait(random.uniform(0.5, 1.0))
+        process.kill()
+        ended(process)
+        recorded = int((folder / str(number)).read_text().splitlines()[-1]) + 1
+        waiting.append(recorded - len(rows(store, "SELECT 1 FROM spans")))
+        store.unlink()
+    measured("a kill takes, in the median", median(waiting), "spans")
+    assert median(waiting) < MOST_QUEUED / 2
 
 
 class _Killer:
