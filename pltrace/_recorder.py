@@ -50,8 +50,9 @@ GROUP_COMMIT_S = 0.002
 _MOST_IN_COMMIT, _FEWEST_QUEUED = 500, 32
 #: With so many waiting the writer is behind.
 _BEHIND = 256
-#: The writer goes to sleep after so many empty rounds; until then, recording needs no wake-up.
-_ROUNDS_AWAKE = 25
+#: The writer looks so often whether there is something to gather, and goes to sleep after so many looks for nothing.
+#: To wake it takes 15 µs of the caller's, a look 40 to 60 of its own.
+_LOOK_EVERY_S, _MOST_LOOKS = 0.004, 6
 
 
 class SpanRecorder:
@@ -261,11 +262,12 @@ class SpanRecorder:
         be_silent()
         self.store.open(_PATIENCE_S)  # As in the child of a fork: whoever records meanwhile shares the first commit,
         self.drain()  # which waits for no others.
-        empty_rounds = 0
+        looks = 0
         while True:
             if self._queue or self._next:
-                empty_rounds = 0
-                sleep(GROUP_COMMIT_S)
+                if not looks:  # Else it has waited for the look.
+                    sleep(GROUP_COMMIT_S)
+                looks = 0
                 if self.drain():
                     continue
                 if not self._inline:
@@ -278,10 +280,11 @@ class SpanRecorder:
                 if self._queue:
                     continue
                 return
-            empty_rounds += 1
-            if empty_rounds < _ROUNDS_AWAKE:
-                sleep(GROUP_COMMIT_S)
+            if looks < _MOST_LOOKS:
+                looks += 1
+                sleep(_LOOK_EVERY_S)
                 continue
+            looks = 0
             self._asleep = True
             # Looked at again after `_asleep` is set: who recorded before that didn't wake us.
             if not self._queue:
