@@ -181,8 +181,11 @@ def test_killed_around_the_answer(
         assert ended(process).code == -signal.SIGKILL
     uncertain = rows(store, "SELECT count(*) AS count FROM deliveries WHERE state = 0 AND uncertain = 1")
     measured("spans in doubt after the last kill", uncertain[0]["count"], "spans")
+    # The batch may be of what the process before left, and come before this one has recorded all of its own.
+    recorded = len(stored(store))
+    assert recorded > 20 * rounds
     deliver_rest(tmp_path, **settings)
-    all_delivered(promptlayer, store, 40 * rounds)
+    all_delivered(promptlayer, store, recorded)
     assert set(taken(promptlayer).values()) == {1}
 
 
