@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
-from pltrace._forks import at_fork
+from pltrace._forks import ForkLock
 
-__all__ = ["client_for", "forked"]
+__all__ = ["client_for"]
 
 _made: dict[tuple[str, str], Any] = {}
-_making = threading.RLock()
-_forking = threading.local()
-#: A fork waits so long for the import.
-_LONGEST_FORK_S = 1.0
+#: The child of a fork that comes while a thread imports a module can never import it.
+_making = ForkLock()
 
 
 def client_for(api_key: str, base_url: str, given: Any = None) -> Any:
@@ -37,22 +34,3 @@ def client_for(api_key: str, base_url: str, given: Any = None) -> Any:
 
             client = _made[api_key, base_url] = PromptLayer(api_key=api_key, base_url=base_url)
         return client
-
-
-def _before_fork() -> None:
-    # The child of a fork that comes while a thread imports a module can never import it.
-    _forking.holds = _making.acquire(timeout=_LONGEST_FORK_S)
-
-
-def _after_fork_in_parent() -> None:
-    if _forking.holds:
-        _making.release()
-
-
-def forked() -> None:
-    """Give the child of a fork a lock of its own."""
-    global _making
-    _making = threading.RLock()
-
-
-at_fork(before=_before_fork, in_parent=_after_fork_in_parent)

@@ -16,7 +16,7 @@ from weakref import WeakSet, finalize
 from pltrace import _checkpoints
 from pltrace._checkpoints import Checkpoints
 from pltrace._errors import StoreError
-from pltrace._forks import at_fork
+from pltrace._forks import LONGEST_FORK_S, at_fork
 from pltrace._health import warn_once
 from pltrace._room import Room
 from pltrace._store_file import (
@@ -46,8 +46,6 @@ _MOST_BUSY_READING_S, _MOST_BUSY_AT_FIRST_S = 5.0, 0.02
 #: How long to wait before the next look at whether others have let go of the file, as a part of the wait so far: they
 #: hold it for half a millisecond, unless something is wrong. Whoever looks more seldom than others finds it held again.
 _PART_OF_WAIT, _SHORTEST_TRY_S, _LONGEST_TRY_S = 1 / 16, 0.0003, 0.004
-#: A fork waits so long for the thread that is using SQLite.
-_LONGEST_FORK_S = 1.0
 
 #: Every use of SQLite in this process holds it, whatever the database, and so does a fork: SQLite's own mutexes are
 #: the process's, and a child of a fork that happened while a thread was inside SQLite would hang in them.
@@ -352,8 +350,8 @@ def _give_back() -> None:
 
 def _before_fork() -> None:
     # A signal handler that forks may have interrupted this thread while it holds the lock, but not inside SQLite.
-    give_up_at = time.monotonic() + _LONGEST_FORK_S
-    _forking.holds = _lock.acquire(timeout=_LONGEST_FORK_S)
+    give_up_at = time.monotonic() + LONGEST_FORK_S
+    _forking.holds = _lock.acquire(timeout=LONGEST_FORK_S)
     _forking.holds_checkpoints = _checkpoints.before_fork(give_up_at)
     if _forking.holds and not _in_use:
         with suppress(sqlite3.Error):

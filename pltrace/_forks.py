@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
-__all__ = ["at_fork", "forked_past_python", "hook_uwsgi"]
+__all__ = ["LONGEST_FORK_S", "ForkLock", "at_fork", "forked_past_python", "hook_uwsgi"]
+
+#: A fork waits so long for what must not be cut in two by it.
+LONGEST_FORK_S = 1.0
 
 _in_child: list[Callable[[], object]] = []
 _pid = os.getpid()
@@ -25,6 +30,35 @@ def at_fork(
     if hasattr(os, "register_at_fork"):
         given = {"before": before, "after_in_parent": in_parent, "after_in_child": in_child}
         os.register_at_fork(**{name: call for name, call in given.items() if call is not None})
+
+
+class ForkLock:
+    """A re-entrant lock for a module's life that a fork takes too, so that none comes while it is held.
+
+    The child begins with a free one, also where the fork gave up waiting.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._forking = threading.local()
+        at_fork(before=self._before_fork, in_parent=self._after_fork_in_parent, in_child=self._after_fork_in_child)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(RuntimeError):  # A signal handler forked meanwhile, and this is the child.
+            self._lock.release()
+
+    def _before_fork(self) -> None:
+        self._forking.holds = self._lock.acquire(timeout=LONGEST_FORK_S)
+
+    def _after_fork_in_parent(self) -> None:
+        if self._forking.holds:
+            self._lock.release()
+
+    def _after_fork_in_child(self) -> None:
+        self._lock = threading.RLock()
 
 
 def forked_past_python() -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections import Counter
 from time import monotonic
 
-from pltrace._forks import at_fork
+from pltrace._forks import ForkLock
 
 __all__ = ["counts", "failed", "log", "logger", "warn_once", "warn_sometimes"]
 
@@ -19,12 +18,9 @@ counts: Counter[str] = Counter()
 
 _warned: dict[str, float] = {}
 _REPEAT_AFTER_S = 60.0
-#: Held while one of our threads logs, and by a fork: a child that inherits the lock of the stream which is written to
-#: hangs when it writes there too, as every process does at its end.
-_logging = threading.RLock()
-#: A fork waits so long for it.
-_LONGEST_FORK_S = 1.0
-_forking = threading.local()
+#: Held while one of our threads logs: a child that inherits the lock of the stream which is written to hangs when it
+#: writes there too, as every process does at its end.
+_logging = ForkLock()
 
 
 def failed(doing: str) -> None:
@@ -62,20 +58,3 @@ def log(level: int, message: str, *arguments: object, exc_info: bool | BaseExcep
 def forget_warnings() -> None:
     """Let every cause be warned about again, as after a new `configure`."""
     _warned.clear()
-
-
-def _before_fork() -> None:
-    _forking.holds = _logging.acquire(timeout=_LONGEST_FORK_S)
-
-
-def _after_fork_in_parent() -> None:
-    if _forking.holds:
-        _logging.release()
-
-
-def _after_fork_in_child() -> None:
-    global _logging
-    _logging = threading.RLock()
-
-
-at_fork(before=_before_fork, in_parent=_after_fork_in_parent, in_child=_after_fork_in_child)
