@@ -23,6 +23,7 @@ from pltrace._rows import Rows, record_of
 from pltrace._scope import ScopeSpan
 from pltrace._silence import be_silent, silence
 from pltrace._slices import Slices
+from pltrace._snapshot import PLAIN
 from pltrace._span import Span
 from pltrace._store import Asked, Store
 
@@ -36,9 +37,10 @@ MOST_QUEUED_BYTES = 2**25
 _FULL = 5
 _MOMENT_S, LONGEST_WAIT_S = 0.02, 1.0
 #: Once somebody was held up, more comes in than can be written, and a long queue does no more than delay what is in it.
-#: Until nobody has been held up for so long, it is what is written in so much time: what waits there is too short-lived
-#: to bring the garbage collector's full collections nearer, and a `kill -9` takes the less.
-_CALM_AFTER_S, _MOST_BEHIND_S = 1.0, 0.02
+#: Until nobody has been held up for so long, it is what is encoded in so much time: what waits there is too short-lived
+#: to bring the garbage collector's full collections nearer, and a `kill -9` takes the less. Not what is written: where
+#: the file is waited for, shorter queues would make smaller commits, and these shorter queues.
+_CALM_AFTER_S, _MOST_BEHIND_S, _FEWEST_BEHIND = 1.0, 0.02, 100
 #: When the writer can't write for so long, or is at one commit for so long, it isn't merely slow: nobody waits for it.
 _FAILS_AFTER_S, _HANGS_AFTER_S = 1.0, 10.0
 #: The writer waits so long for other processes before it counts as a try that failed, and warns after so long.
@@ -47,7 +49,9 @@ _WARN_AFTER_S = 10.0
 _TRY_AGAIN_S = 0.05
 #: How long the writer gathers before it commits.
 GROUP_COMMIT_S = 0.002
-_MOST_IN_COMMIT, _FEWEST_QUEUED = 500, 32
+_MOST_IN_COMMIT, _MOST_BYTES_IN_COMMIT, _FEWEST_QUEUED = 500, 2**23, 32
+#: So long spans count for the size of late as soon as they are encoded; a text that is no longer is a small one.
+_LONG, _SMALL = 2**15, 1_000
 #: With so many waiting the writer is behind.
 _BEHIND = 256
 #: The writer looks so often whether there is something to gather, and goes to sleep after so many looks for nothing.
@@ -106,7 +110,9 @@ class SpanRecorder:
         self._next = Commit()  # What is in flight: taken off the queue, and not committed yet.
         self._most_queued = MOST_QUEUED
         self._held_up_at = -_CALM_AFTER_S
-        self._span_s = 0.0  # How long a span took of late, to be encoded and committed.
+        self._span_s = 0.0  # How long a span took of late to be encoded.
+        self._taken = 0  # How many items were taken off the queue,
+        self._settled = 0  # and of how many the commits are done.
         self._wrote_at = time.monotonic()
         self._began_at = 0.0  # When the commit began that isn't done yet; 0 between commits.
         self._fails = False
@@ -151,7 +157,7 @@ class SpanRecorder:
             if self._asleep or self._thread is None:
                 self._rouse()
             if len(queue) > self._most_queued:
-                self._press_back()
+                self._press_back(span)
 
     def operate(
         self, kind: str, trace_bits: int, span_bits: int, arguments: Mapping[str, Any], *, subtree: bool
@@ -175,7 +181,7 @@ class SpanRecorder:
         if self._asleep or self._thread is None:
             self._rouse()
         if len(queue) > self._most_queued:
-            self._press_back()
+            self._press_back(item)
 
     def _rouse(self) -> None:
         """Wake the writer, or start it."""
@@ -208,7 +214,7 @@ class SpanRecorder:
         finally:
             self._starting.release()
 
-    def _press_back(self) -> None:
+    def _press_back(self, item: Span | Ask) -> None:
         """Make the caller wait until the writer has caught up, for a moment; give its span up if there is no room.
 
         While the writer can't write at all, nobody waits for it.
@@ -216,9 +222,12 @@ class SpanRecorder:
         if is_ours():
             return
         began = time.monotonic()
+        if began > self._held_up_at + _CALM_AFTER_S:  # There may have been no commit since.
+            self._most_queued = self._room()
+        full = _FULL * (MOST_QUEUED if _is_small(item) else self._room())
         while (queued := len(self._queue)) > self._most_queued:
             now = time.monotonic()
-            is_full = queued > _FULL * self._room()
+            is_full = queued > full
             fails = self._fails and now > self._wrote_at + _FAILS_AFTER_S
             hangs = self._began_at and now > self._began_at + _HANGS_AFTER_S
             if fails or hangs or now > began + (LONGEST_WAIT_S if is_full else _MOMENT_S):
@@ -301,27 +310,42 @@ class SpanRecorder:
         Returns:
             Whether all is committed.
         """
-        give_up_at = time.monotonic() + (timeout or 0.0)
-        if not self._writing.acquire(timeout=-1 if timeout is None else max(timeout, 0.0)):
-            return False
-        if self._is_writing:  # A signal handler or finalizer runs in the middle of it, on the same thread.
-            self._writing.release()
-            return False
-        self._is_writing = True
-        try:
-            while self._queue or self._next:
-                left_s = give_up_at - time.monotonic()
-                if not self._commit(_PATIENCE_S if timeout is None else min(max(left_s, 0.0), _PATIENCE_S)):
-                    if time.monotonic() + _TRY_AGAIN_S > give_up_at:
-                        return False
-                    sleep(_TRY_AGAIN_S)
-            return True
-        except Exception:
-            failed("writing spans to the store")
-            return False
-        finally:
-            self._is_writing = False
-            self._writing.release()
+        if timeout is None:
+            return self._drain(None, 0.0)
+        # What is taken off in between counts twice: then one more is waited for, or that nothing is left.
+        up_to = len(self._queue) + self._taken
+        give_up_at = time.monotonic() + timeout
+        while True:
+            left_s = max(give_up_at - time.monotonic(), 0.0)
+            # The writer goes on as long as there is more: it may be done with ours.
+            if self._writing.acquire(timeout=min(left_s, _TRY_AGAIN_S)):
+                try:
+                    return self._drain(up_to, give_up_at)
+                finally:
+                    self._writing.release()
+            if self._settled >= up_to:
+                return True
+            if not left_s:
+                return False
+
+    def _drain(self, up_to: int | None, give_up_at: float) -> bool:
+        with self._writing:
+            if self._is_writing:  # A signal handler or finalizer runs in the middle of it, on the same thread.
+                return False
+            self._is_writing = True
+            try:
+                while (self._queue or self._next) and (up_to is None or self._settled < up_to):
+                    left_s = give_up_at - time.monotonic()
+                    if not self._commit(_PATIENCE_S if up_to is None else min(max(left_s, 0.0), _PATIENCE_S)):
+                        if time.monotonic() + _TRY_AGAIN_S > give_up_at:
+                            return False
+                        sleep(_TRY_AGAIN_S)
+                return True
+            except Exception:
+                failed("writing spans to the store")
+                return False
+            finally:
+                self._is_writing = False
 
     def _commit(self, patience_s: float) -> bool:
         """Write up to `_MOST_IN_COMMIT` items, which count as in flight until they are committed.
@@ -334,6 +358,8 @@ class SpanRecorder:
         if not commit:
             with silence():  # This runs code of the user's: redactors, the `repr` of objects.
                 self._encode(commit)
+            encoding_s = time.monotonic() - self._began_at
+            self._span_s += (encoding_s / max(len(commit), 1) - self._span_s) / 8
         rows, operations = commit.rows, commit.operations
         new_counts = self._new_counts()
         try:
@@ -348,8 +374,9 @@ class SpanRecorder:
         else:
             self._counted.update(new_counts)
         self._next = Commit()
+        self._settled = self._taken
         self._wrote_at = time.monotonic()
-        self._most_queued = self._most_for(len(rows), self._wrote_at - self._began_at)
+        self._most_queued = self._most_after(len(rows))
         self._began_at, self._fails, self.is_kept_out = 0.0, False, False
         counts["recorded"] += len(rows)
         self._tell(commit, written)
@@ -359,13 +386,12 @@ class SpanRecorder:
         """Return how many spans of the size of late may wait in memory."""
         return max(min(MOST_QUEUED, int(MOST_QUEUED_BYTES / self.store.span_bytes)), _FEWEST_QUEUED)
 
-    def _most_for(self, written: int, took_s: float) -> int:
-        """Return how many spans may wait after a commit of so many, which took so long."""
+    def _most_after(self, written: int) -> int:
+        """Return how many spans may wait after a commit of so many."""
         most = self._room()
-        self._span_s += (took_s / max(written, 1) - self._span_s) / 8
         if self._wrote_at > self._held_up_at + _CALM_AFTER_S:
             return most
-        enough = max(int(_MOST_BEHIND_S / self._span_s), _FEWEST_QUEUED)
+        enough = max(int(_MOST_BEHIND_S / max(self._span_s, 1e-6)), _FEWEST_BEHIND)
         # Step by step: half of what is written makes room for others meanwhile.
         return min(most, max(enough, self._most_queued - written // 2))
 
@@ -402,7 +428,8 @@ class SpanRecorder:
         most = min(_MOST_IN_COMMIT, self._most_queued)
         queue = self._queue
         slices = Slices(behind=len(queue) > _BEHIND)
-        while queue and len(commit) < most:
+        before = 0
+        while queue and len(commit) < most and before < _MOST_BYTES_IN_COMMIT:
             slices.between()
             item = queue[0]  # Only then taken off: what interrupts us must not lose it.
             try:
@@ -410,7 +437,12 @@ class SpanRecorder:
             except Exception:
                 self._drop("not_encodable", 1)
                 failed("encoding a span")
+            self._taken += 1  # Before it is off the queue, or who counts both would miss it.
             queue.popleft()
+            size, before = commit.rows.characters - before, commit.rows.characters
+            if size > _LONG:
+                self.store.span_bytes += (size - self.store.span_bytes) / 2
+                self._most_queued = min(self._most_queued, self._room())
         for totals in commit.totals.values():
             slices.between()
             totals.fold()
@@ -517,3 +549,14 @@ class SpanRecorder:
         self._start_afresh()
         self.registry.forked()
         self.store.forked()
+
+
+def _is_small(item: Span | Ask) -> bool:
+    """Return whether an item surely takes little room: a block, say, or a call with a number and a short text."""
+    if isinstance(item, Ask):
+        return True
+    _, args, kwargs = item.arguments or (None, (), {})
+    return all(
+        type(value) in PLAIN and (not isinstance(value, (str, bytes)) or len(value) <= _SMALL)
+        for value in (item.raw_input, item.raw_output, *args, *kwargs.values())
+    )

@@ -302,6 +302,8 @@ class Span:
             self.raw_input, self.arguments = snapshot(input), None
             self.input_is_set = True
         if output is not None:
+            if self.kind == "llm" and self.ended_at_ns:
+                self._fold_totals()  # The tokens are told by the answer.
             self.raw_output = snapshot(output)
             self.output_is_set = True
         if self.ended_at_ns:
@@ -325,8 +327,14 @@ class Span:
         totals = self.scope.totals
         while totals is not None:
             totals.add(self)
-            if not self.inherited.sampled:  # The writer never comes to it.
-                totals.fold()
+            totals = totals.above
+        if not self.inherited.sampled:  # The writer never comes to it.
+            self._fold_totals()
+
+    def _fold_totals(self) -> None:
+        totals = self.scope.totals
+        while totals is not None:
+            totals.fold()
             totals = totals.above
 
     def add_to_group(self, group_id: int) -> None:

@@ -307,3 +307,11 @@ def test_what_is_not_sampled_is_counted() -> None:
     with traced("block", sample=0.0) as span:
         Model().invoke("four")
     assert told(span) == (1, 0, 4, 2)
+
+
+def test_an_output_that_is_replaced() -> None:
+    """The tokens of a call count, whatever is put in the place of what its span says was answered."""
+    with capture_spans() as spans, traced("block") as block:
+        Model().invoke("abc")
+        spans[0].update(output="something else")
+        assert block.usage[:4] == (1, 0, 3, 2)

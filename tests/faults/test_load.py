@@ -149,6 +149,75 @@ timed.report(grown_mib=max(0.0, peak[0] - before), collections=collections)
     measure_worst(measured, told(untraced), what="worst call, untraced")
 
 
+def test_flush_beside_others_that_record_without_a_pause(tmp_path: Path, store: Path) -> None:
+    """`flush` waits for what was recorded before it, and not for what others go on to record."""
+    source = """
+pltrace.configure(store=sys.argv[1])
+over = threading.Event()
+
+def work():
+    while not over.is_set():
+        span(0, "others")
+
+threads = [threading.Thread(target=work) for _ in range(2)]
+for thread in threads:
+    thread.start()
+flushed = []
+for number in range(3):
+    span(number, "ours")
+    flushed.append(pltrace.flush(20))
+    with open(sys.argv[2], "a") as told:
+        told.write(f"{flushed[-1]}\\n")
+over.set()
+for thread in threads:
+    thread.join()
+"""
+    told_in = tmp_path / "told"
+    assert run(PRELUDE + source, tmp_path, store, told_in).code == 0
+    assert told_in.read_text().split() == ["True"] * 3
+
+
+def test_small_spans_behind_large_ones(tmp_path: Path, store: Path) -> None:
+    """How large spans were of late keeps no small one from the room that it needs, while the file is waited for."""
+    source = """
+import sqlite3
+pltrace.configure(store=sys.argv[1])
+timed(lambda number: large(number, 1_000_000), 8)
+assert pltrace.flush(30)
+other = sqlite3.connect(sys.argv[1], isolation_level=None)
+other.execute("BEGIN IMMEDIATE")
+timed(span, 1000)
+other.execute("ROLLBACK")
+other.close()
+timed.report()
+"""
+    assert told(run(PRELUDE + source, tmp_path, store))["calls"] == 1008
+    assert rows(store, "SELECT count(*) AS count FROM spans") == [{"count": 1008}]
+
+
+@pytest.mark.slow
+def test_large_values_at_once(tmp_path: Path, store: Path, measured: Measured) -> None:
+    """Of calls that are given a megabyte each, without a pause, only so many wait in memory as there is room for."""
+    source = """
+pltrace.configure(store=sys.argv[1])
+
+@traced
+def take(text):
+    pass
+
+span(0)
+assert pltrace.flush(10)
+before = rss_mib()
+timed(lambda number: take(str(number % 10) * 1_000_000), 500)
+timed.report(grown_mib=peak[0] - before)
+"""
+    report = told(run(PRELUDE + WATCH + source, tmp_path, store))
+    measured("memory grew by", report["grown_mib"], "MiB")
+    measure_worst(measured, report)
+    assert report["grown_mib"] <= 400.0
+    assert rows(store, "SELECT count(*) AS count FROM spans") == [{"count": 501}]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_soak(
