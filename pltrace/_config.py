@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from pltrace._checks import CAPTURE_ALL, checked_capture, checked_metadata, checked_name, checked_sample, checked_tags
 from pltrace._errors import ConfigError
 from pltrace._exporter import SpanExporter
-from pltrace._health import logger
+from pltrace._health import logger, warn_once
 from pltrace._typing import Capture, LibrarySettings, Redaction
 
 __all__ = ["Config", "Library", "load", "wanted_by_environment"]
@@ -225,7 +225,16 @@ def _address(given: object, of_client: object, text: str | None) -> str:
 def _place(given: object, text: str | None) -> Path | Literal["memory", "off"]:
     name, value = ("store", given) if given is not None else ("PLTRACE_STORE", text or None)
     if value is None:
-        return Path("~/.pltrace/traces.db").expanduser()
+        try:
+            return Path("~/.pltrace/traces.db").expanduser()
+        except RuntimeError as error:  # As in a container, for a user whom the system doesn't know.
+            warn_once(
+                "no_home",
+                "Can't tell where ~/.pltrace/traces.db is (%s). Spans are kept in memory, and lost with the process "
+                "unless they are delivered before; set HOME, or PLTRACE_STORE to a file.",
+                error,
+            )
+            return "memory"
     if value == "memory":
         return "memory"
     if value == "off":

@@ -254,9 +254,11 @@ def test_disk_is_read_only(
 def test_no_home(tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object]) -> None:
     """With no home folder, as in some containers, a program runs and its spans arrive."""
     del settings["PLTRACE_STORE"]
-    source = "import os\nos.environ.pop('HOME', None)\n" + PRELUDE + "span(0)\nassert pltrace.flush(20)"
-    program = run(source, tmp_path, **{**settings, "HOME": "/nonexistent/home"})
+    # As for a user whom the system doesn't know: else it would name the home of whoever runs the tests.
+    unknown = "import os, pwd\nos.environ.pop('HOME', None)\npwd.getpwuid = {}.__getitem__\n"
+    program = run(unknown + PRELUDE + "span(0)\nassert pltrace.flush(20)", tmp_path, **settings)
     assert program.code == 0, program.err
+    assert "set HOME, or PLTRACE_STORE" in program.err
     program = run(PRELUDE + "span(0)\nassert pltrace.flush(20)", tmp_path, **{**settings, "HOME": "/proc/nowhere"})
     assert program.code == 0, program.err
     assert "kept in memory" in program.err
