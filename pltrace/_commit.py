@@ -36,7 +36,7 @@ class Commit:
         #: LLM calls whose requests' ids somebody waits for: trace, span, callbacks.
         self.awaited: list[tuple[int, int, tuple[Callback, ...]]] = []
         self.runs_seen = 0
-        #: What its LLM calls were added to.
+        #: What its LLM calls were added to, by identity: they are lists.
         self.totals: dict[int, Totals] = {}
 
     def __len__(self) -> int:

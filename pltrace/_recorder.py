@@ -52,7 +52,7 @@ GROUP_COMMIT_S = 0.002
 _MOST_IN_COMMIT, _MOST_BYTES_IN_COMMIT, _FEWEST_QUEUED = 500, 2**23, 32
 #: So long spans count for the size of late as soon as they are encoded; a text that is no longer is a small one.
 _LONG, _SMALL = 2**15, 1_000
-#: With so many waiting the writer is behind.
+#: With so many waiting the writer is behind, and takes longer slices.
 _BEHIND = 256
 #: The writer looks so often whether there is something to gather, and goes to sleep after so many looks for nothing.
 #: To wake it takes 15 µs of the caller's, a look 40 to 60 of its own.
