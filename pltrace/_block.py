@@ -40,7 +40,7 @@ class Block(Declaration):
         self._name = name
         self._module = module
         #: Blocks that are open, latest last: for one that is left in another context than it was entered in.
-        self._open: dict[int, ScopeSpan] = {}
+        self._open: dict[object, ScopeSpan] = {}
 
     def __enter__(self, _depth: int = 1) -> Span:
         """Open a block: what runs inside it is recorded under its span.
@@ -58,11 +58,11 @@ class Block(Declaration):
             if self._open:
                 frame = sys._getframe(_depth)
                 scope.frame = id(frame) ^ id(frame.f_code)  # As `_mark`, without a call on the caller's path.
-            self._open[id(scope)] = scope
+            self._open[scope] = scope
             scope.token = attach(scope)
         except BaseException as error:
             if scope is not None:
-                self._open.pop(id(scope), None)
+                self._open.pop(scope, None)
                 detach(scope)
             if not isinstance(error, Exception):  # The program was interrupted.
                 raise
@@ -82,9 +82,9 @@ class Block(Declaration):
                 scope = self._meant_by(sys._getframe(_depth), scope)
                 if scope is None:
                     return
-            span = self._open.pop(id(scope), None)
+            span = self._open.pop(scope, None)
             if span is None:  # It is a copy, for a run, of the one that was entered; or nothing was recorded then.
-                span = self._open.pop(id(scope.span), None)
+                span = self._open.pop(scope.span, None)
                 if type(scope) is PassedOver and scope is current():
                     attach(scope.outer)
                     return
@@ -102,7 +102,7 @@ class Block(Declaration):
 
     def forget(self, span: Span) -> None:
         """Take note that a block was ended by what is around it."""
-        self._open.pop(id(span), None)
+        self._open.pop(span, None)
 
     def _left_elsewhere(self, frame: int) -> Scope | None:
         """Return the open block that is left in another context than it was entered in.

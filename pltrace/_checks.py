@@ -34,7 +34,8 @@ def checked_optional_name(argument: str, value: object) -> str | None:
 
 def checked_tags(argument: str, value: object) -> tuple[str, ...]:
     """Return `value` as a tuple of strings; raise `ConfigError` naming `argument` if it isn't an iterable of them."""
-    if isinstance(value, str) or not isinstance(value, Iterable):
+    # First the usual types: to ask whether another one is iterable takes longer than all the rest.
+    if not isinstance(value, (list, tuple)) and (isinstance(value, str) or not isinstance(value, Iterable)):
         raise ConfigError(f"{argument}={value!r}: expected strings in a list or tuple, got {type(value).__name__}")
     tags = tuple(value)
     for tag in tags:
@@ -45,7 +46,7 @@ def checked_tags(argument: str, value: object) -> tuple[str, ...]:
 
 def checked_metadata(argument: str, value: object) -> dict[str, Any]:
     """Return `value` as a dict with string keys; raise `ConfigError` naming `argument` otherwise."""
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict) and not isinstance(value, Mapping):
         raise ConfigError(f"{argument}={value!r}: expected a dict with string keys, got {type(value).__name__}")
     for key in value:
         if not isinstance(key, str):

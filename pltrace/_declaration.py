@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Declaration"]
 
 _Maybe = Callable[[], "Inherited | None"]
+_new = object.__new__
 
 
 def _nothing() -> None:
@@ -47,6 +48,7 @@ class Declaration:
     #: Makes the callback for `on_request` at an entry; whether that belongs to the event loop then.
     _callback: Callable[[], Callback] | None = None
     _is_async = False
+    _is_used = False
     #: What holds inside, and what and who it was made from: mostly the same again.
     _added: tuple[_Maybe, Library | None, _Maybe] = (_nothing, None, _nothing)
 
@@ -74,7 +76,7 @@ class Declaration:
         self._capture = capture
         self._sample = sample
         self._parent = parent
-        self._adds = bool(tags or metadata or on_request or user or session) or capture != CAPTURE_ALL
+        self._adds = bool(tags or metadata or on_request or user or session or parent) or capture != CAPTURE_ALL
         if on_request is not None:
             self._callback = _callback_maker(on_request)
             self._is_async = is_coroutine(on_request)
@@ -110,17 +112,26 @@ class Declaration:
         parent: Any = base if isinstance(base, ScopeSpan) else base.span
         if run is not None and (outer is None or (run is not base.entered_in and not _descends(parent, run))):
             parent = run
-        remote = self._parent
+        remote = self._parent if self._adds else None
         if remote is not None:
             parent, inherited = remote.span, remote.applied_to(inherited)
         if not parent or remote is not None:
             inherited = self._begun(inherited, remote)
         if self._adds or not _runtime.is_on_everywhere:
             inherited = self._added_to(inherited, _runtime.library(module))
-        scope = recorder.scope_type(
-            name, kind, inherited, parent or None, parent.trace_bits if parent else recorder.new_trace_bits(),
-            recorder.new_span_bits(), recorder.now_ns(), base, outer, entry,
-        )  # fmt: skip
+        scope = _new(ScopeSpan)
+        scope.name = name
+        scope.kind = kind
+        scope.inherited = inherited
+        scope.parent = parent or None
+        scope.trace_bits = parent.trace_bits if parent else recorder.new_trace_bits()
+        scope.span_bits = recorder.new_span_bits()
+        scope.started_at_ns = recorder.now_ns()
+        scope.base = base
+        scope.outer = outer
+        scope.entry = entry
+        if recorder.opened is not None:
+            recorder.opened(scope)
         if run is not None:
             scope.entered_in = run
         # What a carrier brings is this block's own too.
@@ -156,9 +167,12 @@ class Declaration:
             capture,
             inherited.sampled,
         )
-        if not self._is_async:  # Else its callback belongs to the loop it is entered on.
+        # Not the first time: most declarations that are made for a block are entered once. And not an async callback,
+        # which belongs to the loop it is entered on.
+        if self._is_used and not self._is_async:
             # Weakly, or a declaration would keep what was around its last entry.
             self._added = ref(inherited), library, ref(found)
+        self._is_used = True
         return found
 
     def _begun(self, inherited: Inherited, remote: Any) -> Inherited:

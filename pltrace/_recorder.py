@@ -72,9 +72,6 @@ class SpanRecorder:
         service: Names the application.
     """
 
-    #: What the spans of blocks and calls are.
-    scope_type: type[ScopeSpan] = ScopeSpan
-
     def __init__(
         self,
         store: Store,
@@ -95,6 +92,7 @@ class SpanRecorder:
         self.sample = sample
         self._random = random.Random()
         self.now_ns = time.time_ns
+        self.opened: Callable[[ScopeSpan], None] | None = None
         self._forked_at_ns = 0
         self._successor: Callable[[Span | Ask], None] | None = None  # Takes all, once there are other settings.
         self._retired = False

@@ -7,7 +7,7 @@ from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from pltrace._errors import ConfigError
-from pltrace._span import INERT_SPAN, RemoteSpan, Span, SpanKind, keep_in_place
+from pltrace._span import INERT_SPAN, Span, keep_in_place
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -30,8 +30,8 @@ class Recorder(Protocol):
     """Where spans go when they end, and what gives them ids and times."""
 
     @property
-    def scope_type(self) -> type[ScopeSpan]:
-        """What the spans of blocks and calls are."""
+    def opened(self) -> Callable[[ScopeSpan], None] | None:
+        """Called with each span of a block or call as it begins, if anybody wants to know."""
 
     @property
     def new_span_bits(self) -> Callable[[], int]:
@@ -178,7 +178,9 @@ class ScopeSpan(Span, Scope):
         base: The scope that it was derived from: `outer`, or where the context was lost, that of the run it is in.
     """
 
-    # Class-level defaults, as for `Span`: it is made on the caller's path.
+    # Class-level defaults, as for `Span`: it is made on the caller's path, by `Declaration.derive`, which also sets
+    # what its `__init__` would: to call that takes half as long again.
+    base: Scope
     entered_in: Span | None = None
     added: Mapping[str, Any] = _NOTHING
     closed = left_early = left_elsewhere = False
@@ -186,31 +188,6 @@ class ScopeSpan(Span, Scope):
     #: Of a block that was entered while others of its declaration were open: the mark of the frame that did.
     frame: int = 0
     open_runs: dict[int, Span] = NO_RUNS
-
-    def __init__(
-        self,
-        name: str,
-        kind: SpanKind,
-        inherited: Inherited,
-        parent: Span | RemoteSpan | None,
-        trace_bits: int,
-        span_bits: int,
-        started_at_ns: int,
-        base: Scope,
-        outer: Scope | None,
-        entry: object,
-    ) -> None:
-        # Not by way of the base, which makes one a quarter dearer (0.71 instead of 0.58 µs).
-        self.name = name
-        self.kind = kind
-        self.inherited = inherited
-        self.parent = parent
-        self.trace_bits = trace_bits
-        self.span_bits = span_bits
-        self.started_at_ns = started_at_ns
-        self.base = base
-        self.outer = outer
-        self.entry = entry
 
     @property
     def span(self) -> Span:
@@ -329,6 +306,7 @@ _current: ContextVar[Scope | None] = ContextVar("pltrace_scope", default=None)
 current = _current.get
 #: Makes a scope current in the running context; what it returns isn't needed to leave it, in any order, anywhere.
 attach = _current.set
+_reset = _current.reset
 
 
 def still_open(scope: Scope | None) -> Scope | None:
@@ -371,7 +349,7 @@ def detach(scope: Scope) -> None:
     A scope that is left while an inner one is still open is only marked: leaving the inner one skips it.
     """
     scope.closed = True
-    top = _current.get()
+    top = current()
     if top is not scope:
         scope.left_early = True
         inner = top
@@ -383,19 +361,19 @@ def detach(scope: Scope) -> None:
     token, scope.token = scope.token, None
     if token is not None:
         try:
-            _current.reset(token)
+            _reset(token)
         except ValueError:  # This context is another than the one it was entered in, as a copy of it.
             scope.left_elsewhere = True
     # Not all that is closed: in a task that outlives the block it was made in, the block's scope goes on to hold.
     while top is not None and (top is scope or top.left_early):
         top = top.outer
-    if _current.get() is not top:
-        _current.set(top)
+    if current() is not top:
+        attach(top)
 
 
 def entry_of(entry: object) -> Scope | None:
     """Return the latest scope of this context that `entry` opened and that is still open."""
-    scope = _current.get()
+    scope = current()
     while scope is not None:
         if scope.entry is entry and not scope.closed:
             return scope
@@ -409,7 +387,7 @@ def current_span() -> Span:
     Returns:
         The span; outside any block an inert one, which is false and ignores everything.
     """
-    scope = still_open(_current.get())
+    scope = still_open(current())
     return INERT_SPAN if scope is None else scope.span
 
 

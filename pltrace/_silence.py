@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pltrace._health import counts
-from pltrace._scope import Inherited, ScopeCopy, ScopeSpan, attach, current
+from pltrace._scope import Inherited, ScopeCopy, attach, current
 from pltrace._span import INERT_SPAN, Span
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ __all__ = ["be_silent", "silence"]
 class _DeafRecorder:
     """Takes everything, counts the spans, and keeps nothing."""
 
-    scope_type = ScopeSpan
+    opened = None
     new_span_bits = new_trace_bits = itertools.count(1).__next__
     now_ns = staticmethod(time.time_ns)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Mapping
+from sys import _getframe
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from pltrace import _runtime
@@ -276,7 +276,7 @@ def traced(
     if on_request is not None and not callable(on_request):
         raise ConfigError(f"on_request={on_request!r}: expected a function that takes a Request")
     try:
-        module = sys._getframe(1).f_globals.get("__name__")
+        module = _getframe(1).f_globals.get("__name__")
     except ValueError:  # Called by no Python code, as a thread's first function is.
         module = None
     declaration = Traced(name or (None if name is None else checked_name("name", name)), module)

@@ -16,7 +16,7 @@ from pltrace._encoding import Encoder
 from pltrace._errors import ConfigError
 from pltrace._recorder import SpanRecorder
 from pltrace._scope import Inherited, Scope, ScopeSpan, attach, current, still_open
-from pltrace._span import Span, SpanKind
+from pltrace._span import Span
 from pltrace._tracing import Tracing
 from pltrace._typing import CaptureSettings, Unpack
 from pltrace._wire import log_request
@@ -205,6 +205,11 @@ class CapturedSpans(list[Span]):
         if runs:
             raise AssertionError(f"these LangChain runs are still open: {runs}")
 
+    def _know_of(self, scope: ScopeSpan) -> None:
+        """Know of a scope while it is open; not by keeping it."""
+        # A block is held: left open by a thread that is gone, nobody else does. A call ends with what it runs.
+        self._scopes.append(weakref.ref(scope) if scope.entry is None else lambda: scope)
+
 
 def _sent(value: Any) -> str:
     """Return a metadata value as requests have it."""
@@ -231,21 +236,10 @@ def _runs_of(spans: CapturedSpans) -> list[tuple[int, Span]]:
     return [(key, run) for key, run in list(_runs.open_runs.items()) if _is_of(spans, run.inherited)]
 
 
-class _KnownScope(ScopeSpan):
-    """A scope that the captured spans know of while it is open; not by keeping it."""
-
-    def __init__(self, name: str, kind: SpanKind, inherited: Inherited, *rest: Any) -> None:
-        super().__init__(name, kind, inherited, *rest)
-        recorder: Any = inherited.recorder
-        # A block is held: left open by a thread that is gone, nobody else does. A call ends with what it runs.
-        recorder.captured._scopes.append(weakref.ref(self) if self.entry is None else lambda: self)
-
-
 class _CapturingRecorder(SpanRecorder):
     """Also keeps ended spans in a list, at once."""
 
     captured: CapturedSpans
-    scope_type = _KnownScope
     _counts = False
 
     def record(self, span: Span) -> None:
@@ -300,6 +294,7 @@ class _Capture:
     def _recorder(self, *parts: Any) -> _CapturingRecorder:
         recorder = _CapturingRecorder(*parts)
         recorder.captured = self._spans
+        recorder.opened = self._spans._know_of
         if self._counters is not None:
             recorder.count_from_one(*self._counters)
         return recorder

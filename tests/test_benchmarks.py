@@ -31,7 +31,7 @@ def test_one_command_measures_all_sections_and_writes_tables_and_a_plot(tmp_path
     results = [json.loads(line) for line in (tmp_path / "results.json").read_text().splitlines()]
     sections = {result["section"] for result in results}
     assert sections == {"calls", "paced", "threads", "total", "throughput", "bytes", "flatness"}
-    assert {result["tracer"] for result in results if "tracer" in result} == {"none", "no-op", "pltrace"}
+    assert {result["tracer"] for result in results if "tracer" in result} == {"none", "no-op", "prototype", "pltrace"}
     report = (tmp_path / "report.md").read_text()
     for heading in ("Added to one operation", "p50 / p99 / worst", "bytes on disk", "While nobody switches it on"):
         assert heading in report

@@ -1,10 +1,10 @@
 """What tracing costs, measured side by side: `python -m tests.benchmarks [--peers all] [--scale 1] [--out FOLDER]`.
 
-Measures no tracer, a callback handler that does nothing, and pltrace with everything on (scope, tags, metadata,
-capture, a store on disk, delivery to a local server in another process), in turns within one process, batch by batch;
-several such processes one after the other, and with `--peers` other tracers, each in an environment of its own, in
-between. The model answers at once, so that what is left is LangChain and who listens. Writes `report.md`, `added.svg`
-and the raw `results.json`.
+Measures no tracer, a callback handler that does nothing, a prototype that stores what it is told and no more, and
+pltrace with everything on (scope, tags, metadata, capture, a store on disk, delivery to a local server in another
+process), in turns within one process, batch by batch; several such processes one after the other, and with `--peers`
+other tracers, each in an environment of its own, in between. The model answers at once, so that what is left is
+LangChain and who listens. Writes `report.md`, `added.svg` and the raw `results.json`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ __all__ = ["markdown", "plot"]
 
 Result = dict[str, Any]
 _COLORS = ("#7a8ca3", "#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#bcbd22", "#17becf", "#ff7f0e")
-FLOOR = "no-op"
+#: What pltrace is compared with: the least of a callback tracer, and the least of one with a store.
+FLOORS = ("no-op", "prototype")
 
 
 class Results:
@@ -109,14 +110,15 @@ def _added_table(joined: Results, tracers: Sequence[str], what: str) -> str:
         added = [joined.added("calls", workload.name, name, what) for name in tracers]
         if any(value is not None for value in added):
             bare = joined.bare("calls", workload.name, what)
-            rows.append([workload.name, _number(bare), *map(_number, added), _ratio(tracers, added)])
-    return _table(["", "none takes", *tracers, "pltrace / no-op"], rows)
+            ratios = [_ratio(tracers, added, floor) for floor in FLOORS]
+            rows.append([workload.name, _number(bare), *map(_number, added), *ratios])
+    return _table(["", "none takes", *tracers, *(f"pltrace / {floor}" for floor in FLOORS)], rows)
 
 
-def _ratio(tracers: Sequence[str], added: Sequence[float | None]) -> str:
+def _ratio(tracers: Sequence[str], added: Sequence[float | None], floor: str) -> str:
     by_name = dict(zip(tracers, added, strict=True))
-    ours, floor = by_name.get("pltrace"), by_name.get(FLOOR)
-    return "" if ours is None or not floor or floor <= 0 else f"{ours / floor:.2f}"
+    ours, least = by_name.get("pltrace"), by_name.get(floor)
+    return "" if ours is None or not least or least <= 0 else f"{ours / least:.2f}"
 
 
 def _wall_table(joined: Results) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from langchain_core.callbacks.base import BaseCallbackHandler
 from langchain_core.tracers.context import register_configure_hook
 
-__all__ = ["API_KEY", "Nobody", "Noop", "Pltrace", "Tracer"]
+__all__ = ["API_KEY", "Nobody", "Noop", "Pltrace", "Tracer", "Variable"]
 
 API_KEY = "pl_benchmark_0123456789abcdef"
 _TAGS, _METADATA = ("benchmark", "nightly"), {"release": "1.2.3", "customer": 42}
@@ -27,9 +27,9 @@ class Tracer:
     name = "none"
     #: Goes into the config of LangChain's runs.
     callbacks: list[Any] | None = None
-    #: Makes a block; one that is declared each time, and one that was declared before. None: there is no such thing.
-    block: Callable[[], AbstractContextManager[Any]] | None = None
-    declared: Callable[[], AbstractContextManager[Any]] | None = None
+    #: Makes a block of a name; and a block that was declared before. None: there is no such thing.
+    block: Callable[[str], AbstractContextManager[Any]] | None = None
+    declared: AbstractContextManager[Any] | None = None
 
     def __init__(self, sink: str, folder: Path) -> None:
         self.sink = sink
@@ -65,12 +65,13 @@ class NoopHandler(BaseCallbackHandler):
     on_retriever_start = on_retriever_end = on_retriever_error = on_llm_start
 
 
-class _Variable:
+class Variable:
     """What LangChain's configure hook reads."""
 
     value: Any = None
 
     def get(self) -> Any:
+        """Return the handler that is on, or None."""
         return self.value
 
 
@@ -81,7 +82,7 @@ class Noop(Tracer):
 
     def __init__(self, sink: str, folder: Path) -> None:
         super().__init__(sink, folder)
-        self._variable: Any = _Variable()
+        self._variable: Any = Variable()
         self._handler = NoopHandler()
         register_configure_hook(self._variable, inheritable=True)
 
@@ -108,9 +109,8 @@ class Pltrace(Tracer):
         self.store = folder / "traces.db"
         self.start()
         self._scope = pltrace.traced("benchmark", tags=_TAGS, metadata=_METADATA, user="ada", session="one")
-        self.declared = lambda: before
-        before = pltrace.traced("declared before")
-        self.block = lambda: pltrace.traced("block")
+        self.declared = pltrace.traced("declared before")
+        self.block = pltrace.traced
 
     def start(self, *, deliver: bool = True) -> None:
         """Switch tracing on."""

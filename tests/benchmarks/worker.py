@@ -15,6 +15,7 @@ from typing import Any
 
 from tests.benchmarks import timing
 from tests.benchmarks.plan import CALLS_AT_ONCE, WORKLOADS
+from tests.benchmarks.prototype import Prototype
 from tests.benchmarks.timing import Samples
 from tests.benchmarks.tracers import Nobody, Noop, Pltrace, Tracer
 
@@ -113,6 +114,8 @@ def main() -> None:
     logging.disable(logging.WARNING)  # Peers have much to say about a server that isn't theirs.
     where = Path(folder)
     tracers: list[Tracer] = [Nobody(sink, where), Noop(sink, where), _tracer(name, sink, where)]
+    if name == Pltrace.name:
+        tracers.insert(2, Prototype(sink, where))
     for section in sections.split(","):
         for result in _MEASURES[section](tracers, float(scale)):
             print(json.dumps(result), flush=True)

@@ -144,17 +144,23 @@ _RUNS: dict[str, Callable[[Any], Any]] = {
 
 
 def _decorated(name: str, tracer: Any) -> Callable[[], Any] | None:
-    if name.startswith("with block"):
-        block = tracer.block if name == "with block" else tracer.declared
-        return _enter_nothing if tracer.name == "none" else block and (lambda: _enter(block))
+    if name in _BLOCKS:
+        block, enter = _BLOCKS[name](tracer)
+        return _enter_nothing if tracer.name == "none" else block and (lambda: enter(block))
     function, drive = _FUNCTIONS[name]
     decorated = function if tracer.name == "none" else tracer.decorate(function)
     return None if decorated is None else lambda: drive(decorated)
 
 
-def _enter(block: Callable[[], Any]) -> None:
+def _declare_and_enter(make: Callable[[str], Any]) -> None:
     for _ in range(CALLS_AT_ONCE):
-        with block():
+        with make("block"):
+            pass
+
+
+def _enter(block: Any) -> None:
+    for _ in range(CALLS_AT_ONCE):
+        with block:
             pass
 
 
@@ -199,6 +205,11 @@ async def _aconsume(function: Callable[..., Any]) -> None:
     async for _ in function(1_000):
         pass
 
+
+_BLOCKS: dict[str, Callable[[Any], tuple[Any, Callable[[Any], None]]]] = {
+    "with block": lambda tracer: (tracer.block, _declare_and_enter),
+    "with block, declared before": lambda tracer: (tracer.declared, _enter),
+}
 
 _FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "decorated call": (_function, _call),
