@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pltrace._database import TOO_LARGE, Database
+from pltrace._database import STORE_TROUBLE, TOO_LARGE, Database
 from pltrace._deliveries import DELIVERED, PENDING, QUARANTINED, RENEWED, SENT, Delivery, change, pending
 from pltrace._exporter import Operation
 from pltrace._health import counts, warn_sometimes
@@ -205,6 +205,7 @@ class Outbox:
     def last(self) -> int:
         """Return the number of the span that was stored last."""
         with self._database.reading() as connection:
+            self._see_losses()  # Nobody else may look before the program ends.
             (last,) = connection.execute("SELECT coalesce(max(seq), 0) FROM spans").fetchone()
         return int(last)
 
@@ -221,11 +222,11 @@ class Outbox:
             known = [span for span in batch if span.file == file]
             if not known:
                 counts[LOST] += self._underway[exporter]  # Of the whole batch, of which this may be a part.
-            self._underway[exporter] = len(known)
             ours: set[int] = set()
             for uncertain in (SENT, RENEWED):
                 some = [span for span in known if span.is_renewed == (uncertain == RENEWED)]
                 ours |= self._note(connection, exporter, some, Delivery(PENDING, self.lease.owner, uncertain))
+            self._underway[exporter] = len(known)  # Only now: the file may have turned out to be damaged.
         return [span for span in known if span.seq in ours]
 
     def not_taken(self, exporter: str, batch: Iterable[ReadSpan]) -> None:
@@ -241,21 +242,30 @@ class Outbox:
     def delivered(self, exporter: str, batch: Sequence[ReadSpan], request_ids: Mapping[str, int]) -> None:
         """Note that a batch arrived, and the ids that its requests got."""
         got = {span.seq: request_ids[span.span_id] for span in batch if span.span_id in request_ids}
-        with self._database.writing() as connection:
-            self._see_losses()
-            self._underway[exporter] = 0
-            if self._is_from_elsewhere(exporter):
-                return
-            if got:
-                connection.execute(
-                    "INSERT OR REPLACE INTO requests SELECT CAST(key AS INTEGER), value FROM json_each(?)",
-                    (json.dumps(got),),
-                )
-            # Not of an LLM call: one that is sent again would be logged again.
-            again = [one for one in batch if one.seq in self._replaced[exporter] and one.row.kind != "llm"]
-            arrived = [one for one in batch if one not in again]
-            self._waiting[exporter] -= len(self._note(connection, exporter, arrived, Delivery(DELIVERED)))
-            self._note(connection, exporter, again, Delivery(PENDING, self.lease.owner, RENEWED))
+        try:
+            with self._database.writing() as connection:
+                self._see_losses()
+                if not self._is_from_elsewhere(exporter):
+                    self._note_delivered(connection, exporter, batch, got)
+                self._underway[exporter] = 0  # Only now: the file may have turned out to be damaged.
+        except STORE_TROUBLE:
+            if not self._is_from_elsewhere(exporter):
+                raise
+            # What was noted of them is lost with the file; they have arrived.
+
+    def _note_delivered(
+        self, connection: Any, exporter: str, batch: Sequence[ReadSpan], request_ids: Mapping[int, int]
+    ) -> None:
+        if request_ids:
+            connection.execute(
+                "INSERT OR REPLACE INTO requests SELECT CAST(key AS INTEGER), value FROM json_each(?)",
+                (json.dumps(request_ids),),
+            )
+        # Not of an LLM call: one that is sent again would be logged again.
+        again = [one for one in batch if one.seq in self._replaced[exporter] and one.row.kind != "llm"]
+        arrived = [one for one in batch if one not in again]
+        self._waiting[exporter] -= len(self._note(connection, exporter, arrived, Delivery(DELIVERED)))
+        self._note(connection, exporter, again, Delivery(PENDING, self.lease.owner, RENEWED))
 
     def quarantine(self, exporter: str, reasons: Mapping[int, str]) -> Mapping[int, str]:
         """Set spans aside that the backend refuses for what is in them: number → reason.

@@ -413,13 +413,15 @@ class SpanRecorder:
 
     def write_counts(self) -> None:
         """Put what was counted since the last commit into the store."""
-        new_counts = self._new_counts()
-        if new_counts and self._writing.acquire(timeout=_PATIENCE_S):
-            try:
-                self.store.write(Rows(), [], new_counts, _PATIENCE_S)
-                self._counted.update(new_counts)
-            finally:
-                self._writing.release()
+        if not self._new_counts() or not self._writing.acquire(timeout=_PATIENCE_S):
+            return
+        try:
+            for _ in range(2):  # To write them may show that a file was lost, and what was in it counts too.
+                if new_counts := self._new_counts():
+                    self.store.write(Rows(), [], new_counts, _PATIENCE_S)
+                    self._counted.update(new_counts)
+        finally:
+            self._writing.release()
 
     def _encode(self, commit: Commit) -> None:
         """Take items off the queue and encode them, one by one: what is encoded needn't be held any more."""

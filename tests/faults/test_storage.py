@@ -306,11 +306,20 @@ def _folder_renamed(store: Path) -> None:
 def _overwritten(store: Path) -> None:
     with store.open("r+b") as file:
         file.write(os.urandom(min(store.stat().st_size, 200_000)))
-    for part in ("-wal",):
-        log = store.with_name(store.name + part)
-        if log.exists():
-            with log.open("r+b") as file:
-                file.write(os.urandom(log.stat().st_size))
+    log = store.with_name(store.name + "-wal")
+    with contextlib.suppress(FileNotFoundError), log.open("r+b") as file:  # Its owner may have seen the damage by now.
+        file.write(os.urandom(os.fstat(file.fileno()).st_size))
+
+
+def _pages_overwritten(store: Path) -> None:
+    with closing(sqlite3.connect(store)) as connection:
+        connection.execute("INSERT INTO counters VALUES ('something', 1)")  # So that others read anew.
+        connection.commit()
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        (page_size,) = connection.execute("PRAGMA page_size").fetchone()
+    with store.open("r+b") as file:  # All but the first page: it is read without trouble before a commit fails.
+        file.seek(page_size)
+        file.write(os.urandom(store.stat().st_size - page_size))
 
 
 def _truncated(store: Path) -> None:
@@ -422,10 +431,50 @@ def test_what_is_lost_with_a_file_is_counted(
         ask(f"third-{number}")
     assert pltrace.flush(20.0)
     assert pltrace.shutdown(20.0)
-    counted = sum(row["count"] for row in rows(store, "SELECT * FROM counters WHERE reason = 'dropped_with_file'"))
+    counted = _counted(store, "dropped_with_file")
     assert len(promptlayer.spans) + counted == 700
     assert (f"{counted} spans in it, not delivered yet, are lost" in caplog.text) is (counted > 0)
     assert counted or underway
+
+
+def test_what_is_lost_right_before_the_end_is_counted(
+    deliver: Callable[..., None], promptlayer: PromptLayerServer, store: Path
+) -> None:
+    """Nothing needs to be recorded any more for what was lost with the store's file to be counted."""
+    deliver()
+    promptlayer.stop()
+    for number in range(10):
+        ask(f"call-{number}")
+    assert not pltrace.flush()
+    store.unlink()
+    pltrace.shutdown(0.0)
+    assert _counted(store, "dropped_with_file") == 20
+
+
+@pytest.mark.parametrize("what", [_deleted, _pages_overwritten])
+def test_what_arrives_while_the_file_is_lost_is_not_counted_as_lost(
+    deliver: Callable[..., None], promptlayer: PromptLayerServer, store: Path, what: Callable[[Path], None]
+) -> None:
+    """A batch that is on its way when the file is lost counts as delivered once it has arrived, and as nothing else."""
+    deliver()
+
+    def lose(request: object) -> None:
+        promptlayer.faults.remove(lose)
+        what(store)
+
+    with traced("around"):
+        for number in range(10):
+            ask(f"call-{number}")
+        assert pltrace.flush(10.0)  # What comes next is one batch.
+        promptlayer.faults.append(lose)
+    assert pltrace.flush(10.0)
+    assert pltrace.shutdown(10.0)
+    assert len(promptlayer.spans) == 21
+    assert _counted(store, "dropped_with_file") == 0
+
+
+def _counted(store: Path, reason: str) -> int:
+    return sum(row["count"] for row in rows(store, "SELECT * FROM counters WHERE reason = ?", reason))
 
 
 @pytest.mark.parametrize("status", [503, 429])
@@ -462,7 +511,7 @@ def test_the_file_is_lost_with_a_batch_that_failed(
         lose()
     assert pltrace.flush(20.0)
     assert pltrace.shutdown(20.0)
-    counted = sum(row["count"] for row in rows(store, "SELECT * FROM counters WHERE reason = 'dropped_with_file'"))
+    counted = _counted(store, "dropped_with_file")
     assert len(promptlayer.spans) + counted == 61
 
 
