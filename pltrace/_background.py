@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pltrace._forks import at_fork
 from pltrace._health import warn_once
 
-__all__ = ["Background", "is_ours", "limited", "sleep"]
+__all__ = ["Background", "close_now", "is_ours", "limited", "sleep"]
 
 T = TypeVar("T")
 
@@ -113,6 +113,11 @@ def limited(work: Callable[[], T], name: str, seconds: float) -> T:
 def sleep(seconds: float) -> None:
     """Sleep, in a thread of ours."""
     (_before_gevent("time", "sleep") or time.sleep)(seconds)
+
+
+def close_now(descriptor: int) -> None:
+    """Close a file descriptor, and let go of its lock, at once: gevent does so when its loop comes to it."""
+    (_before_gevent("os", "close") or os.close)(descriptor)
 
 
 at_fork(in_child=_idents.clear)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pltrace._background import close_now
 from pltrace._health import warn_once
 
 __all__ = [
@@ -276,7 +277,7 @@ def _locked(folder: Path, *, alone: bool, patience_s: float = 0.0, regardless: b
             time.sleep(_LOOK_EVERY_S)
         yield
     finally:
-        os.close(descriptor)
+        close_now(descriptor)
 
 
 def _connect(path: str) -> sqlite3.Connection:

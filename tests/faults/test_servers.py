@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.support import all_delivered, deliver_rest
-from tests.support.programs import rows, surroundings
+from tests.support.programs import rows, run, stored, surroundings
 from tests.support.promptlayer_server import PromptLayerServer
 
 #: A worker that hangs is killed by its server after so long.
@@ -164,6 +164,31 @@ def test_gunicorn(
     log = (tmp_path / "log").read_text()
     assert "Traceback" not in log, log
     all_delivered(promptlayer, store, 240 + loadings)
+
+
+@_needs("gevent")
+def test_gevent_closes_files_later(tmp_path: Path) -> None:
+    """Where gevent closes a file only when its loop comes to it, a store is made at once, and what is recorded kept."""
+    source = """
+from gevent import monkey
+monkey.patch_all()
+import gevent
+gevent.sleep(0)  # From now on there is a loop.
+import sys
+import time
+import pltrace
+
+began = time.monotonic()
+for number in range(5):
+    pltrace.configure(store=f"{sys.argv[1]}/{number}.db", enabled=True)
+    with pltrace.traced("block"):
+        pass
+    assert pltrace.flush(5.0)
+assert time.monotonic() - began < 5.0
+"""
+    done = run(source, tmp_path, tmp_path)
+    assert (done.code, done.err) == (0, "")
+    assert [stored(tmp_path / f"{number}.db") for number in range(5)] == [["block"]] * 5
 
 
 @pytest.mark.slow
