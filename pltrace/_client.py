@@ -27,7 +27,7 @@ def client_for(api_key: str, base_url: str, given: Any = None) -> Any:
     """
     if given is not None and getattr(given, "throw_on_error", True) is not False:
         return given
-    with _making:
+    with _making.lock:
         client = _made.get((api_key, base_url))
         if client is None:
             from promptlayer import PromptLayer

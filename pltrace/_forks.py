@@ -6,7 +6,6 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 __all__ = ["LONGEST_FORK_S", "ForkLock", "at_fork", "forked_past_python", "hook_uwsgi"]
@@ -33,32 +32,28 @@ def at_fork(
 
 
 class ForkLock:
-    """A re-entrant lock for a module's life that a fork takes too, so that none comes while it is held.
+    """A lock for a module's life that a fork takes too, so that none comes while it is held.
 
-    The child begins with a free one, also where the fork gave up waiting.
+    Attributes:
+        lock: Re-entrant, to be held by `with`: not the object itself, whose entering would be Python code, after which
+            Ctrl+C could leave the lock held for good. The child of a fork begins with a free one, also where the fork
+            gave up waiting.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._forking = threading.local()
         at_fork(before=self._before_fork, in_parent=self._after_fork_in_parent, in_child=self._after_fork_in_child)
 
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        with suppress(RuntimeError):  # A signal handler forked meanwhile, and this is the child.
-            self._lock.release()
-
     def _before_fork(self) -> None:
-        self._forking.holds = self._lock.acquire(timeout=LONGEST_FORK_S)
+        self._forking.holds = self.lock.acquire(timeout=LONGEST_FORK_S)
 
     def _after_fork_in_parent(self) -> None:
         if self._forking.holds:
-            self._lock.release()
+            self.lock.release()
 
     def _after_fork_in_child(self) -> None:
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
 
 
 def forked_past_python() -> None:

@@ -51,7 +51,7 @@ def warn_sometimes(cause: str, message: str, *arguments: object) -> None:
 
 def log(level: int, message: str, *arguments: object, exc_info: bool | BaseException | None = False) -> None:
     """Log `message`, in a way that no fork comes in the middle of."""
-    with _logging:
+    with _logging.lock:
         logger.log(level, message, *arguments, exc_info=exc_info)
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet, ref
 
-from pltrace import _langchain, _links, _runs, _scope, _span, _twice, _usage
+from pltrace import _langchain, _links, _runs, _scope, _twice, _usage
 from pltrace._checks import checked_timeout
 from pltrace._errors import ConfigError
 from pltrace._forks import at_fork, forked_past_python, hook_uwsgi
@@ -372,7 +372,6 @@ def _at_last() -> None:
 def _after_fork_in_child() -> None:
     global _deciding, _is_deciding
     _deciding, _is_deciding = threading.RLock(), False
-    _span.forked()
     _usage.forked()
     _runs.forked()
     _links.forked()

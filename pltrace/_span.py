@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
@@ -16,6 +15,7 @@ from pltrace._checks import (
     checked_score,
     checked_tags,
 )
+from pltrace._forks import ForkLock
 from pltrace._snapshot import Arguments, snapshot
 from pltrace._usage import Run, Totals, Usage
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pltrace._request import Request
     from pltrace._scope import Inherited, Scope
 
-__all__ = ["INERT_SPAN", "InertSpan", "RemoteSpan", "Span", "SpanKind", "SpanStatus", "forked", "keep_in_place"]
+__all__ = ["INERT_SPAN", "InertSpan", "RemoteSpan", "Span", "SpanKind", "SpanStatus", "keep_in_place"]
 
 SpanKind = Literal["function", "block", "chain", "llm", "tool", "retriever", "prompt", "parser"]
 SpanStatus = Literal["ok", "error", "cancelled", "partial"]
@@ -34,7 +34,7 @@ T = TypeVar("T")
 _NOTHING: Mapping[str, Any] = {}
 _change = count(1)
 #: Held while a span gets what only some have. Re-entrant, because a generator's finalizer may come in between.
-_making = threading.RLock()
+_making = ForkLock()
 
 
 class RemoteSpan(NamedTuple):
@@ -260,7 +260,7 @@ class Span:
 
         Not by way of `__dict__`, whose `setdefault` is one step: to have it makes one.
         """
-        with _making:
+        with _making.lock:
             found: T = getattr(self, attribute)
             if found is shared:
                 found = make()
@@ -467,9 +467,3 @@ class InertSpan(Span):
 
 #: What `current_span()` is outside any block, and what a block yields while tracing is off.
 INERT_SPAN = InertSpan()
-
-
-def forked() -> None:
-    """Give the child of a fork a lock of its own; another thread of the parent may have held this one."""
-    global _making
-    _making = threading.RLock()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from operator import add
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pltrace._forks import ForkLock
 from pltrace._health import failed
 
 if TYPE_CHECKING:
@@ -26,8 +26,11 @@ MOST_REQUESTS = 10_000
 _MOST_WAITING, _FEW = 2_000, 8
 #: One lock for all totals: it is held for microseconds. Re-entrant, because a generator's finalizer can end a call
 #: on a thread that is folding.
-_folding = threading.RLock()
+_folding = ForkLock()
 _is_folding = False
+#: What calls are summed up by: the model, the scope's tags and the run's.
+_Key = tuple[str, tuple[str, ...], tuple[str, ...]]
+_NONE = (0, 0, 0, 0)
 
 
 class Run(NamedTuple):
@@ -126,8 +129,7 @@ class Totals(list[Any]):
         self.above = above
         #: How many at the beginning are ids alone.
         self._worked_off = 0
-        # By model, the scope's tags and the run's.
-        self._sums: dict[tuple[str, tuple[str, ...], tuple[str, ...]], list[int]] | None = None
+        self._sums: dict[_Key, list[int]] | None = None
 
     @property
     def request_bits(self) -> list[int]:
@@ -143,48 +145,54 @@ class Totals(list[Any]):
     def fold(self, most: int | None = None) -> None:
         """Work off what was added, or so much of it."""
         global _is_folding
-        with _folding:
+        with _folding.lock:
             if _is_folding:
                 return  # It is a finalizer that comes in between; what it added is folded later.
             _is_folding = True
-            start = self._worked_off
-            waiting = self[start:] if most is None else self[start : start + most]
-            ids: list[int] = []
-            folded = 0
             try:
-                for item in waiting:
-                    folded += 1
-                    if type(item) is int:
-                        ids.append(item)
-                        continue
-                    try:
-                        self._count(item)
-                    except Exception:
-                        failed("counting an LLM call")
+                self._work_off(most)
             finally:
-                self[start : start + folded] = ids  # Others have only added behind them.
-                self._worked_off = start + len(ids)
-                if self._worked_off > 2 * MOST_REQUESTS:
-                    del self[: self._worked_off - MOST_REQUESTS]
-                    self._worked_off = MOST_REQUESTS
                 _is_folding = False
 
-    def _count(self, call: Span) -> None:
+    def _work_off(self, most: int | None) -> None:
+        start = self._worked_off
+        waiting = self[start:] if most is None else self[start : start + most]
+        ids: list[int] = []
+        changed: dict[_Key, list[int]] = {}
+        for item in waiting:
+            if type(item) is int:
+                ids.append(item)
+                continue
+            try:
+                self._count(item, changed)
+            except Exception:
+                failed("counting an LLM call")
+        if self._sums is None:
+            self._sums = {}
+        sums, stop, worked_off = self._sums, start + len(waiting), start + len(ids)
+        # All or nothing: within these lines nothing returns from a call, which is where Ctrl+C interrupts.
+        self[start:stop] = ids  # Others have only added behind them.
+        self._worked_off = worked_off
+        sums.update(changed)
+        if worked_off > 2 * MOST_REQUESTS:
+            del self[: worked_off - MOST_REQUESTS]
+            self._worked_off = MOST_REQUESTS
+
+    def _count(self, call: Span, changed: dict[_Key, list[int]]) -> None:
         answer = None if call.output_is_set else call.raw_output
         tokens_in, tokens_out = (0, 0) if answer is None else answer.tokens()
         model = model_of(call.serialized, call.run_metadata, call.invocation_params)
-        if self._sums is None:
-            self._sums = {}
-        sums = self._sums.setdefault((model, call.inherited.tags, tuple(map(str, call.run_tags))), [0, 0, 0, 0])
+        key = model, call.inherited.tags, tuple(map(str, call.run_tags))
+        requests, errors, before_in, before_out = changed.get(key) or (self._sums or {}).get(key) or _NONE
         failures = call.status in ("error", "cancelled")
-        sums[:] = sums[0] + 1, sums[1] + failures, sums[2] + tokens_in, sums[3] + tokens_out
+        changed[key] = [requests + 1, errors + failures, before_in + tokens_in, before_out + tokens_out]
 
     def read(self) -> Usage:
         """Return the totals so far."""
         total = [0, 0, 0, 0]
         by_model: dict[str, list[int]] = {}
         by_tag: dict[str, list[int]] = {}
-        with _folding:
+        with _folding.lock:
             self.fold()
             for (model, scope_tags, run_tags), added in (self._sums or {}).items():
                 sums = [total, by_model.setdefault(model, [0, 0, 0, 0])]
@@ -203,6 +211,6 @@ class Totals(list[Any]):
 
 
 def forked() -> None:
-    """Give the child of a fork a lock of its own; another thread of the parent may have held this one."""
-    global _folding, _is_folding
-    _folding, _is_folding = threading.RLock(), False
+    """Start afresh in the child of a fork that didn't wait for another thread to fold."""
+    global _is_folding
+    _is_folding = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -315,3 +316,31 @@ def test_an_output_that_is_replaced() -> None:
         Model().invoke("abc")
         spans[0].update(output="something else")
         assert block.usage[:4] == (1, 0, 3, 2)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="POSIX signals")
+def test_ctrl_c_while_it_is_read() -> None:
+    """A program that is interrupted while it reads the totals, and goes on, finds each call in them once."""
+    is_reading, interrupted = False, 0
+
+    def interrupt(number: int, frame: object) -> None:
+        if is_reading:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with traced("block") as span:
+            for number in range(600):
+                Model().invoke("four")
+                signal.setitimer(signal.ITIMER_REAL, (2 + number % 25) * 1e-6)  # Once.
+                try:
+                    is_reading = True
+                    told(span)
+                    is_reading = False
+                except KeyboardInterrupt:
+                    is_reading = False
+                    interrupted += 1
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert interrupted > 50
+    assert told(span) == (600, 0, 2400, 1200)
