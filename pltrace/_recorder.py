@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from pltrace._background import Background, is_ours, sleep
+from pltrace._background import Background, sleep
+from pltrace._backpressure import Backpressure
 from pltrace._commit import Ask, Commit
 from pltrace._database import UNSTORABLE
 from pltrace._encoding import Encoder
@@ -23,35 +24,18 @@ from pltrace._rows import Rows, record_of
 from pltrace._scope import ScopeSpan
 from pltrace._silence import be_silent, silence
 from pltrace._slices import Slices
-from pltrace._snapshot import PLAIN
 from pltrace._span import Span
 from pltrace._store import Asked, Store
 
 __all__ = ["SpanRecorder"]
 
-#: Past so many ended spans in memory, or so many bytes, whoever records waits for the writer: a moment for each span,
-#: so that no call is held up by much and a stall of the disk costs none; past `_FULL` times as many, up to a second,
-#: and then the span is given up. Not more: Python's garbage collector goes over all of them, in whoever's call it runs.
-MOST_QUEUED = 4_000
-MOST_QUEUED_BYTES = 2**25
-_FULL = 5
-_MOMENT_S, LONGEST_WAIT_S = 0.02, 1.0
-#: Once somebody was held up, more comes in than can be written, and a long queue does no more than delay what is in it.
-#: Until nobody has been held up for so long, it is what is encoded in so much time: what waits there is too short-lived
-#: to bring the garbage collector's full collections nearer, and a `kill -9` takes the less. Not what is written: where
-#: the file is waited for, shorter queues would make smaller commits, and these shorter queues.
-_CALM_AFTER_S, _MOST_BEHIND_S, _FEWEST_BEHIND = 1.0, 0.02, 100
-#: When the writer can't write for so long, or is at one commit for so long, it isn't merely slow: nobody waits for it.
-_FAILS_AFTER_S, _HANGS_AFTER_S = 1.0, 10.0
 #: The writer waits so long for other processes before it counts as a try that failed, and warns after so long.
 _PATIENCE_S = 1.0
 _WARN_AFTER_S = 10.0
 _TRY_AGAIN_S = 0.05
 #: How long the writer gathers before it commits.
 GROUP_COMMIT_S = 0.002
-_MOST_IN_COMMIT, _MOST_BYTES_IN_COMMIT, _FEWEST_QUEUED = 500, 2**23, 32
-#: So long spans count for the size of late as soon as they are encoded; a text that is no longer is a small one.
-_LONG, _SMALL = 2**15, 1_000
+_MOST_IN_COMMIT, _MOST_BYTES_IN_COMMIT = 500, 2**23
 #: With so many waiting the writer is behind, and takes longer slices.
 _BEHIND = 256
 #: The writer looks so often whether there is something to gather, and goes to sleep after so many looks for nothing.
@@ -106,14 +90,9 @@ class SpanRecorder:
         self._writing = threading.RLock()  # Held from taking items off the queue until they are committed.
         self._is_writing = False
         self._next = Commit()  # What is in flight: taken off the queue, and not committed yet.
-        self._most_queued = MOST_QUEUED
-        self._held_up_at = -_CALM_AFTER_S
-        self._span_s = 0.0  # How long a span took of late to be encoded.
+        self._bound = Backpressure()
         self._taken = 0  # How many items were taken off the queue,
         self._settled = 0  # and of how many the commits are done.
-        self._wrote_at = time.monotonic()
-        self._began_at = 0.0  # When the commit began that isn't done yet; 0 between commits.
-        self._fails = False
         #: Whether it was others that kept the last commit from the file.
         self.is_kept_out = False
         self._asleep = False
@@ -154,8 +133,8 @@ class SpanRecorder:
             queue.append(span)
             if self._asleep or self._thread is None:
                 self._rouse()
-            if len(queue) > self._most_queued:
-                self._press_back(span)
+            if len(queue) > self._bound.most and self._bound.hold_up(queue, span):
+                self._drop_newest()
 
     def operate(
         self, kind: str, trace_bits: int, span_bits: int, arguments: Mapping[str, Any], *, subtree: bool
@@ -178,8 +157,8 @@ class SpanRecorder:
         queue.append(item)
         if self._asleep or self._thread is None:
             self._rouse()
-        if len(queue) > self._most_queued:
-            self._press_back(item)
+        if len(queue) > self._bound.most and self._bound.hold_up(queue, item):
+            self._drop_newest()
 
     def _rouse(self) -> None:
         """Wake the writer, or start it."""
@@ -211,29 +190,6 @@ class SpanRecorder:
             self.drain(timeout=0.5)
         finally:
             self._starting.release()
-
-    def _press_back(self, item: Span | Ask) -> None:
-        """Make the caller wait until the writer has caught up, for a moment; give its span up if there is no room.
-
-        While the writer can't write at all, nobody waits for it.
-        """
-        if is_ours():
-            return
-        began = time.monotonic()
-        if began > self._held_up_at + _CALM_AFTER_S:  # There may have been no commit since.
-            self._most_queued = self._room()
-        full = _FULL * (MOST_QUEUED if _is_small(item) else self._room())
-        while (queued := len(self._queue)) > self._most_queued:
-            now = time.monotonic()
-            is_full = queued > full
-            fails = self._fails and now > self._wrote_at + _FAILS_AFTER_S
-            hangs = self._began_at and now > self._began_at + _HANGS_AFTER_S
-            if fails or hangs or now > began + (LONGEST_WAIT_S if is_full else _MOMENT_S):
-                if is_full:
-                    self._drop_newest()
-                return
-            self._held_up_at = now
-            time.sleep(GROUP_COMMIT_S)
 
     def _drop_newest(self) -> None:
         try:
@@ -351,13 +307,12 @@ class SpanRecorder:
         Args:
             patience_s: The longest wait for other processes.
         """
-        self._began_at = time.monotonic()
+        self._bound.began()
         commit = self._next
         if not commit:
             with silence():  # This runs code of the user's: redactors, the `repr` of objects.
                 self._encode(commit)
-            encoding_s = time.monotonic() - self._began_at
-            self._span_s += (encoding_s / max(len(commit), 1) - self._span_s) / 8
+            self._bound.encoded(len(commit), commit.rows.characters)
         rows, operations = commit.rows, commit.operations
         new_counts = self._new_counts()
         try:
@@ -373,25 +328,11 @@ class SpanRecorder:
             self._counted.update(new_counts)
         self._next = Commit()
         self._settled = self._taken
-        self._wrote_at = time.monotonic()
-        self._most_queued = self._most_after(len(rows))
-        self._began_at, self._fails, self.is_kept_out = 0.0, False, False
+        self._bound.wrote(len(rows))
+        self.is_kept_out = False
         counts["recorded"] += len(rows)
         self._tell(commit, written)
         return True
-
-    def _room(self) -> int:
-        """Return how many spans of the size of late may wait in memory."""
-        return max(min(MOST_QUEUED, int(MOST_QUEUED_BYTES / self.store.span_bytes)), _FEWEST_QUEUED)
-
-    def _most_after(self, written: int) -> int:
-        """Return how many spans may wait after a commit of so many."""
-        most = self._room()
-        if self._wrote_at > self._held_up_at + _CALM_AFTER_S:
-            return most
-        enough = max(int(_MOST_BEHIND_S / max(self._span_s, 1e-6)), _FEWEST_BEHIND)
-        # Step by step: half of what is written makes room for others meanwhile.
-        return min(most, max(enough, self._most_queued - written // 2))
 
     def _write_each(self, rows: Rows, operations: list[Asked]) -> dict[int, int]:
         """Write one by one, giving up what can't be stored."""
@@ -425,7 +366,7 @@ class SpanRecorder:
 
     def _encode(self, commit: Commit) -> None:
         """Take items off the queue and encode them, one by one: what is encoded needn't be held any more."""
-        most = min(_MOST_IN_COMMIT, self._most_queued)
+        most = min(_MOST_IN_COMMIT, self._bound.most)
         queue = self._queue
         slices = Slices(behind=len(queue) > _BEHIND)
         before = 0
@@ -440,20 +381,17 @@ class SpanRecorder:
             self._taken += 1  # Before it is off the queue, or who counts both would miss it.
             queue.popleft()
             size, before = commit.rows.characters - before, commit.rows.characters
-            if size > _LONG:
-                self.store.span_bytes += (size - self.store.span_bytes) / 2
-                self._most_queued = min(self._most_queued, self._room())
+            self._bound.encoded_one(size)
         for totals in commit.totals.values():
             slices.between()
             totals.fold()
 
     def _cannot_write(self, error: Exception) -> None:
         """Keep what is in flight for the next try, and how many may wait behind it."""
-        self._began_at, self._fails = 0.0, True
+        self._bound.failed()
         self.is_kept_out = "locked" in str(error)
-        self._most_queued = self._room()
         # That other processes write is no news before it lasts.
-        if not self.is_kept_out or time.monotonic() > self._wrote_at + _WARN_AFTER_S:
+        if not self.is_kept_out or time.monotonic() > self._bound.wrote_at + _WARN_AFTER_S:
             warn_sometimes(
                 "cannot_write",
                 "pltrace can't write to the store %s (%s). Spans are kept in memory and it tries again; see that the "
@@ -549,14 +487,3 @@ class SpanRecorder:
         self._start_afresh()
         self.registry.forked()
         self.store.forked()
-
-
-def _is_small(item: Span | Ask) -> bool:
-    """Return whether an item surely takes little room: a block, say, or a call with a number and a short text."""
-    if isinstance(item, Ask):
-        return True
-    _, args, kwargs = item.arguments or (None, (), {})
-    return all(
-        type(value) in PLAIN and (not isinstance(value, (str, bytes)) or len(value) <= _SMALL)
-        for value in (item.raw_input, item.raw_output, *args, *kwargs.values())
-    )

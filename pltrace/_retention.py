@@ -14,12 +14,19 @@ _MOST_PRUNED = 200
 #: What is recorded meanwhile waits for it.
 _LONGEST_PRUNING_S, _PRUNING_PATIENCE_S = 0.02, 0.1
 _MOST_PAGES_GIVEN_BACK = 1_000
+#: From such a part of its bound on a file is nearly full.
+_NEARLY = 0.75
 
 
 class Retention:
-    """What makes room in a database; called again and again."""
+    """What makes room in a database; called again and again.
+
+    Attributes:
+        is_nearly_full: Whether there was little room left at the last look: the next one should be soon.
+    """
 
     def __init__(self, database: Database) -> None:
+        self.is_nearly_full = False
         self._database = database
         self._pruned_to = 0  # Where the last pruning stopped.
 
@@ -44,13 +51,14 @@ class Retention:
         give_up_at = time.monotonic() + _LONGEST_PRUNING_S
         while time.monotonic() < give_up_at:
             with self._database.reading() as connection:
-                too_large = size(connection) > most_bytes
+                taken = size(connection)
                 rows = connection.execute(
                     # The last stays: the numbers of those to come follow it.
                     "SELECT seq, ended_at_ns FROM spans WHERE seq > ? AND seq < (SELECT max(seq) FROM spans)"
                     " ORDER BY seq LIMIT ?",
                     (self._pruned_to, _MOST_PRUNED),
                 ).fetchall()
+            too_large, self.is_nearly_full = taken > most_bytes, taken > most_bytes * _NEARLY
             going = [row["seq"] for row in rows if too_large or (row["ended_at_ns"] or 0) < oldest_ns]
             if not going:
                 self._pruned_to = 0

@@ -63,8 +63,6 @@ class Store:
         self._local_ids = local_ids
         #: The number of the span that was written last, and whether it was that of all processes.
         self._last, self._is_alone = 0, False
-        #: How large the spans are that were written of late.
-        self.span_bytes = 1_000.0
         #: Whether this process may have operations to send; until then nobody has to look for them.
         self.asks = False
 
@@ -105,8 +103,6 @@ class Store:
         Raises:
             sqlite3.Error: Nothing was written.
         """
-        if rows:
-            self.span_bytes += (rows.characters / len(rows) - self.span_bytes) / 2
         if self._is_alone and 0 < len(rows) < _MOST_AT_ONCE and not operations and not self.lease.is_old:
             try:
                 return self._write_at_once(rows, counts or {}, patience_s)

@@ -28,10 +28,11 @@ __all__ = ["Tracing"]
 EXIT_S = 2.0
 #: How long a flush waits for the disk at least, and how often a patient one tries again.
 _WRITING_S, _TRY_AGAIN_S = 0.5, 0.05
-#: What is delivered, or was only ever local, is kept so long, and up to a size; in memory it is looked at more often.
+#: What is delivered, or was only ever local, is kept so long, and up to a size; it is looked at more often in memory,
+#: and when the file is nearly full: a busy program adds five megabytes a second.
 _KEEP_S = 30 * 86_400.0
 _FILE_BYTES, _MEMORY_BYTES, _OFF_BYTES = 2**30, 2**28, 2**24
-_PRUNE_FILE_EVERY_S, _PRUNE_MEMORY_EVERY_S, _PRUNE_MORE_AFTER_S = 30.0, 5.0, 0.04
+_PRUNE_FILE_EVERY_S, _PRUNE_FULL_EVERY_S, _PRUNE_MEMORY_EVERY_S, _PRUNE_MORE_AFTER_S = 30.0, 1.0, 5.0, 0.04
 
 
 class Tracing:
@@ -147,7 +148,8 @@ class Tracing:
 
     def _prune(self) -> None:
         in_memory = self.store.database.path is None
-        self._prune_at = monotonic() + (_PRUNE_MEMORY_EVERY_S if in_memory else _PRUNE_FILE_EVERY_S)
+        every_s = _PRUNE_MEMORY_EVERY_S if in_memory else _PRUNE_FILE_EVERY_S
+        self._prune_at = monotonic() + (_PRUNE_FULL_EVERY_S if self.store.retention.is_nearly_full else every_s)
         most_bytes = _OFF_BYTES if self.config.store == "off" else _MEMORY_BYTES if in_memory else _FILE_BYTES
         oldest_ns = self.recorder.now_ns() - int(_KEEP_S * 1e9)
         try:

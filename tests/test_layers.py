@@ -34,6 +34,7 @@ RANKS = {
     "_wrapping": 0,
     "_attempts": 3,
     "_background": 2,
+    "_backpressure": 5,
     "_blueprint._annotations": 1,
     "_blueprint._calls": 1,
     "_blueprint._media": 1,

@@ -729,6 +729,10 @@ def test_size_is_bounded(tmp_path: Path) -> None:
     batch = store.outbox.claim("promptlayer", 300, 10**9)
     store.outbox.delivered("promptlayer", batch, {})
     size = (tmp_path / "traces.db").stat().st_size + (tmp_path / "traces.db-wal").stat().st_size
+    assert store.retention.prune(0, 2 * size) == 0
+    assert not store.retention.is_nearly_full
+    assert store.retention.prune(0, size) == 0
+    assert store.retention.is_nearly_full
     assert store.retention.prune(0, size // 2) > 0
     left = stored(tmp_path / "traces.db")
     assert len(left) < 400

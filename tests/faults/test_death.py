@@ -12,7 +12,7 @@ from statistics import median
 
 import pytest
 
-from pltrace._recorder import MOST_QUEUED
+from pltrace._backpressure import MOST_QUEUED
 from tests.faults.support import PRELUDE, Measured, all_delivered, deliver_rest, taken, told
 from tests.support.http_double import CLOSE, Fault, Request
 from tests.support.programs import Ended, ended, rows, run, start, stored
