@@ -265,7 +265,8 @@ class SpanRecorder:
             Whether all is committed.
         """
         if timeout is None:
-            return self._drain(None, 0.0)
+            with self._writing:
+                return self._drain(None, 0.0)
         # What is taken off in between counts twice: then one more is waited for, or that nothing is left.
         up_to = len(self._queue) + self._taken
         give_up_at = time.monotonic() + timeout
@@ -283,23 +284,23 @@ class SpanRecorder:
                 return False
 
     def _drain(self, up_to: int | None, give_up_at: float) -> bool:
-        with self._writing:
-            if self._is_writing:  # A signal handler or finalizer runs in the middle of it, on the same thread.
-                return False
-            self._is_writing = True
-            try:
-                while (self._queue or self._next) and (up_to is None or self._settled < up_to):
-                    left_s = give_up_at - time.monotonic()
-                    if not self._commit(_PATIENCE_S if up_to is None else min(max(left_s, 0.0), _PATIENCE_S)):
-                        if time.monotonic() + _TRY_AGAIN_S > give_up_at:
-                            return False
-                        sleep(_TRY_AGAIN_S)
-                return True
-            except Exception:
-                failed("writing spans to the store")
-                return False
-            finally:
-                self._is_writing = False
+        """Commit what is queued, all of it or the first so many ever, with the lock held."""
+        if self._is_writing:  # A signal handler or finalizer runs in the middle of it, on the same thread.
+            return False
+        self._is_writing = True
+        try:
+            while (self._queue or self._next) and (up_to is None or self._settled < up_to):
+                left_s = give_up_at - time.monotonic()
+                if not self._commit(_PATIENCE_S if up_to is None else min(max(left_s, 0.0), _PATIENCE_S)):
+                    if time.monotonic() + _TRY_AGAIN_S > give_up_at:
+                        return False
+                    sleep(_TRY_AGAIN_S)
+            return True
+        except Exception:
+            failed("writing spans to the store")
+            return False
+        finally:
+            self._is_writing = False
 
     def _commit(self, patience_s: float) -> bool:
         """Write up to `_MOST_IN_COMMIT` items, which count as in flight until they are committed.
