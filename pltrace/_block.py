@@ -8,9 +8,9 @@ from types import FrameType
 from typing import Any
 
 from pltrace import _runtime
-from pltrace._calling import end, leave_all
+from pltrace._calling import end, leave_all, was_interrupted
 from pltrace._declaration import Declaration
-from pltrace._health import failed
+from pltrace._health import failed, is_interruption
 from pltrace._scope import PassedOver, Scope, ScopeSpan, attach, current, detach, entry_of
 from pltrace._span import INERT_SPAN, Span
 
@@ -64,7 +64,7 @@ class Block(Declaration):
             if scope is not None:
                 self._open.pop(scope, None)
                 detach(scope)
-            if not isinstance(error, Exception):  # The program was interrupted.
+            if is_interruption(error):
                 raise
             failed("entering a traced block")
             return INERT_SPAN
@@ -88,7 +88,7 @@ class Block(Declaration):
                 if type(scope) is PassedOver and scope is current():
                     attach(scope.outer)
                     return
-            if error is not None and isinstance(error, KeyboardInterrupt):
+            if error is not None and current() is not scope and was_interrupted(error):
                 leave_all(scope, error)  # Calls in it may have been interrupted in our own code.
             else:
                 detach(scope)

@@ -7,14 +7,14 @@ from weakref import ref
 
 from pltrace import _runs, _runtime
 from pltrace._checks import INPUTS, OUTPUTS
-from pltrace._health import failed
+from pltrace._health import failed, is_interruption
 from pltrace._scope import NO_RUNS, Scope, ScopeSpan, attach, current, detach
 from pltrace._snapshot import PLAIN, Arguments, snapshot
 
 if TYPE_CHECKING:
     from pltrace._declaration import Declaration
 
-__all__ = ["Call", "end", "leave", "leave_all"]
+__all__ = ["OpenCall", "end", "leave", "leave_all", "was_interrupted"]
 
 
 class CancelledError(BaseException):
@@ -87,10 +87,18 @@ class Call:
             return
         self._ended = True
         self._inside = None
+        _runtime.consumed.pop(id(self), None)
+        self.__class__ = Call
         scope.closed = True
         if self.is_awaited and isinstance(error, GeneratorExit):
             error = CancelledError("closed before it ended")
         end(scope, error, value)
+
+
+class OpenCall(Call):
+    """One that hasn't ended. Its finalizer isn't there any more when it has: an interrupt in there would be lost."""
+
+    __slots__ = ()
 
     def __del__(self) -> None:
         """End the span of what was never begun, or couldn't be closed, and is collected."""
@@ -108,12 +116,17 @@ def leave(scope: Scope, error: BaseException | None = None) -> None:
         leave_all(scope, error)
 
 
+def was_interrupted(error: BaseException | None) -> bool:
+    """Return whether an exception interrupted the program somewhere, in our own code perhaps."""
+    return isinstance(error, KeyboardInterrupt) or (isinstance(error, Exception) and is_interruption(error))
+
+
 def leave_all(scope: Scope, error: BaseException | None) -> None:
     """Leave a call, and calls in it that couldn't: interrupted in our own code, or out of stack.
 
     Where the program was interrupted, blocks in it too.
     """
-    interrupted = isinstance(error, KeyboardInterrupt)
+    interrupted = was_interrupted(error)
     left = []
     inner = current()
     while inner is not None and inner is not scope:
@@ -143,7 +156,10 @@ def end(span: ScopeSpan, error: BaseException | None, value: Any = None) -> None
         else:
             span.status = "ok"
             if value is not None and inherited.capture & OUTPUTS and not span.output_is_set:
-                span.raw_output = value if type(value) in PLAIN else snapshot(value)
+                try:
+                    span.raw_output = value if type(value) in PLAIN else snapshot(value)
+                except TypeError:  # Its class has no hash.
+                    span.raw_output = value
         recorder = inherited.recorder
         span.ended_at_ns = recorder.now_ns()
         recorder.record(span)

@@ -12,9 +12,10 @@ import weakref
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator
 from typing import Any, Protocol
 
+from pltrace._health import pass_on
 from pltrace._wrapping import ObjectProxy, repr_of_wrapped
 
-__all__ = ["FINISHED", "Steps", "async_generator", "consumed", "coroutine", "generator"]
+__all__ = ["Steps", "async_generator", "consumed", "coroutine", "generator"]
 
 
 class Steps(Protocol):
@@ -119,7 +120,7 @@ def _awaited(steps: Steps, source: Awaitable[Any]) -> Generator[Any, Any, Any]:
 
 def _ended(steps: Steps, value: Any) -> Any:
     """End the span with what was awaited; or let it go on, if that is a stream, while that is consumed."""
-    drive = None if type(value) in FINISHED else consumed(value)
+    drive = consumed(value)
     # What else can be consumed, as a database's cursor or client, is given back as it is.
     if drive is None or drive is _driven:
         steps.end(value=value)
@@ -352,6 +353,8 @@ def consumed(result: Any) -> Callable[[Steps, Any], Any] | None:
     """Return what drives the result of a plain function while it is consumed; None if it is a finished value."""
     kind: Any = type(result)
     try:
+        if kind in FINISHED:
+            return None
         drive = _way_of(kind)
         if drive is _response:
             return drive if "body_iterator" in vars(result) else None
@@ -360,7 +363,8 @@ def consumed(result: Any) -> Callable[[Steps, Any], Any] | None:
         if drive is _driven and len({hasattr(result.__class__, marker) for marker in _MARKERS}) == 1:
             return None
         return drive
-    except Exception:  # Its class answers in its own way, even when asked what it has.
+    except Exception as error:  # Its class answers in its own way, even when asked what it has.
+        pass_on(error)
         return None
 
 

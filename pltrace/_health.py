@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections import Counter
 from time import monotonic
+from typing import Any
 
 from pltrace._forks import ForkLock
 
-__all__ = ["counts", "failed", "log", "logger", "warn_once", "warn_sometimes"]
+__all__ = ["counts", "failed", "is_interruption", "log", "logger", "pass_on", "warn_once", "warn_sometimes"]
 
 logger = logging.getLogger("pltrace")
 
@@ -23,8 +25,43 @@ _REPEAT_AFTER_S = 60.0
 _logging = ForkLock()
 
 
+def is_interruption(error: BaseException) -> bool:
+    """Return whether an exception that came up in our code isn't of ours: it interrupts the program.
+
+    `KeyboardInterrupt` does, and whatever a signal handler of the program's raises, a timeout for one: it comes out of
+    any code that happens to run.
+    """
+    if not isinstance(error, Exception):
+        return True
+    signal = sys.modules.get("signal")  # Else there is no handler.
+    if signal is None:
+        return False
+    handlers = {_code_of(signal.getsignal(number)) for number in signal.valid_signals()}
+    traceback = error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_code in handlers:
+            return True
+        traceback = traceback.tb_next
+    return False
+
+
+def _code_of(handler: Any) -> Any:
+    handler = getattr(handler, "func", handler)  # functools.partial
+    return getattr(handler, "__code__", None) or getattr(getattr(type(handler), "__call__", None), "__code__", None)
+
+
+def pass_on(error: BaseException | None) -> None:
+    """Raise an exception that was caught in our code again if it interrupts the program."""
+    if error is not None and is_interruption(error):
+        raise error
+
+
 def failed(doing: str) -> None:
-    """Count a failure of our own, inside an `except` block, and log its traceback once per `doing`."""
+    """Count a failure of our own, inside an `except` block, and log its traceback once per `doing`.
+
+    What interrupts the program is none, and is raised again.
+    """
+    pass_on(sys.exc_info()[1])
     counts["internal_errors"] += 1
     warn_once(
         f"failed:{doing}",

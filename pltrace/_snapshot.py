@@ -11,6 +11,7 @@ from sys import getsizeof
 from types import FunctionType
 from typing import Any
 
+from pltrace._health import pass_on
 from pltrace._messages import Said, SaidOnce, SaidPrompt, is_noted, note, said, said_by
 
 __all__ = ["PLAIN", "Arguments", "arguments_of", "named", "snapshot", "thawed", "whole"]
@@ -64,7 +65,8 @@ def snapshot(value: Any) -> Any:
                 return _copied_while_there_is_room(value[:_MOST_ITEMS])
             return [item if type(item) in PLAIN else _copied(item) for item in value]
         return value if kind in PLAIN else _copied(value, within=True)
-    except Exception:  # Another thread is changing it right now, or its class is a strange one.
+    except Exception as error:  # Another thread is changing it right now, or its class is a strange one.
+        pass_on(error)
         return value
 
 
@@ -100,7 +102,8 @@ def whole(messages: Sequence[Any]) -> Any:
     """Return what a model's messages say, each with all that it says."""
     try:
         return said(messages)
-    except Exception:  # They are something else, or hold what has no truth.
+    except Exception as error:  # They are something else, or hold what has no truth.
+        pass_on(error)
         return snapshot(messages)
 
 
@@ -114,7 +117,8 @@ def _list(value: Any) -> Any:
     if way is _message:
         try:
             return said(items, max(len(items) - _MOST_MESSAGES, 0))
-        except Exception:  # There are other things among them.
+        except Exception as error:  # There are other things among them.
+            pass_on(error)
             return [item if type(item) in PLAIN else _copied(item) for item in held] + items[len(held) :]
     return Frozen((items, [item.__dict__.copy() if type(item) in _data else _state(item) for item in held]))
 
@@ -322,15 +326,21 @@ def arguments_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: di
 
     The tuple and the dict are the call's own.
     """
-    for item in args:
-        if type(item) not in PLAIN:
-            return function, [snapshot(one) for one in args], {key: snapshot(one) for key, one in kwargs.items()}
-    if not kwargs:
-        return function, args, _NO_KEYWORDS
-    for item in kwargs.values():
-        if type(item) not in PLAIN:
-            return function, args, {key: snapshot(one) for key, one in kwargs.items()}
-    return function, args, kwargs
+    try:
+        for item in args:
+            if type(item) not in PLAIN:
+                break
+        else:
+            if not kwargs:
+                return function, args, _NO_KEYWORDS
+            for item in kwargs.values():
+                if type(item) not in PLAIN:
+                    break
+            else:
+                return function, args, kwargs
+    except TypeError:  # A class whose metaclass defines `__eq__` alone has no hash.
+        pass
+    return function, [snapshot(one) for one in args], {key: snapshot(one) for key, one in kwargs.items()}
 
 
 def named(arguments: Arguments) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from pltrace import _runtime
 from pltrace._block import Block
-from pltrace._calling import Call, end, leave
+from pltrace._calling import OpenCall, end, leave
 from pltrace._checks import (
     CAPTURE_ALL,
     INPUTS,
@@ -19,9 +19,9 @@ from pltrace._checks import (
     checked_sample,
     checked_tags,
 )
-from pltrace._driving import FINISHED, async_generator, consumed, coroutine, generator
+from pltrace._driving import async_generator, consumed, coroutine, generator
 from pltrace._errors import ConfigError
-from pltrace._health import failed
+from pltrace._health import failed, is_interruption
 from pltrace._propagation import checked_carrier
 from pltrace._scope import attach
 from pltrace._snapshot import arguments_of
@@ -137,7 +137,7 @@ class Traced(Block):
             source = wrapped(*args, **kwargs)
             if not _runtime.is_on(module):
                 return source
-            return drive(Call(self, name, module, arguments_of(wrapped, args, kwargs)), source)
+            return drive(OpenCall(self, name, module, arguments_of(wrapped, args, kwargs)), source)
 
         return call
 
@@ -151,27 +151,27 @@ class Traced(Block):
                 attach(scope)
             except RecursionError:
                 pass  # There is no room for us, nor is there for the call.
-            except Exception:
+            except BaseException as error:
+                if is_interruption(error):
+                    if scope is not None:
+                        leave(scope, error)
+                        end(scope, error)
+                    raise
                 failed("entering a traced call")
-            except BaseException as error:  # The program was interrupted.
-                if scope is not None:
-                    leave(scope, error)
-                    end(scope, error)
-                raise
             if scope is None:  # Here, or the user's exceptions would get ours as their context.
                 return wrapped(*args, **kwargs)
             try:
                 if scope.inherited.capture & INPUTS:
                     scope.arguments = arguments_of(wrapped, args, kwargs)
                 result = wrapped(*args, **kwargs)
-                drive = None if type(result) in FINISHED else consumed(result)
+                drive = consumed(result)
             except BaseException as error:
                 leave(scope, error)
                 end(scope, error)
                 raise
             if drive is not None:
                 attach(scope.outer)  # Left, but not closed: it is resumed while the result is consumed.
-                return drive(Call(self, name, scope=scope), result)
+                return drive(OpenCall(self, name, scope=scope), result)
             leave(scope)
             end(scope, None, result)
             return result

@@ -1872,3 +1872,36 @@ def test_traced_runnables_are_copied_and_pickled(seen: CapturedSpans) -> None:
     for again in (prompt, copy.copy(prompt), copy.deepcopy(prompt), pickle.loads(pickle.dumps(prompt))):
         assert again.invoke({"name": "Bo"}).to_string() == "Hi Bo"
     assert [span.name for span in seen] == ["PromptTemplate", "prompt"] * 4
+
+
+def test_values_whose_class_has_no_hash() -> None:
+    """A metaclass that defines `__eq__` alone makes classes that can't be looked up anywhere; their objects pass."""
+
+    class Meta(type):
+        def __eq__(cls, other: object) -> bool:
+            return cls is other
+
+    class Thing(metaclass=Meta):
+        pass
+
+    @traced
+    def function(*args: Any, **kwargs: Any) -> Any:
+        return (*args, *kwargs.values())[0]
+
+    @traced
+    def generator(item: Any) -> Iterator[Any]:
+        yield item
+
+    @traced
+    async def coroutine(item: Any) -> Any:
+        return item
+
+    thing = Thing()
+    with capture_spans() as spans:
+        assert function(thing) is thing
+        assert function(key=thing) is thing
+        assert function([thing]) == [thing]
+        assert [*generator(thing)] == [thing]
+        assert asyncio.run(coroutine(thing)) is thing
+    assert [span.status for span in spans] == ["ok"] * 5
+    assert all("Thing" in str(span.input) for span in spans)

@@ -9,8 +9,10 @@ import contextvars
 import functools
 import gc
 import inspect
+import signal
 import sys
 import threading
+import time
 import types
 import warnings
 import weakref
@@ -26,6 +28,7 @@ from langchain_core.tools import InjectedToolCallId, tool
 from langgraph.checkpoint.memory import MemorySaver
 from langgraph.graph import START, StateGraph
 
+import pltrace
 from pltrace import current_span, traced
 from pltrace._runs import open_runs
 from pltrace._scope import Scope, current
@@ -1304,3 +1307,60 @@ async def test_ten_thousand_runs_leave_no_run_open(seen: CapturedSpans) -> None:
         statuses = {span.name: span.status for span in seen if span.kind != "function"}
         assert statuses == {"hangs": "cancelled", "fails": "error", "str": "ok", "many": "ok"}
         del seen[:]
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="POSIX signals")
+@pytest.mark.parametrize("kind", ["call", "block", "generator", "argument"])
+def test_what_a_signal_handler_raises_reaches_the_program(kind: str, no_collector: None) -> None:
+    """A timeout that a signal handler raises, wherever it comes in between, isn't taken for a failure of ours.
+
+    But in the finalizer of what was interrupted earlier, from which Python lets nothing out.
+    """
+
+    class Mutable:
+        def __init__(self) -> None:
+            self.items = [1]
+
+    @traced
+    def call(item: Any) -> Any:
+        return item
+
+    @traced
+    def generator() -> Iterator[int]:
+        yield from range(3)
+
+    def block() -> None:
+        with traced("block", tags=["tag"]):
+            pass
+
+    steps: dict[str, Callable[[], object]] = {
+        "call": lambda: call(1),
+        "block": block,
+        "generator": lambda: sum(generator()),
+        "argument": lambda: call({"a": [Mutable()], "b": {}}),
+    }
+
+    def out_of_time(number: int, frame: object) -> None:
+        if is_running:
+            raise TimeoutError("out of time")
+
+    is_running, swallowed, step = False, 0, steps[kind]
+    before = signal.signal(signal.SIGALRM, out_of_time)
+    try:
+        with capture_spans():
+            step()
+            pltrace.flush(5.0)  # Python can't start a thread that is interrupted.
+            for number in range(150):
+                signal.setitimer(signal.ITIMER_REAL, (50 + number) * 1e-6)
+                try:
+                    is_running = True
+                    give_up_at = time.monotonic() + 0.02
+                    while time.monotonic() < give_up_at:
+                        step()
+                    is_running = False
+                    swallowed += 1
+                except TimeoutError:
+                    is_running = False
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert swallowed == 0
