@@ -9,9 +9,10 @@ from typing import Any
 
 from pltrace import _runtime
 from pltrace._calling import end, leave_all, was_interrupted
+from pltrace._collecting import is_collecting
 from pltrace._declaration import Declaration
 from pltrace._health import failed, is_interruption
-from pltrace._scope import PassedOver, Scope, ScopeSpan, attach, current, detach, entry_of
+from pltrace._scope import PassedOver, Scope, ScopeSpan, abandon, attach, current, detach, entry_of
 from pltrace._span import INERT_SPAN, Span
 
 __all__ = ["Block"]
@@ -82,19 +83,21 @@ class Block(Declaration):
                 scope = self._meant_by(sys._getframe(_depth), scope)
                 if scope is None:
                     return
+            leave = abandon if kind is GeneratorExit and is_collecting() else detach
             span = self._open.pop(scope, None)
             if span is None:  # It is a copy, for a run, of the one that was entered; or nothing was recorded then.
                 span = self._open.pop(scope.span, None)
                 if type(scope) is PassedOver and scope is current():
-                    attach(scope.outer)
+                    if leave is detach:
+                        attach(scope.outer)
                     return
             if error is not None and current() is not scope and was_interrupted(error):
                 leave_all(scope, error)  # Calls in it may have been interrupted in our own code.
             else:
-                detach(scope)
+                leave(scope)
             if span is not None:
                 if span is not scope:
-                    detach(span)
+                    leave(span)
                 span.entry = None  # A declaration made for this block alone needn't wait with it.
                 end(span, error)
         except Exception:

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator
 from typing import Any, Protocol
 
+from pltrace._collecting import is_collecting
 from pltrace._health import pass_on
 from pltrace._wrapping import ObjectProxy, repr_of_wrapped
 
@@ -36,6 +37,23 @@ class Steps(Protocol):
 
     def end(self, error: BaseException | None = None, value: Any = None) -> None:
         """End the span; called once."""
+
+
+class _WithoutScope:
+    """Steps that a finalizer takes: the collector has found something that is consumed, and closes it.
+
+    The scope can't be made current then; the span ends.
+    """
+
+    def __init__(self, steps: Steps) -> None:
+        self.is_awaited = steps.is_awaited
+        self.end = steps.end
+
+    def resume(self) -> None:
+        """Do nothing."""
+
+    def suspend(self, outside: Any) -> None:
+        """Do nothing."""
 
 
 def _generator(steps: Steps, source: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
@@ -65,6 +83,8 @@ def _generator(steps: Steps, source: Generator[Any, Any, Any]) -> Generator[Any,
             sent = yield (item, item := None)[0]
         except BaseException as error:
             thrown = error
+            if is_collecting():
+                steps = _WithoutScope(steps)
 
 
 _awaitable_generator: Any = types.coroutine(types.FunctionType(_generator.__code__, globals()))
@@ -105,6 +125,8 @@ def _inside(steps: Steps, source: Any) -> Generator[Any, Any, Any]:
             sent = yield (item, item := None)[0]
         except BaseException as error:
             thrown = error
+            if is_collecting():
+                steps = _WithoutScope(steps)
 
 
 def _awaited(steps: Steps, source: Awaitable[Any]) -> Generator[Any, Any, Any]:

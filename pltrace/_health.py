@@ -47,7 +47,7 @@ def is_interruption(error: BaseException) -> bool:
 
 def _code_of(handler: Any) -> Any:
     handler = getattr(handler, "func", handler)  # functools.partial
-    return getattr(handler, "__code__", None) or getattr(getattr(type(handler), "__call__", None), "__code__", None)
+    return getattr(handler, "__code__", None) or getattr(vars(type(handler)).get("__call__"), "__code__", None)
 
 
 def pass_on(error: BaseException | None) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pltrace._usage import Totals
 
 __all__ = [
-    "NO_RUNS", "Callback", "Inherited", "PassedOver", "Recorder", "Scope", "ScopeCopy", "ScopeSpan", "attach",
+    "NO_RUNS", "Callback", "Inherited", "PassedOver", "Recorder", "Scope", "ScopeCopy", "ScopeSpan", "abandon", "attach",
     "current", "current_span", "detach", "entry_of", "outermost", "set_outermost", "still_open",
 ]  # fmt: skip
 
@@ -369,6 +369,12 @@ def detach(scope: Scope) -> None:
         top = top.outer
     if current() is not top:
         attach(top)
+
+
+def abandon(scope: Scope) -> None:
+    """Close `scope` where no context variable can be set: should it be current somewhere, all else passes over it."""
+    scope.closed = scope.left_early = scope.left_elsewhere = True
+    scope.token = None
 
 
 def entry_of(entry: object) -> Scope | None:

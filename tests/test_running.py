@@ -33,6 +33,7 @@ from pltrace import current_span, traced
 from pltrace._runs import open_runs
 from pltrace._scope import Scope, current
 from pltrace.testing import CapturedSpans, capture_spans
+from tests.support.programs import run
 from tests.support.scripted_llm import Reply, ScriptedOpenAI
 from tests.support.traces import calls, chat, said, spans, tree
 from tests.support.versions import recent_agents
@@ -1364,3 +1365,50 @@ def test_what_a_signal_handler_raises_reaches_the_program(kind: str, no_collecto
     finally:
         signal.signal(signal.SIGALRM, before)
     assert swallowed == 0
+
+
+def test_generators_that_the_collector_closes(tmp_path: Path) -> None:
+    """Before Python 3.12 the collector comes inside of `ContextVar.set`, and what it closes must set none there.
+
+    Else the process crashes, after some thousand generators that are left unfinished in cycles.
+    """
+    source = """
+import random
+import pltrace
+from pltrace import traced
+
+pltrace.configure(store="memory")
+random = random.Random(1)
+
+@traced
+def steps():
+    with traced("inside"):
+        yield 1
+
+def untraced_steps():
+    with traced("in one that isn't traced"):
+        yield 1
+
+class Node:
+    def __init__(self, steps):
+        self.me, self.steps = self, steps
+        next(steps)
+
+for number in range(30_000):
+    junk = [[] for _ in range(random.randrange(9))]
+    with traced("block"):
+        pass
+    if number % 5 == 0:
+        Node(steps())
+    if number % 500 == 0:
+        with traced("around"):
+            Node(untraced_steps())
+            span = pltrace.current_span()
+with traced("at the end") as span:
+    assert pltrace.current_span() is span and not span.parent_id
+print("survived", flush=True)
+import os
+os._exit(0)
+"""
+    done = run(source, tmp_path)
+    assert (done.code, done.out, done.err) == (0, "survived\n", "")
