@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable
+from itertools import count
 from threading import get_ident
 from typing import Any
 
@@ -33,6 +34,8 @@ config_here: Callable[[], Any] = _nothing
 _OLDEST_S = 3600.0
 _MANY = 10_000
 _MOST = 100_000
+#: With so many open it is looked at once in so many starts: a look goes over all of them.
+_LOOK_EVERY = 256
 
 
 def around(scope: Scope | None = None) -> Span | None:
@@ -226,8 +229,13 @@ def note_attempt(span: Span) -> None:
         parent.tried = and_another(parent.tried, span.noted_attempt)
 
 
+_looks = count()
+
+
 def sweep() -> None:
-    """Close runs by age when there are suspiciously many; called when one more would be `_MANY`."""
+    """Close runs by age when there are suspiciously many; called at each start while there are `_MANY`."""
+    if next(_looks) % _LOOK_EVERY:
+        return
     oldest_ns = -1
     for key, span in open_runs.copy().items():
         if oldest_ns < 0:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from pltrace._usage import Totals
 
 __all__ = [
-    "NO_RUNS", "Callback", "Inherited", "PassedOver", "Recorder", "Scope", "ScopeCopy", "ScopeSpan", "abandon", "attach",
-    "current", "current_span", "detach", "entry_of", "outermost", "set_outermost", "still_open",
+    "NO_RUNS", "Callback", "Inherited", "PassedOver", "Recorder", "Scope", "ScopeCopy", "ScopeSpan", "abandon",
+    "attach", "current", "current_span", "detach", "entry_of", "outermost", "set_outermost", "still_open",
 ]  # fmt: skip
 
 

@@ -155,6 +155,10 @@ def _dict(value: Any) -> Any:
     return dict.copy(value) if dict.__len__(value) <= _MOST_ITEMS else dict(islice(dict.items(value), _MOST_ITEMS))
 
 
+def _named_tuple(value: Any) -> Any:
+    return tuple.__new__(type(value), [item if type(item) in PLAIN else _copied(item) for item in value])
+
+
 def _set(value: Any) -> Any:
     return set(islice(set.__iter__(value), _MOST_ITEMS))
 
@@ -244,6 +248,8 @@ def _way_of(kind: type) -> Callable[[Any], Any]:
         return _list
     if issubclass(kind, set):
         return _set
+    if issubclass(kind, tuple) and hasattr(kind, "_fields"):
+        return _named_tuple
     for base in kind.__mro__:
         copy, size = _BUFFERS.get((base.__module__.partition(".")[0], base.__name__), ("", len))
         if hasattr(base, copy):
@@ -288,6 +294,9 @@ def thawed(value: Any, levels: int = 2) -> Any:
         held = value.copy()
         items = [thawed(item, levels - 1) for item in held]
         return value if all(map(is_, items, held)) else items
+    if levels and issubclass(kind, tuple) and hasattr(kind, "_fields"):
+        items = [thawed(item, levels - 1) for item in value]
+        return value if all(map(is_, items, value)) else tuple.__new__(kind, items)
     return value
 
 

@@ -323,8 +323,9 @@ def _deriving(proxy: RunnableProxy, method: Any) -> Any:
 
 
 def is_runnable(value: Any) -> bool:
-    """Return whether it is a LangChain Runnable."""
-    return hasattr(type(value), "ainvoke") and hasattr(type(value), "abatch")
+    """Return whether it is a LangChain Runnable, also a traced or bound one."""
+    kind = type(value)
+    return issubclass(kind, RunnableProxy) or (hasattr(kind, "ainvoke") and hasattr(kind, "abatch"))
 
 
 def _as_one(runnable: Any) -> Any:

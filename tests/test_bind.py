@@ -413,3 +413,24 @@ def test_what_is_bound_is_let_go_of(seen: CapturedSpans) -> None:
         assert bound()() is None
     finally:
         gc.enable()
+
+
+def test_traced_and_bound_runnables() -> None:
+    """A Runnable that is traced or bound already can be bound, and traced, once more."""
+
+    def trace_id(_: object) -> str:
+        return current_span().trace_id
+
+    once = traced("once")(RunnableLambda(trace_id))
+    with capture_spans() as spans:
+        with traced("root") as root:
+            bound = bind(once)
+            bound_plain = bind(RunnableLambda(trace_id))
+        assert bound is not once
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            assert pool.submit(bound.invoke, 1).result() == root.trace_id
+        spans.clear()
+        traced("twice")(once).invoke(1)
+        assert [span.name for span in spans if span.kind == "function"] == ["once", "twice"]
+        traced("over")(bound_plain).invoke(1)
+        assert spans[-1].name == "over"

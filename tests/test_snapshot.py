@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 from langchain_core.documents import Document
@@ -306,3 +306,23 @@ def test_tokens_that_are_changed_afterwards() -> None:
         told: Any = GenericFakeChatModel(messages=iter([answer])).invoke("Hi!")
         told.usage_metadata["input_tokens"] = 1_000
         assert span.usage.input_tokens == 1
+
+
+def test_a_named_tuple_that_holds_a_growing_list() -> None:
+    """A named tuple can't change; what is in it is recorded as it was at the call, messages too."""
+
+    class State(NamedTuple):
+        step: int
+        messages: list[Any]
+
+    @traced
+    def take(state: State) -> State:
+        state.messages.append(AIMessage("added later"))
+        return state
+
+    with capture_spans() as spans:
+        take(State(1, [HumanMessage("first")]))
+    given = spans[0].input["state"]
+    assert given["step"] == 1
+    assert [message["content"] for message in given["messages"]] == ["first"]
+    assert [message["content"] for message in spans[0].output["messages"]] == ["first", "added later"]
