@@ -1905,3 +1905,24 @@ def test_values_whose_class_has_no_hash() -> None:
         assert asyncio.run(coroutine(thing)) is thing
     assert [span.status for span in spans] == ["ok"] * 5
     assert all("Thing" in str(span.input) for span in spans)
+
+
+def test_the_object_of_a_method_ends_where_the_program_lets_go_of_it() -> None:
+    """A traced method keeps nothing of its object, whose end could come on another thread, or late."""
+    ended: list[threading.Thread] = []
+
+    class Thing:
+        @traced
+        def method(self, number: int, *, items: Any = ()) -> int:
+            return number
+
+        def __del__(self) -> None:
+            ended.append(threading.current_thread())
+
+    with capture_spans() as spans:
+        for number in range(10):
+            Thing().method(number)
+            Thing().method(number, items=[1])
+            assert ended == [threading.current_thread()] * 2
+            ended.clear()
+    assert [span.input for span in spans[:2]] == [{"number": 0}, {"number": 0, "items": [1]}]
