@@ -36,6 +36,7 @@ class PoisonSearch:
         #: The number of a span from behind the batch that was taken, or 0.
         self.witness = 0
         self._tried: set[int] = set()  # Picked and taken: not to be sent again.
+        self._early: list[ReadSpan] = []  # Refused before anything was taken: the backend may have refused all then.
 
     def run(self, batch: list[ReadSpan], refusal: ExportResult, *, doubtful: bool) -> ExportResult:
         """Search a batch that was refused.
@@ -74,15 +75,30 @@ class PoisonSearch:
             else:
                 break
         else:
-            return ExportResult("delivered")
-        if not self.taken:
-            self.poison.clear()
+            answer = self._try_again() if self.taken else ExportResult("delivered")
+        if answer.outcome != "delivered":
+            for span in self._early if self.taken else [one for one, _ in self.poison.values()]:
+                self.poison.pop(span.seq, None)
         return answer
+
+    def _try_again(self) -> ExportResult:
+        """Send those that were refused when nothing had been taken yet once more; return what stands in the way."""
+        while self._early:
+            span = self._early[-1]
+            answer = self._send([span])
+            if answer.outcome == "delivered":
+                del self.poison[span.seq]
+            elif answer.outcome != "rejected":
+                return answer
+            self._early.pop()
+        return ExportResult("delivered")
 
     def _split(self, part: list[ReadSpan], refusal: ExportResult) -> list[list[ReadSpan]]:
         """Return the halves of a refused part, the second first: they are taken from the end. One span is poison."""
         if len(part) == 1:
             self.poison[part[0].seq] = (part[0], refusal.reason)
+            if not self.taken:
+                self._early.append(part[0])
             return []
         middle = len(part) // 2
         return [part[middle:], part[:middle]]

@@ -15,7 +15,7 @@ import pytest
 import pltrace
 from pltrace import traced
 from tests.faults.support import PRELUDE, Measured, ask, balance, taken, told
-from tests.support.http_double import Fault
+from tests.support.http_double import Fault, on
 from tests.support.programs import deliveries, rows, run
 from tests.support.promptlayer_server import PromptLayerServer
 
@@ -113,6 +113,21 @@ def test_everything_is_refused_for_a_while(
     assert pltrace.flush(60.0)
     assert states(store) == {"good delivered": 250}
     assert set(taken(promptlayer).values()) == {1}
+
+
+@pytest.mark.parametrize("posts", [1, 4, 9, 12, 16, 18])
+def test_a_backend_that_recovers_in_the_midst_of_a_search(
+    deliver: Deliver, promptlayer: PromptLayerServer, store: Path, posts: int
+) -> None:
+    """What stood alone while everything was refused is tried again once something is taken, and no span is blamed."""
+    promptlayer.stop()
+    deliver()
+    record(*(f"good-{number:03}" for number in range(100)))
+    pltrace.flush(0.5)
+    promptlayer.faults.append(on("/spans-bulk", Fault(422), posts))
+    promptlayer.start()
+    assert pltrace.flush(30.0)
+    assert states(store) == {"good delivered": 100}
 
 
 def test_new_spans_pass_poison_at_the_head(
