@@ -66,13 +66,16 @@ def inject(carrier: dict[str, str] | None = None) -> dict[str, str]:
 
     said = scope.inherited
     carrier["traceparent"] = f"00-{scope.span.trace_id}-{scope.span.id}-{'01' if said.sampled else '00'}"
+    # Redacted, as on its way to the store: who gets a header may be anybody.
+    handed_on = said.recorder.handed_on(said)
+    tags, metadata = handed_on.get("tags"), handed_on.get("metadata")
     entries = {
-        _TAGS: json.dumps(said.tags) if said.tags else "",
-        _METADATA: json.dumps(said.metadata, default=str) if said.metadata else "",
-        _USER: said.user or "",
-        _SESSION: said.session or "",
+        _TAGS: json.dumps(tags) if tags else "",
+        _METADATA: json.dumps(metadata) if metadata else "",
+        _USER: handed_on.get("user") or "",
+        _SESSION: handed_on.get("session") or "",
     }
-    baggage = [f"{key}={quote(value, safe='')}" for key, value in entries.items() if value]
+    baggage = [f"{key}={quote(str(value), safe='')}" for key, value in entries.items() if value]
     others = [entry for entry in carrier.get("baggage", "").split(",") if entry and _key(entry) not in entries]
     if baggage or others:
         carrier["baggage"] = ",".join((*others, *baggage))

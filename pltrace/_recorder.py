@@ -21,7 +21,7 @@ from pltrace._health import counts, failed, warn_sometimes
 from pltrace._record import row_of
 from pltrace._request import Registry, Request, Waiting
 from pltrace._rows import Rows, record_of
-from pltrace._scope import ScopeSpan
+from pltrace._scope import Inherited, ScopeSpan
 from pltrace._silence import be_silent, silence
 from pltrace._slices import Slices
 from pltrace._span import Span
@@ -421,6 +421,16 @@ class SpanRecorder:
     def readable(self, span: Span) -> Mapping[str, Any]:
         """Return what is kept of a span, as JSON-like data."""
         return record_of(row_of(span, self._encoder, self._service))
+
+    def handed_on(self, inherited: Inherited) -> Mapping[str, Any]:
+        """Return what may leave the process of tags, metadata, user and session, as JSON-like data."""
+        label = self._encoder.label
+        return {
+            "tags": label(inherited.tags, "tags"),
+            "metadata": self._encoder.jsonable(inherited.metadata),
+            "user": label(inherited.user, "user"),
+            "session": label(inherited.session, "session"),
+        }
 
     def stored(self, span_bits: int) -> Mapping[str, Any] | None:
         """Return what the store holds of a span, waiting for the writer; None if it holds nothing."""

@@ -57,6 +57,9 @@ class Recorder(Protocol):
     def readable(self, span: Span) -> Mapping[str, Any]:
         """Return what is kept of a span, as JSON-like data."""
 
+    def handed_on(self, inherited: Inherited) -> Mapping[str, Any]:
+        """Return what may leave the process of tags, metadata, user and session, as JSON-like data."""
+
     def requests_of(self, span: Span, request_bits: list[int]) -> list[Request]:
         """Return handles of the requests of those span ids."""
 

@@ -41,6 +41,9 @@ class _DeafRecorder:
     def readable(self, span: Span) -> Mapping[str, Any]:
         return {"input": None, "output": None}
 
+    def handed_on(self, inherited: Inherited) -> Mapping[str, Any]:
+        return {}
+
     def requests_of(self, span: Span, request_bits: list[int]) -> list[Request]:
         return []
 

@@ -386,6 +386,8 @@ def _check_private(path: Path) -> None:
         raise OSError("it belongs to another user")
     if not os.access(path, os.W_OK):
         raise OSError("it is read-only")
+    if not status.st_size and status.st_mode & 0o077:
+        os.chmod(path, 0o600)  # An empty file that somebody made for it.
 
 
 def _move_aside(path: Path, error: Exception) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import pltrace
 from tests.faults.support import PRELUDE, balance, deliver_rest
 from tests.support.http_double import Fault
 from tests.support.programs import ended, run, start
@@ -232,3 +233,29 @@ def test_private_from_the_first_byte(
     assert folders == {"store 700"}
     assert watched - folders
     assert all(entry.endswith(" 600") for entry in watched - folders), watched
+
+
+def test_what_is_handed_to_other_processes(store: Path) -> None:
+    """A carrier says of tags, metadata, user and session what the store would: no secret leaves with a header."""
+    key = "sk-proj-" + "a1B2" * 12
+    pltrace.configure(store=store, enabled=True)
+    with pltrace.traced("block", tags=["plain", key], metadata={"api_key": "hunter2", "kept": 1}, user=key):
+        carrier = pltrace.inject()
+    assert "hunter2" not in str(carrier)
+    assert "a1B2" not in str(carrier)
+    with pltrace.traced("elsewhere", parent=carrier) as span:
+        assert span.tags[0] == "plain"
+        assert span.metadata["kept"] == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
+def test_an_empty_file_that_was_made_for_it(store: Path) -> None:
+    """A file that somebody made beforehand, readable by others, is made private before anything is in it."""
+    store.parent.mkdir(exist_ok=True)
+    store.touch(0o644)
+    store.chmod(0o644)
+    pltrace.configure(store=store, enabled=True)
+    with pltrace.traced("block"):
+        pass
+    assert pltrace.flush(5.0)
+    assert {oct(part.stat().st_mode & 0o777) for part in store.parent.glob(f"{store.name}*")} == {"0o600"}
