@@ -24,6 +24,7 @@ from pltrace._store_file import (
     BeingMadeError,
     close_quickly,
     identity,
+    is_empty,
     opened_file,
     opened_memory,
     set_aside,
@@ -99,6 +100,7 @@ class Database:
         self._connection: sqlite3.Connection | None = None
         self._parted = False  # For a fork; it is opened again when it is needed.
         self._file: tuple[int, int] | None = None
+        self._log: tuple[int, int] | None = None
         self._room = Room()
         self._checkpoints = Checkpoints(self._room)
         self._being_made_since: float | None = None  # When others were first seen making or renaming the file.
@@ -217,16 +219,8 @@ class Database:
             raise sqlite3.OperationalError("the process was forked in the middle of using SQLite")
         while _unused:
             _unused.pop().close()
-        if self.is_open and self.path is not None and identity(self.path) != self._file:
-            warn_once(
-                f"moved:{self.path}",
-                "The store %r was deleted or replaced while it was in use; pltrace goes on with the one that is there "
-                "now, or a new one.",
-                str(self.path),
-            )
-            self._disconnect()
-            self.files += 1
-            self.losses += 1
+        if self.is_open and self.path is not None:
+            self._look_for(self.path)
         if self._connection is None:
             self._connection = self._opened()
             # Closed by the next who uses SQLite, as this may be collected in the middle of it; and held until then, or
@@ -236,6 +230,23 @@ class Database:
             self._parted = False
             self.openings += 1
         return self._connection
+
+    def _look_for(self, path: Path) -> None:
+        """Let go of the file if it, or its log, was deleted or replaced, or the file emptied, while it was in use."""
+        is_lost = identity(path) != self._file or is_empty(path)
+        if not is_lost and (self._connection is None or identity(_log_of(path)) == self._log):
+            return
+        warn_once(
+            f"moved:{path}",
+            "The store %r, or its log beside it, was deleted or replaced while it was in use; pltrace goes on with the "
+            "one that is there now, or a new one.",
+            str(path),
+        )
+        self._disconnect()
+        # Who closes a file last puts into it what its log has, though it was deleted, and deletes the log's index.
+        if is_lost or _log_of(path, "-shm").exists():
+            self.files += 1
+            self.losses += 1
 
     def _opened(self) -> sqlite3.Connection:
         if self.path is None:
@@ -264,7 +275,7 @@ class Database:
             self.files += 1
             return opened_memory()
         self._being_made_since = None
-        self._file = identity(self.path)
+        self._file, self._log = identity(self.path), identity(_log_of(self.path))
         return connection
 
     def give_up_file(self) -> None:
@@ -314,6 +325,10 @@ class Database:
                 self._disconnect()
         finally:
             _give_back()
+
+
+def _log_of(path: Path, suffix: str = "-wal") -> Path:
+    return path.with_name(path.name + suffix)
 
 
 def _is_busy(error: BaseException) -> bool:

@@ -18,7 +18,7 @@ from pltrace._health import warn_once
 
 __all__ = [
     "MOST_BUSY_FOLDER_S", "MOST_WAL_BYTES", "SCHEMA_VERSION", "BeingMadeError", "check_ours", "close_quickly",
-    "identity", "opened_beside", "opened_file", "opened_memory", "set_aside",
+    "identity", "is_empty", "opened_beside", "opened_file", "opened_memory", "set_aside",
 ]  # fmt: skip
 
 _SUFFIXES = (".db", ".sqlite", ".sqlite3")
@@ -241,6 +241,14 @@ def identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def is_empty(path: Path) -> bool:
+    """Return whether there is nothing in a file, or none there: a store has something from the start."""
+    try:
+        return not path.stat().st_size
+    except OSError:
+        return True
 
 
 @contextmanager

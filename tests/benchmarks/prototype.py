@@ -1,7 +1,7 @@
-"""The least that a tracer with a store could be: it appends references, and writes SQLite from a thread.
+"""A simple tracer with a store: it appends references, and writes SQLite from a thread, every few milliseconds.
 
-No scopes, tags or metadata of its own, no redaction, no bounds, no requests, no delivery: what pltrace costs beyond it
-is what these take, and what it costs beyond the handler that does nothing, no such tracer can do without.
+No scopes, tags or metadata of its own, no redaction, no bounds, no requests, no delivery: beside it one sees what these
+take, and what comes of a thread that writes. It isn't the least that such a tracer could take; `NOTES.md` has another.
 """
 
 from __future__ import annotations

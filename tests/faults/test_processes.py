@@ -119,7 +119,11 @@ def _stopped_while_writing(process: subprocess.Popen[str], store: Path) -> None:
             try:
                 connection.execute("BEGIN IMMEDIATE")
             except sqlite3.OperationalError:
-                return
+                time.sleep(0.02)  # A thread that was about to let go of the lock does so before it stops.
+                try:
+                    connection.execute("BEGIN IMMEDIATE")
+                except sqlite3.OperationalError:
+                    return
             connection.execute("ROLLBACK")
             os.kill(process.pid, signal.SIGCONT)
             time.sleep(0.001)

@@ -473,6 +473,38 @@ def test_what_arrives_while_the_file_is_lost_is_not_counted_as_lost(
     assert _counted(store, "dropped_with_file") == 0
 
 
+def test_the_log_is_deleted(deliver: Callable[..., None], promptlayer: PromptLayerServer, store: Path) -> None:
+    """Of a log that is deleted while one process uses it nothing is lost: it has what was in it."""
+    deliver()
+    promptlayer.stop()
+    for number in range(10):
+        ask(f"before-{number}")
+    assert not pltrace.flush()
+    store.with_name(store.name + "-wal").unlink()
+    for number in range(10):
+        ask(f"after-{number}")
+    promptlayer.start()
+    assert pltrace.flush(20.0)
+    all_delivered(promptlayer, store, 40)
+
+
+def test_the_file_is_emptied(deliver: Callable[..., None], promptlayer: PromptLayerServer, store: Path) -> None:
+    """Of a file that is emptied what was in it is counted as lost, and what comes then is kept."""
+    deliver()
+    promptlayer.stop()
+    for number in range(10):
+        ask(f"before-{number}")
+    assert not pltrace.flush()
+    os.truncate(store, 0)
+    promptlayer.start()
+    for number in range(10):
+        ask(f"after-{number}")
+    assert pltrace.flush(20.0)
+    pltrace.shutdown(10.0)
+    assert _counted(store, "dropped_with_file") == 20
+    assert len(promptlayer.spans) >= 20
+
+
 def _counted(store: Path, reason: str) -> int:
     return sum(row["count"] for row in rows(store, "SELECT * FROM counters WHERE reason = ?", reason))
 
