@@ -212,7 +212,29 @@ def _kind_for(wrapped: Any) -> type[Wrapped]:
         return WrappedFunction
     if isinstance(wrapped, type):
         return WrappedClass
-    return Wrapped if hasattr(type(wrapped), "__get__") else WrappedObject
+    if hasattr(type(wrapped), "__get__"):
+        return Wrapped
+    further = tuple(name for name in _FURTHER if hasattr(type(wrapped), name))
+    return _wrapped_object(further) if further else WrappedObject
+
+
+#: What Python looks for in an object's class, and proxies don't have, as it would be found of any object.
+_FURTHER = ("__iter__", "__next__", "__await__", "__aiter__", "__anext__", "__fspath__", "__length_hint__")
+
+
+@functools.lru_cache(None)
+def _wrapped_object(further: tuple[str, ...]) -> type[WrappedObject]:
+    """Return the class for callable objects whose own class has these methods too."""
+
+    def passing(name: str) -> Callable[[Any], Any]:
+        return lambda self: getattr(type(self.__wrapped__), name)(self.__wrapped__)
+
+    methods = {name: passing(name) for name in further}
+    make: Any = type(WrappedObject)
+    made: type[WrappedObject] = make(
+        WrappedObject.__name__, (WrappedObject,), {"__annotations__": annotations_of_wrapped, **methods}
+    )
+    return made
 
 
 def wrapped_call(wrapped: Any, wrapper: Wrapper, gate: list[Any], declaration: Any) -> Wrapped:

@@ -12,6 +12,7 @@ import enum
 import functools
 import inspect
 import io
+import os
 import pickle
 import re
 import subprocess
@@ -1926,3 +1927,51 @@ def test_the_object_of_a_method_ends_where_the_program_lets_go_of_it() -> None:
             assert ended == [threading.current_thread()] * 2
             ended.clear()
     assert [span.input for span in spans[:2]] == [{"number": 0}, {"number": 0, "items": [1]}]
+
+
+class Endless:
+    """A callable object that can also be iterated, awaited, and opened as a path."""
+
+    def __call__(self, number: int) -> int:
+        return number
+
+    def __iter__(self) -> Iterator[int]:
+        return iter((1, 2))
+
+    def __next__(self) -> int:
+        return 7
+
+    def __await__(self) -> Iterator[Any]:
+        yield from ()
+        return 3
+
+    def __aiter__(self) -> AsyncIterator[int]:
+        async def numbers() -> AsyncIterator[int]:
+            yield 5
+
+        return numbers()
+
+    def __fspath__(self) -> str:
+        return "/a/path"
+
+    def __length_hint__(self) -> int:
+        return 2
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_a_callable_object_keeps_its_special_methods(on: bool) -> None:
+    """What Python looks for in an object's class alone is there, and only what was."""
+    thing: Any = traced(Endless())
+
+    async def consumed() -> tuple[int, list[int]]:
+        return await thing, [number async for number in thing]
+
+    with capture_spans() if on else contextlib.nullcontext():
+        assert thing(4) == 4
+        assert [*thing] == [1, 2]
+        assert next(thing) == 7
+        assert asyncio.run(consumed()) == (3, [5])
+        assert os.fspath(thing) == "/a/path"
+        assert length_hint(thing) == 2
+    assert not hasattr(traced(functools.partial(len)), "__iter__")
+    assert not isinstance(traced(functools.partial(len)), collections.abc.Awaitable)
