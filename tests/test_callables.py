@@ -1933,6 +1933,7 @@ class Endless:
     """A callable object that can also be iterated, awaited, and opened as a path."""
 
     def __call__(self, number: int) -> int:
+        """Return what it is given."""
         return number
 
     def __iter__(self) -> Iterator[int]:
