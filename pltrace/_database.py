@@ -91,6 +91,8 @@ class Database:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
+        #: Where it was to be; `path` is None too where that couldn't be used any more.
+        self.place = path
         #: Counts the times it was opened: what was written before may not be there any more.
         self.openings = 0
         #: Counts the files that took the place of one that was lost: the numbers of spans start over.

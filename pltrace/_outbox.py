@@ -82,7 +82,7 @@ class Outbox:
                 "lost_with_file",
                 "The store %r was deleted, replaced or damaged: %d spans in it, not delivered yet, are lost. `pltrace "
                 "doctor` counts them.",
-                str(self._database.path),
+                str(self._database.place),
                 lost,
             )
 

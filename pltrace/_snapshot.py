@@ -23,6 +23,7 @@ _MOST_OBJECTS = 1_000
 _MOST_BYTES = 100_000
 #: Of what is in a long list or dict, so many bytes are copied; one of up to `_FEW` items has no such limit.
 _MOST_COPIED = 250_000
+_STATE_BYTES = 232  # About what the attributes of an object in a list take.
 _FEW = 20
 #: Of a list of messages, so many are noted with all their attributes, the latest; of those before, what they say.
 _MOST_MESSAGES = 8
@@ -78,8 +79,10 @@ def _copied(value: Any, *, within: bool = False) -> Any:
     if within and copy is _dict:
         return dict(zip(made, _copied_while_there_is_room([*made.values()]), strict=True))
     if within and copy in _OBJECTS:
-        state = {key: item if type(item) in PLAIN else _copied(item) for key, item in made[1].items()}
-        return Frozen((value, state))
+        state = made[1]
+        if len(state) > _FEW:
+            return Frozen((value, dict(zip(state, _copied_while_there_is_room([*state.values()]), strict=True))))
+        return Frozen((value, {key: item if type(item) in PLAIN else _copied(item) for key, item in state.items()}))
     return made
 
 
@@ -92,6 +95,8 @@ def _copied_while_there_is_room(items: Sequence[Any]) -> list[Any]:
         if type(item) not in PLAIN:
             item = _copied(item)
             room -= getsizeof(item)
+            if type(item) is Frozen and type(item[1]) is list:
+                room -= _STATE_BYTES * len(item[1])
             if room < 0:
                 break
         made.append(item)

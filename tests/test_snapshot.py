@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from pydantic import Field as field_of_pydantic
 
 from pltrace import traced
+from pltrace._snapshot import named
 from pltrace.testing import capture_spans
 from tests.support.scripted_llm import ScriptedOpenAI
 from tests.support.traces import calls, chat
@@ -326,3 +327,28 @@ def test_a_named_tuple_that_holds_a_growing_list() -> None:
     assert given["step"] == 1
     assert [message["content"] for message in given["messages"]] == ["first"]
     assert [message["content"] for message in spans[0].output["messages"]] == ["first", "added later"]
+
+
+def test_an_object_with_many_long_lists() -> None:
+    """Of an object with more attributes than are fit for a call the first are recorded as they were at the call."""
+
+    @dataclass
+    class Item:
+        number: int = 0
+
+    @dataclass
+    class Thing:
+        def __post_init__(self) -> None:
+            for number in range(30):
+                setattr(self, f"items{number}", [Item() for _ in range(300)])
+
+    @traced
+    def take(thing: Thing) -> None:
+        for items in vars(thing).values():
+            items[0].number = 1
+
+    with capture_spans() as spans:
+        take(Thing())
+    thawed = named(spans[0].arguments)["thing"]
+    assert thawed.items0[0].number == 0
+    assert thawed.items29[0].number == 1
