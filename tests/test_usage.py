@@ -342,5 +342,5 @@ def test_ctrl_c_while_it_is_read() -> None:
                     interrupted += 1
     finally:
         signal.signal(signal.SIGALRM, before)
-    assert interrupted > 50
+    assert interrupted > 5
     assert told(span) == (600, 0, 2400, 1200)
