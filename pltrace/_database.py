@@ -100,6 +100,7 @@ class Database:
         #: Counts those of them that were deleted, replaced or damaged, with all that was in them.
         self.losses = 0
         self._connection: sqlite3.Connection | None = None
+        self._collected: Any = None  # What has the connection closed when this is collected.
         self._parted = False  # For a fork; it is opened again when it is needed.
         self._file: tuple[int, int] | None = None
         self._log: tuple[int, int] | None = None
@@ -221,6 +222,8 @@ class Database:
             raise sqlite3.OperationalError("the process was forked in the middle of using SQLite")
         while _unused:
             _unused.pop().close()
+        if self._connection is not None and not self._collected.alive:
+            self._connection = None  # A finalizer that was collected together with this records yet.
         if self.is_open and self.path is not None:
             self._look_for(self.path)
         if self._connection is None:

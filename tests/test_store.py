@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -764,3 +765,22 @@ def _a_row(number: int) -> Row:
         f"{number + 1:016x}", f"{number + 1:032x}", None, f"span-{number:03}", "block", "ok", 10**18, 10**18 + 1,
         None, None, "\n".join(map(json.dumps, (alike, {}, [], None, "x" * 5000))),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["file", "memory"])
+def test_a_finalizer_that_is_collected_with_it(tmp_path: Path, place: str) -> None:
+    """What is collected together with a store, and records at its end, finds it usable."""
+    found: list[int] = []
+
+    class Last:
+        def __init__(self, store: Store) -> None:
+            self.store = store
+            self.itself = self
+
+        def __del__(self) -> None:
+            self.store.write(Rows([_a_row(1)]))
+            found.append(len(self.store.trace(_a_row(1).trace_id)))
+
+    Last(Store(tmp_path / "traces.db" if place == "file" else None))
+    gc.collect()
+    assert found == [1]
