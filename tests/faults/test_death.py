@@ -145,7 +145,7 @@ for number in range(10**9):
         waiting.append(recorded - len(rows(store, "SELECT 1 FROM spans")))
         store.unlink()
     measured("a kill takes, in the median", median(waiting), "spans")
-    assert median(waiting) < MOST_QUEUED * 0.75
+    assert median(waiting) < MOST_QUEUED * 0.95  # Of a quick machine: in 20 ms it encodes 2,500.
 
 
 class _Killer:

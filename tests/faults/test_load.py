@@ -197,7 +197,7 @@ timed.report()
 
 @pytest.mark.slow
 def test_large_values_at_once(tmp_path: Path, store: Path, measured: Measured) -> None:
-    """Of calls that are given a megabyte each, without a pause, only so many wait in memory as there is room for."""
+    """Of calls that are given a megabyte each, as the one before, only so many wait in memory as there is room for."""
     source = """
 pltrace.configure(store=sys.argv[1])
 
@@ -209,7 +209,7 @@ def most_mib():
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
 
-span(0)
+take("0" * 1_000_000)  # How large they are is known when one is encoded.
 assert pltrace.flush(10)
 before = most_mib()
 timed(lambda number: take(str(number % 10) * 1_000_000), 500)
