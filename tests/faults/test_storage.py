@@ -442,10 +442,7 @@ def test_what_is_lost_right_before_the_end_is_counted(
 ) -> None:
     """Nothing needs to be recorded any more for what was lost with the store's file to be counted."""
     deliver()
-    promptlayer.stop()
-    for number in range(10):
-        ask(f"call-{number}")
-    assert not pltrace.flush()
+    _leave_waiting(promptlayer)
     store.unlink()
     pltrace.shutdown(0.0)
     assert _counted(store, "dropped_with_file") == 20
@@ -476,10 +473,7 @@ def test_what_arrives_while_the_file_is_lost_is_not_counted_as_lost(
 def test_the_log_is_deleted(deliver: Callable[..., None], promptlayer: PromptLayerServer, store: Path) -> None:
     """Of a log that is deleted while one process uses it nothing is lost: it has what was in it."""
     deliver()
-    promptlayer.stop()
-    for number in range(10):
-        ask(f"before-{number}")
-    assert not pltrace.flush()
+    _leave_waiting(promptlayer)
     store.with_name(store.name + "-wal").unlink()
     for number in range(10):
         ask(f"after-{number}")
@@ -491,10 +485,7 @@ def test_the_log_is_deleted(deliver: Callable[..., None], promptlayer: PromptLay
 def test_the_file_is_emptied(deliver: Callable[..., None], promptlayer: PromptLayerServer, store: Path) -> None:
     """Of a file that is emptied what was in it is counted as lost, and what comes then is kept."""
     deliver()
-    promptlayer.stop()
-    for number in range(10):
-        ask(f"before-{number}")
-    assert not pltrace.flush()
+    _leave_waiting(promptlayer)
     os.truncate(store, 0)
     promptlayer.start()
     for number in range(10):
@@ -503,6 +494,14 @@ def test_the_file_is_emptied(deliver: Callable[..., None], promptlayer: PromptLa
     pltrace.shutdown(10.0)
     assert _counted(store, "dropped_with_file") == 20
     assert len(promptlayer.spans) >= 20
+
+
+def _leave_waiting(promptlayer: PromptLayerServer) -> None:
+    """Stop PromptLayer, and store ten calls, of two spans each, that wait for it."""
+    promptlayer.stop()
+    for number in range(10):
+        ask(f"waiting-{number}")
+    assert not pltrace.flush()
 
 
 def _counted(store: Path, reason: str) -> int:
