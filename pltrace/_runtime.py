@@ -17,6 +17,7 @@ from pltrace._errors import ConfigError
 from pltrace._forks import at_fork, forked_past_python, hook_uwsgi
 from pltrace._health import failed, forget_warnings, logger
 from pltrace._scope import Scope
+from pltrace._termination import before_termination
 from pltrace._typing import Capture, LibrarySettings, Redaction
 from pltrace._wrapping import when_imported
 
@@ -335,6 +336,7 @@ def _hook_exit() -> None:
             _at_exit(last=True)
     atexit.register(_at_last)
     when_imported("celery.signals", _hook_celery)
+    before_termination(lambda: _at_exit(last=True))
 
 
 def _hook_celery(signals: ModuleType) -> None:

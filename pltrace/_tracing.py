@@ -21,6 +21,7 @@ from pltrace._rows import Rows
 from pltrace._scope import Inherited, Scope, ScopeCopy
 from pltrace._span import INERT_SPAN
 from pltrace._store import Store
+from pltrace._termination import watch_for_termination
 
 __all__ = ["Tracing"]
 
@@ -127,11 +128,12 @@ class Tracing:
             return Store(None, names, local_ids=local_ids)
 
     def _began(self) -> None:
-        """Start the workers' threads, as long as that is possible."""
+        """Start the threads of the workers, and what sees to the process's end, as long as that is possible."""
         if self._is_shut or self._before is not None:
             return
         for worker in (*self._deliveries, *self._operations):
             worker.start()
+        watch_for_termination()
 
     def _wrote(self) -> None:
         """Let the workers know of a commit."""

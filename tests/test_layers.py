@@ -28,6 +28,7 @@ RANKS = {
     "_slices": 0,
     "_messages": 0,
     "_snapshot": 2,
+    "_termination": 3,
     "_tree": 0,
     "_typing": 0,
     "_usage": 2,

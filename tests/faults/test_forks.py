@@ -322,3 +322,99 @@ if __name__ == "__main__":
     assert found.delivered + found.pending == 1600
     deliver_rest(tmp_path, **settings)
     all_delivered(promptlayer, store, 1600)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_pool_whose_block_is_left(
+    tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], store: Path, method: str
+) -> None:
+    """Workers of a `Pool` that ends with its `with` block, by SIGTERM and at once, deliver all they recorded."""
+    source = (
+        PRELUDE
+        + """
+def work(number):
+    ask(number)
+    return number
+
+if __name__ == "__main__":
+    import multiprocessing
+    context = multiprocessing.get_context(sys.argv[1])
+    warm()  # What is forked has LangChain.
+    for _ in range(2):
+        with context.Pool(3) as pool:
+            assert pool.map(work, range(20)) == list(range(20))
+"""
+    )
+    program = run(source, tmp_path, method, timeout=110.0, **settings)
+    assert (program.code, program.err) == (0, "")
+    deliver_rest(tmp_path, **settings)
+    all_delivered(promptlayer, store, 80)
+
+
+TERMINATED = (
+    PRELUDE
+    + """
+def record_and_say(pipe):
+    span(0)
+    pipe.send(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
+
+def stand_in_c(pipe):
+    import ctypes
+    record_and_say(pipe)
+    while True:
+        ctypes.CDLL(None).sleep(60)  # In C, and as deaf to signals as an extension that computes.
+
+def stand(pipe):
+    record_and_say(pipe)
+    time.sleep(60)
+
+def stand_with_a_handler(pipe):
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+    stand(pipe)
+
+def fork_and_stand(pipe):
+    span(0)
+    child = os.fork()
+    if child == 0:
+        pipe.send(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
+        time.sleep(60)
+        os._exit(1)
+    time.sleep(0.3)
+    os.kill(child, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+    time.sleep(60)
+
+if __name__ == "__main__":
+    import multiprocessing
+    context = multiprocessing.get_context("fork")
+    pltrace.configure()
+    ours, theirs = context.Pipe()
+    child = context.Process(target=globals()[sys.argv[1]], args=(theirs,), daemon=sys.argv[2] == "daemon")
+    child.start()
+    is_default = ours.recv()
+    time.sleep(0.3)  # What is written a few milliseconds later is not what this is about.
+    began = time.monotonic()
+    child.terminate()
+    child.join()
+    print(json.dumps([is_default, child.exitcode, time.monotonic() - began < 5]))
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("work", "kind", "is_default", "code"),
+    [
+        ("stand", "daemon", False, -15),
+        ("stand_in_c", "daemon", False, -15),
+        ("stand", "usual", True, -15),
+        ("stand_with_a_handler", "daemon", False, 7),
+        ("fork_and_stand", "daemon", True, -15),
+    ],
+)
+def test_terminated_child(tmp_path: Path, store: Path, work: str, kind: str, is_default: bool, code: int) -> None:
+    """`terminate` ends a child as it would untraced: at once, whatever it is at, by the signal or its own handler."""
+    program = run(TERMINATED, tmp_path, work, kind, PLTRACE_STORE=store)
+    assert (program.code, program.err) == (0, "")
+    assert json.loads(program.out) == [is_default, code, True]
+    assert len(rows(store, "SELECT * FROM spans")) == 1
