@@ -66,11 +66,12 @@ class ScopeSteps:
         self._inside: Scope | None = scope
         self.is_awaited = False
 
-    def resume(self) -> Scope | None:
+    outside = staticmethod(current)
+    restore = staticmethod(attach)
+
+    def resume(self) -> None:
         """Make current what the last step left."""
-        outside = current()
         attach(self._inside and self._inside.resumed_in(_runs.around()))
-        return outside
 
     def suspend(self, outside: Scope | None) -> None:
         """Give the consumer its own scope back."""

@@ -64,6 +64,7 @@ class Block(Declaration):
         except BaseException as error:
             if scope is not None:
                 self._open.pop(scope, None)
+                Scope.roots.discard(scope)
                 detach(scope)
             if is_interruption(error):
                 raise
@@ -73,6 +74,7 @@ class Block(Declaration):
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any, _depth: int = 1) -> None:
         """Leave the latest block of this context that this declaration opened."""
+        scope = span = None
         try:
             scope = current()
             if scope is None or scope.entry is not self or scope.closed:
@@ -100,8 +102,24 @@ class Block(Declaration):
                     leave(span)
                 span.entry = None  # A declaration made for this block alone needn't wait with it.
                 end(span, error)
-        except Exception:
+        except BaseException as interrupt:
+            if scope is not None:
+                self._interrupted(scope, span, interrupt)
+            if not isinstance(interrupt, Exception):
+                raise
             failed("leaving a traced block")
+
+    def _interrupted(self, scope: Scope, span: ScopeSpan | None, error: BaseException) -> None:
+        """Leave a block whose leaving was interrupted, as by Ctrl+C, when all or a part of it was done."""
+        mine = span or scope.span
+        self._open.pop(mine, None)
+        if is_collecting():
+            abandon(scope)
+        else:
+            leave_all(scope, error)
+        if isinstance(mine, ScopeSpan) and (mine is span or mine.entry is self):
+            mine.entry = None
+            end(mine, error)
 
     def forget(self, span: Span) -> None:
         """Take note that a block was ended by what is around it."""

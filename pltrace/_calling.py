@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -54,9 +55,11 @@ class Call:
         self.is_awaited = False
         _runtime.consumed[id(self)] = ref(self)
 
-    def resume(self) -> Scope | None:
+    outside = staticmethod(current)
+    restore = staticmethod(attach)
+
+    def resume(self) -> None:
         """Make current what the last step left; for the first one, open the scope."""
-        outside = current()
         try:
             if self._scope is None:
                 self._open()
@@ -64,7 +67,6 @@ class Call:
                 attach(self._inside and self._inside.resumed_in(_runs.around()))
         except Exception:
             failed("resuming a traced call")
-        return outside
 
     def _open(self) -> None:
         if not _runtime.is_on(self._module):
@@ -81,18 +83,18 @@ class Call:
         attach(outside)
 
     def end(self, error: BaseException | None = None, value: Any = None) -> None:
-        """End the span."""
+        """End the span, if it hasn't ended."""
         scope = self._scope
         if self._ended or scope is None:
             return
-        self._ended = True
         self._inside = None
         _runtime.consumed.pop(id(self), None)
-        self.__class__ = Call
         scope.closed = True
         if self.is_awaited and isinstance(error, GeneratorExit):
             error = CancelledError("closed before it ended")
         end(scope, error, value)
+        self._ended = True  # Now: where this is interrupted, it is called again.
+        self.__class__ = Call
 
 
 class OpenCall(Call):
@@ -102,8 +104,9 @@ class OpenCall(Call):
 
     def __del__(self) -> None:
         """End the span of what was never begun, or couldn't be closed, and is collected."""
-        _runtime.consumed.pop(id(self), None)
-        self.end(GeneratorExit())
+        with suppress(AttributeError):  # Its making was interrupted.
+            _runtime.consumed.pop(id(self), None)
+            self.end(GeneratorExit())
 
 
 def leave(scope: Scope, error: BaseException | None = None) -> None:

@@ -138,9 +138,13 @@ class Declaration:
         added = self._metadata if remote is None else inherited.metadata
         if added:
             scope.added = added
-        if outer is None:
-            Scope.roots.add(scope)
-        return scope
+        try:
+            if outer is None:
+                Scope.roots.add(scope)
+            return scope
+        except BaseException:  # An interrupt: nobody would take it out.
+            Scope.roots.discard(scope)
+            raise
 
     def _added_to(self, inherited: Inherited, library: Library | None) -> Inherited:
         """Return what holds inside; made anew only when something else holds around."""

@@ -10,6 +10,7 @@ import sys
 import types
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator
+from contextlib import suppress
 from typing import Any, Protocol
 
 from pltrace._collecting import is_collecting
@@ -25,18 +26,24 @@ class Steps(Protocol):
     #: Whether it is awaited as a whole: it isn't left early then, but cancelled.
     is_awaited: bool
 
-    def resume(self) -> Any:
-        """Make the scope current; called before each step, for the first of which the span starts.
+    def outside(self) -> Any:
+        """Return the consumer's own scope; called before each step."""
 
-        Returns:
-            The consumer's own scope.
-        """
+    def resume(self) -> None:
+        """Make the scope current; called before each step, for the first of which the span starts."""
 
     def suspend(self, outside: Any) -> None:
-        """Give the consumer its own scope back; called after each step with what `resume` returned."""
+        """Keep what is current for the next step, and give the consumer its own scope back; called after each step."""
+
+    def restore(self, outside: Any) -> object:
+        """Give the consumer its own scope back, if it hasn't got it: Ctrl+C can interrupt the others anywhere."""
 
     def end(self, error: BaseException | None = None, value: Any = None) -> None:
-        """End the span; called once."""
+        """End the span, if it hasn't ended."""
+
+
+#: In place of the consumer's scope between two steps, when that isn't held.
+_SUSPENDED: Any = object()
 
 
 class _WithoutScope:
@@ -49,11 +56,16 @@ class _WithoutScope:
         self.is_awaited = steps.is_awaited
         self.end = steps.end
 
+    def outside(self) -> None:
+        """Do nothing."""
+
     def resume(self) -> None:
         """Do nothing."""
 
     def suspend(self, outside: Any) -> None:
         """Do nothing."""
+
+    restore = suspend
 
 
 def _generator(steps: Steps, source: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
@@ -63,28 +75,37 @@ def _generator(steps: Steps, source: Generator[Any, Any, Any]) -> Generator[Any,
     """
     sent: Any = None
     thrown: BaseException | None = None
-    while True:
-        outside = steps.resume()
-        try:
-            # Thrown outside of the except block below, or the user's exception would get it as its context.
-            item = source.send(sent) if thrown is None else source.throw(thrown)
-        except StopIteration as stop:
+    outside = steps.outside()
+    try:
+        while True:
+            try:
+                steps.resume()
+                # Thrown outside of the except block below, or the user's exception would get it as its context.
+                item = source.send(sent) if thrown is None else source.throw(thrown)
+            except StopIteration as stop:
+                steps.suspend(outside)
+                steps.end(value=stop.value)
+                return stop.value
+            except BaseException as error:
+                thrown = None  # It would be part of a cycle.
+                steps.suspend(outside)
+                steps.end(error)
+                raise
             steps.suspend(outside)
-            steps.end(value=stop.value)
-            return stop.value
-        except BaseException as error:
-            thrown = None  # It would be part of a cycle.
-            steps.suspend(outside)
-            steps.end(error)
-            raise
-        steps.suspend(outside)
-        outside = thrown = sent = None
-        try:
-            sent = yield (item, item := None)[0]
-        except BaseException as error:
-            thrown = error
-            if is_collecting():
-                steps = _WithoutScope(steps)
+            outside, thrown, sent = _SUSPENDED, None, None
+            try:
+                sent = yield (item, item := None)[0]
+            except BaseException as error:
+                thrown = error
+                if is_collecting():
+                    steps = _WithoutScope(steps)
+            outside = steps.outside()
+    except BaseException as error:
+        # Mostly all is done already. Not where we were interrupted.
+        if outside is not _SUSPENDED:
+            steps.restore(outside)
+        steps.end(error)
+        raise
 
 
 _awaitable_generator: Any = types.coroutine(types.FunctionType(_generator.__code__, globals()))
@@ -103,30 +124,37 @@ def _inside(steps: Steps, source: Any) -> Generator[Any, Any, Any]:
     has_send = hasattr(iterator, "send")
     sent: Any = None
     thrown: BaseException | None = None
-    while True:
-        outside = steps.resume()
-        try:
-            if thrown is None:
-                item = iterator.send(sent) if has_send else next(iterator)
-            elif hasattr(iterator, "throw") and getattr(iterator, "cr_frame", iterator) is not None:
-                item = iterator.throw(thrown)
-            else:  # Or it is a coroutine that the garbage collector found together with this one, and closed first.
-                raise thrown
-        except StopIteration as stop:
-            return stop.value
-        except BaseException:
-            source = iterator = None  # What throws an exception holds it: it would be part of a cycle.
-            raise
-        finally:
-            thrown = None
-            steps.suspend(outside)
-        outside = sent = None
-        try:
-            sent = yield (item, item := None)[0]
-        except BaseException as error:
-            thrown = error
-            if is_collecting():
-                steps = _WithoutScope(steps)
+    outside = steps.outside()
+    try:
+        while True:
+            try:
+                steps.resume()
+                if thrown is None:
+                    item = iterator.send(sent) if has_send else next(iterator)
+                elif hasattr(iterator, "throw") and getattr(iterator, "cr_frame", iterator) is not None:
+                    item = iterator.throw(thrown)
+                else:  # Or it is a coroutine that the garbage collector found together with this one, and closed first.
+                    raise thrown
+            except StopIteration as stop:
+                return stop.value
+            except BaseException:
+                source = iterator = None  # What throws an exception holds it: it would be part of a cycle.
+                raise
+            finally:
+                thrown = None
+                steps.suspend(outside)
+            outside, sent = _SUSPENDED, None
+            try:
+                sent = yield (item, item := None)[0]
+            except BaseException as error:
+                thrown = error
+                if is_collecting():
+                    steps = _WithoutScope(steps)
+            outside = steps.outside()
+    except BaseException:
+        if outside is not _SUSPENDED:
+            steps.restore(outside)
+        raise
 
 
 def _awaited(steps: Steps, source: Awaitable[Any]) -> Generator[Any, Any, Any]:
@@ -151,21 +179,31 @@ def _ended(steps: Steps, value: Any) -> Any:
     return drive(steps, value)
 
 
-class _Unawaited:
-    """Closes a coroutine that nobody awaits: Python warns of its driver already, under the same name."""
+class _Source:
+    """A coroutine, and its driver's from the first step on."""
 
-    __slots__ = ("source",)
+    __slots__ = ("coroutine",)
 
-    def __init__(self, source: Any) -> None:
-        self.source = source
+    def __init__(self, coroutine: Any) -> None:
+        self.coroutine = coroutine
+
+
+class _Unawaited(_Source):
+    """Closes a coroutine that nobody awaits: Python warns of its driver already, under the same name.
+
+    Its finalizer isn't there any more when somebody does: an interrupt in there would be lost.
+    """
+
+    __slots__ = ()
 
     def __del__(self) -> None:
-        if self.source is not None:
-            self.source.close()
+        with suppress(AttributeError):  # Its making was interrupted.
+            self.coroutine.close()
 
 
-async def _coroutine(steps: Steps, unawaited: _Unawaited) -> Any:
-    source, unawaited.source = unawaited.source, None
+async def _coroutine(steps: Steps, unawaited: _Source) -> Any:
+    unawaited.__class__ = _Source
+    source, unawaited.coroutine = unawaited.coroutine, None
     steps.is_awaited = True
     try:
         value = await _inside(steps, source)
@@ -256,17 +294,18 @@ class Driven(ObjectProxy):
         steps, step = self._self_steps, getattr(self.__wrapped__, name)
         if steps is None:
             return step(*arguments)
-        outside = steps.resume()
+        outside = steps.outside()
         try:
+            steps.resume()
             result = step(*arguments)
-        except BaseException as error:
             steps.suspend(outside)
+        except BaseException as error:
+            steps.restore(outside)
             if isinstance(error, StopIteration):
                 self._self_end(value=error.value)
             else:
                 self._self_end(error)
             raise
-        steps.suspend(outside)
         return self if result is self.__wrapped__ else result
 
     async def _self_async_step(self, name: str, *arguments: Any) -> Any:

@@ -21,7 +21,7 @@ from pltrace._checks import (
 )
 from pltrace._driving import async_generator, consumed, coroutine, generator
 from pltrace._errors import ConfigError
-from pltrace._health import failed, is_interruption
+from pltrace._health import failed
 from pltrace._propagation import checked_carrier
 from pltrace._scope import attach
 from pltrace._snapshot import arguments_of
@@ -147,34 +147,31 @@ class Traced(Block):
                 return wrapped(*args, **kwargs)
             scope = None
             try:
-                scope = self.derive(name, "function", None, module)
+                try:
+                    scope = self.derive(name, "function", None, module)
+                except RecursionError:
+                    pass  # There is no room for us, nor is there for the call.
+                except Exception:
+                    failed("entering a traced call")
+                if scope is None:  # Here, or the user's exceptions would get ours as their context.
+                    return wrapped(*args, **kwargs)
                 attach(scope)
-            except RecursionError:
-                pass  # There is no room for us, nor is there for the call.
-            except BaseException as error:
-                if is_interruption(error):
-                    if scope is not None:
-                        leave(scope, error)
-                        end(scope, error)
-                    raise
-                failed("entering a traced call")
-            if scope is None:  # Here, or the user's exceptions would get ours as their context.
-                return wrapped(*args, **kwargs)
-            try:
                 if scope.inherited.capture & INPUTS:
                     scope.arguments = arguments_of(wrapped, args, kwargs)
                 result = wrapped(*args, **kwargs)
                 drive = consumed(result)
-            except BaseException as error:
-                leave(scope, error)
-                end(scope, error)
-                raise
-            if drive is not None:
+                if drive is None:
+                    leave(scope)
+                    end(scope, None, result)
+                    return result
                 attach(scope.outer)  # Left, but not closed: it is resumed while the result is consumed.
                 return drive(OpenCall(self, name, scope=scope), result)
-            leave(scope)
-            end(scope, None, result)
-            return result
+            except BaseException as error:
+                if scope is not None:
+                    # It may also be ours that was interrupted, with all or a part of it done.
+                    leave(scope, error)
+                    end(scope, error)
+                raise
 
         return call
 

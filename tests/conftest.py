@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -103,3 +104,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("measured")
         for figure in figures:
             terminalreporter.line(figure)
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """The garbage collector doesn't run by itself, and so no finalizer in the middle of what is tested."""
+    gc.collect()  # Other tests' garbage may complain.
+    gc.disable()
+    yield
+    gc.enable()

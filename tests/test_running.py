@@ -49,15 +49,6 @@ def seen() -> Iterator[CapturedSpans]:
         spans.assert_nothing_open()
 
 
-@pytest.fixture
-def no_collector() -> Iterator[None]:
-    """The garbage collector doesn't run by itself, and so no finalizer in the middle of what is tested."""
-    gc.collect()  # Other tests' garbage may complain.
-    gc.disable()
-    yield
-    gc.enable()
-
-
 def here() -> str:
     """Gives the name of the current span, without what a test is called."""
     return current_span().name.rpartition(".")[2]

@@ -8,8 +8,9 @@ import itertools
 import sys
 import threading
 from collections import UserDict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -607,17 +608,57 @@ def _generators() -> None:
     list(steps())
 
 
+def _coroutines() -> None:
+    @traced
+    async def answer() -> int:
+        return 1
+
+    _run(answer())
+
+
+def _async_generators() -> None:
+    @traced
+    async def steps() -> AsyncIterator[int]:
+        yield 1
+
+    async def consume() -> None:
+        async for _ in steps():
+            pass
+
+    _run(consume())
+
+
+def _run(coroutine: Coroutine[Any, None, Any]) -> None:
+    with pytest.raises(StopIteration):
+        coroutine.send(None)
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 @pytest.mark.skipif(sys.gettrace() is not None, reason="something else traces lines")
-@pytest.mark.parametrize("inside", [_calls, _blocks, _generators])
-def test_interrupted_anywhere(local: Path, inside: Callable[[], None]) -> None:
-    """Wherever Ctrl+C meets our code, once the block around it is left nothing of what was inside is current."""
+@pytest.mark.parametrize(
+    ("inside", "around"),
+    [
+        (_calls, nullcontext()),
+        (_generators, nullcontext()),
+        (_coroutines, nullcontext()),
+        (_async_generators, nullcontext()),
+        (_blocks, traced("around")),
+    ],
+)
+def test_interrupted_anywhere(
+    local: Path, no_collector: None, inside: Callable[[], None], around: AbstractContextManager[Any]
+) -> None:
+    """Wherever Ctrl+C meets our code, nothing of a call stays current; of a block, once one around it is left.
+
+    Where a block begins to be left nothing of ours can help yet, as with any context manager that is written in Python.
+    """
     left = 0
 
     def interrupting(frame: Any, event: str, _: Any) -> Any:
         nonlocal left
         if "pltrace" not in frame.f_code.co_filename or "tests" in frame.f_code.co_filename:
             return interrupting if event == "call" else None
-        if event == "line":
+        if event in ("call", "line") and frame.f_code.co_name != "__del__":
             left -= 1
             if left == 0:
                 raise KeyboardInterrupt
@@ -626,7 +667,7 @@ def test_interrupted_anywhere(local: Path, inside: Callable[[], None]) -> None:
     for line in itertools.count(1):
         left = line
         try:
-            with traced("around"):
+            with around:
                 sys.settrace(interrupting)
                 try:
                     inside()
