@@ -26,8 +26,9 @@ _LARGE, _FAR, _EVERY_S = 1 / 4, 2, 0.2
 #: The part of the disk's room that the log may take; where that is less than its bound, it takes so much in any case,
 #: for notes of deliveries: when the disk is full, what it has is written over.
 _PART_OF_ROOM, _FEWEST_WAL_BYTES = 1 / 4, 2**18
-#: How often it is looked at: each look lets go of the interpreter five times, and has to get it back.
-_LOOK_EVERY_S = 0.05
+#: How often it is looked at, at most, and at least; in between as soon as it has grown by so much, be it by commits
+#: alone: each look lets go of the interpreter five times, and has to get it back.
+_LOOK_EVERY_S, _LOOK_AT_LEAST_EVERY_S, _GROWN_BYTES, _COMMIT_BYTES = 0.05, 1.0, 2**18, 2**15
 #: A commit waits so long for that.
 _LONGEST_WAIT_S = 1.0
 _INTERRUPT_EVERY_S = 0.0005
@@ -58,22 +59,28 @@ class Checkpoints:
 
     def _forked(self) -> None:
         self._running = threading.Lock()
-        self._next_at = self._look_at = 0.0
+        self._next_at = self._looked_at = 0.0
+        self._grown = 0  # About how much was written since it was looked at, in bytes.
 
-    def committed(self, path: Path, file: tuple[int, int] | None, *, at_once: bool = False) -> None:
+    def committed(
+        self, path: Path, file: tuple[int, int] | None, characters: int = 0, *, at_once: bool = False
+    ) -> None:
         """Begin a checkpoint if the log has grown large; wait for it if the log is far beyond its bound.
 
         Args:
             path: Where the file is.
             file: Which file it is.
+            characters: About how much the commit has added.
             at_once: Also when it was looked at a moment ago.
         """
         now = time.monotonic()
-        if now < self._look_at and not at_once:
+        self._grown += characters + _COMMIT_BYTES
+        every_s = _LOOK_EVERY_S if self._grown >= _GROWN_BYTES else _LOOK_AT_LEAST_EVERY_S
+        if now < self._looked_at + every_s and not at_once:
             return
         if sys.is_finalizing():  # The log isn't looked at: the function `open` is gone before the last finalizers run.
             return
-        self._look_at = now + _LOOK_EVERY_S
+        self._looked_at, self._grown = now, 0
         most = int(max(min(MOST_WAL_BYTES, self._room.left(path) * _PART_OF_ROOM), _FEWEST_WAL_BYTES))
         if most < MOST_WAL_BYTES:
             _lengthen_log(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 import sqlite3
 import threading
@@ -23,8 +24,7 @@ from pltrace._store_file import (
     MOST_BUSY_FOLDER_S,
     BeingMadeError,
     close_quickly,
-    identity,
-    is_empty,
+    looked_at,
     opened_file,
     opened_memory,
     set_aside,
@@ -104,6 +104,7 @@ class Database:
         self._parted = False  # For a fork; it is opened again when it is needed.
         self._file: tuple[int, int] | None = None
         self._log: tuple[int, int] | None = None
+        self._log_path = ""
         self._room = Room()
         self._checkpoints = Checkpoints(self._room)
         self._being_made_since: float | None = None  # When others were first seen making or renaming the file.
@@ -142,12 +143,13 @@ class Database:
             _give_back()
 
     @contextmanager
-    def writing(self, patience_s: float = _MOST_BUSY_S, *, grows: bool = False) -> Iterator[sqlite3.Connection]:
+    def writing(self, patience_s: float = _MOST_BUSY_S, *, grows: int = 0) -> Iterator[sqlite3.Connection]:
         """Give the connection inside a transaction, which is committed at the end or rolled back on an exception.
 
         Args:
             patience_s: The longest wait for other threads and processes.
-            grows: It adds spans: not while a full disk has room for notes of deliveries alone.
+            grows: About how many characters of spans it adds: none while a full disk has room for notes of deliveries
+                alone.
 
         Raises:
             sqlite3.OperationalError: The disk is full or failing, or others kept the file for so long.
@@ -172,10 +174,10 @@ class Database:
         finally:
             _give_back()
         if self.path is not None:
-            self._checkpoints.committed(self.path, self._file)
+            self._checkpoints.committed(self.path, self._file, grows)
 
     @contextmanager
-    def written(self, statement: str, values: Sequence[Any], patience_s: float) -> Iterator[None]:
+    def written(self, statement: str, values: Sequence[Any], characters: int, patience_s: float) -> Iterator[None]:
         """Commit one statement; in the body it is done, and no other thread of this process has used the file yet.
 
         Each statement lets go of the interpreter, and has to get it back from threads that never wait.
@@ -183,6 +185,7 @@ class Database:
         Args:
             statement: A transaction of its own, which adds spans.
             values: Its parameters.
+            characters: About how long they are together.
             patience_s: The longest wait for other threads and processes.
 
         Raises:
@@ -196,7 +199,7 @@ class Database:
         finally:
             _give_back()
         if self.path is not None:
-            self._checkpoints.committed(self.path, self._file)
+            self._checkpoints.committed(self.path, self._file, characters)
 
     def _take(self, begin: str, patience_s: float, values: Sequence[Any] = ()) -> sqlite3.Connection:
         """Return the connection with the lock held, which is free while other processes are waited for."""
@@ -238,8 +241,9 @@ class Database:
 
     def _look_for(self, path: Path) -> None:
         """Let go of the file if it, or its log, was deleted or replaced, or the file emptied, while it was in use."""
-        is_lost = identity(path) != self._file or is_empty(path)
-        if not is_lost and (self._connection is None or identity(_log_of(path)) == self._log):
+        found, is_empty = looked_at(path)
+        is_lost = found != self._file or is_empty
+        if not is_lost and (self._connection is None or looked_at(self._log_path)[0] == self._log):
             return
         warn_once(
             f"moved:{path}",
@@ -249,7 +253,7 @@ class Database:
         )
         self._disconnect()
         # Who closes a file last puts into it what its log has, though it was deleted, and deletes the log's index.
-        if is_lost or _log_of(path, "-shm").exists():
+        if is_lost or os.path.exists(f"{path}-shm"):
             self.files += 1
             self.losses += 1
 
@@ -280,7 +284,8 @@ class Database:
             self.files += 1
             return opened_memory()
         self._being_made_since = None
-        self._file, self._log = identity(self.path), identity(_log_of(self.path))
+        self._log_path = f"{self.path}-wal"
+        self._file, self._log = looked_at(self.path)[0], looked_at(self._log_path)[0]
         return connection
 
     def give_up_file(self) -> None:
@@ -317,7 +322,7 @@ class Database:
         self._disconnect()
         self.files += 1
         self.losses += 1
-        if identity(self.path) == self._file:  # Else another process did.
+        if looked_at(self.path)[0] == self._file:  # Else another process did.
             set_aside(self.path, error)
         return True
 
@@ -330,10 +335,6 @@ class Database:
                 self._disconnect()
         finally:
             _give_back()
-
-
-def _log_of(path: Path, suffix: str = "-wal") -> Path:
-    return path.with_name(path.name + suffix)
 
 
 def _is_busy(error: BaseException) -> bool:

@@ -121,7 +121,7 @@ class Store:
         rows.number(first)
         traces = list(dict.fromkeys(rows.values[place * WIDTH + _TRACE_ID] for place in rows.calls))
         statement, values = self._of_commit(rows, 0, first, traces, counts)
-        with self.database.written(statement, values, patience_s):
+        with self.database.written(statement, values, rows.characters, patience_s):
             self.outbox.written(rows, first)
         self._last += len(rows)
         self._is_alone = True
@@ -132,7 +132,7 @@ class Store:
     ) -> Mapping[int, int]:
         first = None
         try:
-            with self.database.writing(patience_s, grows=bool(rows)) as connection:
+            with self.database.writing(patience_s, grows=rows.characters) as connection:
                 self.lease.renew_in(connection)
                 last, new = self._new(connection, rows)
                 first = last + 1

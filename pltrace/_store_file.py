@@ -18,7 +18,7 @@ from pltrace._health import warn_once
 
 __all__ = [
     "MOST_BUSY_FOLDER_S", "MOST_WAL_BYTES", "SCHEMA_VERSION", "BeingMadeError", "check_ours", "close_quickly",
-    "identity", "is_empty", "opened_beside", "opened_file", "opened_memory", "set_aside",
+    "looked_at", "opened_beside", "opened_file", "opened_memory", "set_aside",
 ]  # fmt: skip
 
 _SUFFIXES = (".db", ".sqlite", ".sqlite3")
@@ -203,7 +203,7 @@ def opened_beside(path: Path, file: tuple[int, int] | None) -> sqlite3.Connectio
         sqlite3.Error: It can't be used, or not now.
     """
     with _locked(path.parent, alone=False):
-        if identity(path) != file:
+        if looked_at(path)[0] != file:
             raise OSError("another file is at its place")
         connection = _connect(str(path))
         try:
@@ -234,21 +234,17 @@ def set_aside(path: Path, error: Exception) -> None:
         _move_aside(path, error)
 
 
-def identity(path: Path) -> tuple[int, int] | None:
-    """Return which file is at a path, or None: it can be deleted or replaced while it is in use."""
-    try:
-        status = path.lstat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
+def looked_at(path: str | Path) -> tuple[tuple[int, int] | None, bool]:
+    """Return which file is at a path, or None, as it can be deleted or replaced while it is in use; and if it's empty.
 
-
-def is_empty(path: Path) -> bool:
-    """Return whether there is nothing in a file, or none there: a store has something from the start."""
+    A store has something in it from the start.
+    """
     try:
-        return not path.stat().st_size
+        status = os.lstat(path)
+        size = os.stat(path).st_size if stat.S_ISLNK(status.st_mode) else status.st_size
     except OSError:
-        return True
+        return None, True
+    return (status.st_dev, status.st_ino), not size
 
 
 @contextmanager
