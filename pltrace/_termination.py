@@ -17,7 +17,7 @@ from pltrace._background import Background, close_now, sleep
 from pltrace._forks import at_fork
 from pltrace._wrapping import when_imported
 
-__all__ = ["before_termination", "watch_for_termination"]
+__all__ = ["before_termination", "expect_termination"]
 
 #: The main thread stands still so long while the work is ended, and no longer: it may be in the middle of what that
 #: waits for, as a flush of its own.
@@ -35,31 +35,26 @@ def before_termination(end: Callable[[], object]) -> None:
         when_imported("multiprocessing.util", _hook_children)
 
 
-def watch_for_termination() -> None:
-    """Wait for the signal from now on: there is something to end."""
-    if _end is not None:
-        _prepare()
-    if _process is not None:
-        _process.watch()
-
-
-def _hook_children(util: Any) -> None:
-    # Called in the children of a fork, in the main thread, when they know what they are. Those that are spawned know it
-    # when they first record, and can do something then if it is in the main thread.
-    util.register_after_fork(_prepare, lambda prepare: prepare())
-
-
-def _prepare() -> None:
+def expect_termination() -> None:
+    """Be prepared for the signal, if this is such a process, from now on."""
     global _process
     multiprocessing: Any = sys.modules.get("multiprocessing.process")
     if (
-        _process is None
+        _end is not None
+        and _process is None
         and multiprocessing is not None
         and multiprocessing.current_process().daemon
         and threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     ):
-        _process = _Terminable()
+        with suppress(RuntimeError):  # No thread runs here.
+            _process = _Terminable(_end)
+
+
+def _hook_children(util: Any) -> None:
+    # Called in the children of a fork, in the main thread, when they know what they are. Those that are spawned know it
+    # when they first record, and can do something then if it is in the main thread.
+    util.register_after_fork(expect_termination, lambda expect: expect())
 
 
 class _Terminable:
@@ -67,20 +62,26 @@ class _Terminable:
 
     Python calls handlers in the main thread alone, and not before what that is at in C is done. The signal's number is
     written to a pipe at once, where a thread reads it: it ends the process in any case.
+
+    Args:
+        end: What is done before.
+
+    Raises:
+        RuntimeError: No thread runs here.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, end: Callable[[], object]) -> None:
+        self._end = end
         self._pid = os.getpid()
-        self._thread: Background | None = None
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
+        try:
+            Background(self._wait, "pltrace-termination").start()
+        except BaseException:
+            self._close()
+            raise
         self.after_fork_in_parent()
         signal.signal(signal.SIGTERM, self._terminated)
-
-    def watch(self) -> None:
-        if self._thread is None:
-            with suppress(RuntimeError):  # The interpreter is shutting down.
-                self._thread = Background(self._wait, "pltrace-termination").start()
 
     def before_fork(self) -> None:
         """Have signals that come at once to the child of a fork not written to the pipe: it is this process's."""
@@ -99,12 +100,15 @@ class _Terminable:
         self.before_fork()
         if signal.getsignal(signal.SIGTERM) == self._terminated:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self._close()
+
+    def _close(self) -> None:
         close_now(self._reader)
         close_now(self._writer)
 
     def _terminated(self, number: int, frame: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if self._thread is None or os.getpid() != self._pid:  # It may come to the child of a fork before all else.
+        if os.getpid() != self._pid:  # It may come to the child of a fork before all else.
             os.kill(os.getpid(), number)
         else:
             os.write(self._writer, bytes([number]))
@@ -114,8 +118,7 @@ class _Terminable:
         while signal.SIGTERM not in os.read(self._reader, 512):
             pass
         try:
-            assert _end is not None
-            _end()
+            self._end()
         finally:
             _die()
 

@@ -21,7 +21,7 @@ from pltrace._rows import Rows
 from pltrace._scope import Inherited, Scope, ScopeCopy
 from pltrace._span import INERT_SPAN
 from pltrace._store import Store
-from pltrace._termination import watch_for_termination
+from pltrace._termination import expect_termination
 
 __all__ = ["Tracing"]
 
@@ -133,7 +133,7 @@ class Tracing:
             return
         for worker in (*self._deliveries, *self._operations):
             worker.start()
-        watch_for_termination()
+        expect_termination()
 
     def _wrote(self) -> None:
         """Let the workers know of a commit."""
