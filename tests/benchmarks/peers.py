@@ -1,7 +1,4 @@
-"""Other tracers, each with what it takes to install it and to have it send to the benchmark's server.
-
-Weave is not among them: it begins with a login at W&B's own server, which the local one doesn't stand in for.
-"""
+"""Other tracers, each with what it takes to install it and to have it send to the benchmark's server."""
 
 from __future__ import annotations
 
@@ -34,17 +31,30 @@ class Peer(Tracer):
         return None if self._decorator is None else self._decorator(function)
 
 
+def _over_otlp(sink: str) -> Any:
+    """Return a provider of OpenTelemetry's SDK that sends batches over OTLP."""
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    provider = TracerProvider()
+    # As large a queue as pltrace's, so that as few spans are dropped.
+    exporter = OTLPSpanExporter(endpoint=f"{sink}/v1/traces")
+    provider.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=10_000))
+    return provider
+
+
 class LangSmith(Peer):
     """LangSmith's own tracer, in LangChain itself."""
 
     name = "langsmith"
     packages = ("langsmith",)
 
-    def __init__(self, sink: str, folder: Path) -> None:
+    def __init__(self, sink: str, folder: Path, **mode: Any) -> None:
         super().__init__(sink, folder)
         import langsmith
 
-        self._client = langsmith.Client(api_url=sink, api_key="lsv2_pt_benchmark")
+        self._client = langsmith.Client(api_url=sink, api_key="lsv2_pt_benchmark", **mode)
         self._decorator = langsmith.traceable(client=self._client)
 
     def on(self) -> AbstractContextManager[Any]:
@@ -56,6 +66,23 @@ class LangSmith(Peer):
     def settle(self) -> None:
         """Wait for its threads."""
         self._client.flush()
+
+
+class LangSmithOpenTelemetry(LangSmith):
+    """The same with its spans over OTLP, and nowhere else."""
+
+    name = "langsmith-otel"
+    packages = ("langsmith[otel]",)
+
+    def __init__(self, sink: str, folder: Path) -> None:
+        self._provider = _over_otlp(sink)
+        # What LANGSMITH_OTEL_ENABLED and LANGSMITH_OTEL_ONLY ask for.
+        super().__init__(sink, folder, tracing_mode="otel", otel_tracer_provider=self._provider)
+
+    def settle(self) -> None:
+        """Wait for its threads, and then for the SDK's, which gets the spans from them."""
+        super().settle()
+        self._provider.force_flush()
 
 
 class Langfuse(Peer):
@@ -85,14 +112,7 @@ class _OverOpenTelemetry(Peer):
 
     def __init__(self, sink: str, folder: Path) -> None:
         super().__init__(sink, folder)
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
-        self._provider = TracerProvider()
-        # As large a queue as pltrace's, so that as few spans are dropped.
-        exporter = OTLPSpanExporter(endpoint=f"{sink}/v1/traces")
-        self._provider.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=10_000))
+        self._provider = _over_otlp(sink)
         self._instrumentor = self._make()
 
     def _make(self) -> Any:
@@ -181,6 +201,36 @@ class Opik(Peer):
         self._opik.flush_tracker()
 
 
+class Weave(Peer):
+    """W&B's own hook in LangChain, which makes a handler for each outermost run."""
+
+    name = "weave"
+    packages = ("weave",)
+
+    def __init__(self, sink: str, folder: Path) -> None:
+        super().__init__(sink, folder)
+        os.environ.update(WANDB_BASE_URL=sink, WF_TRACE_SERVER_URL=sink, WANDB_API_KEY="benchmark")
+        os.environ.update(WANDB_ERROR_REPORTING="false", WEAVE_SERVER_CACHE_DIR=str(folder / "weave"))
+        os.environ["WEAVE_TRACE_LANGCHAIN"] = "false"  # Where it isn't set, `init` switches it on.
+        import weave
+
+        self._client = weave.init("benchmark")
+        self._decorator = weave.op
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Let LangChain make its handlers inside a block."""
+        os.environ["WEAVE_TRACE_LANGCHAIN"] = "true"
+        try:
+            yield
+        finally:
+            os.environ["WEAVE_TRACE_LANGCHAIN"] = "false"
+
+    def settle(self) -> None:
+        """Wait for its threads."""
+        self._client.flush()
+
+
 class MLflow(Peer):
     """MLflow's autologging, into files."""
 
@@ -250,7 +300,19 @@ class LogRequest(Peer):
 
 
 PEERS: dict[str, type[Peer]] = {
-    peer.name: peer for peer in (LangSmith, Langfuse, OpenInference, Traceloop, Braintrust, Opik, MLflow, LogRequest)
+    peer.name: peer
+    for peer in (
+        LangSmith,
+        LangSmithOpenTelemetry,
+        Langfuse,
+        OpenInference,
+        Traceloop,
+        Braintrust,
+        Opik,
+        Weave,
+        MLflow,
+        LogRequest,
+    )
 }
 
 

@@ -65,6 +65,11 @@ _ANSWERS: dict[str, bytes] = {
     "/api/apikey/login": b'{"org_info": [{"id": "1", "name": "bench", "api_url": "", "proxy_url": "",'
     b' "realtime_url": "", "is_universal_api": true}]}',
     "/api/project/register": b'{"org": {"id": "1", "name": "bench"}, "project": {"id": "1", "name": "bench"}}',
+    "/graphql": b'{"data": {"viewer": {"username": "bench", "defaultEntity": {"name": "bench"}},'
+    b' "project": {"name": "benchmark"}}}',
+    "/server_info": b'{"min_required_weave_python_version": "0", "trace_server_version": "0"}',
+    "/obj/create": b'{"digest": "1"}',
+    "/file/create": b'{"digest": "1"}',
 }
 
 
