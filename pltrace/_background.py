@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -17,6 +18,8 @@ __all__ = ["Background", "close_now", "is_ours", "limited", "sleep"]
 
 T = TypeVar("T")
 
+#: Signals of a thread's own faults, which can't be blocked.
+_FAULTS = {number for name in ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL") if (number := getattr(signal, name, None))}
 #: The running threads of ours.
 _idents: set[int] = set()
 
@@ -30,11 +33,13 @@ class Background:
     Args:
         work: What it does.
         name: Begins with `pltrace-`.
+        is_users: It is code of the user's, which may start processes: they inherit which signals it takes.
     """
 
-    def __init__(self, work: Callable[[], object], name: str) -> None:
+    def __init__(self, work: Callable[[], object], name: str, *, is_users: bool = False) -> None:
         self._work = work
         self._name = name
+        self._is_users = is_users
         self._alive = False
 
     def start(self) -> Background:
@@ -65,6 +70,9 @@ class Background:
         ident = threading.get_ident()
         _idents.add(ident)
         try:
+            # A signal that the program blocks, to look at it later, would be given to the first thread that doesn't.
+            if not self._is_users and hasattr(signal, "pthread_sigmask"):
+                signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
             self._work()
         finally:
             self._alive = False

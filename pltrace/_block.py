@@ -103,6 +103,7 @@ class Block(Declaration):
                 span.entry = None  # A declaration made for this block alone needn't wait with it.
                 end(span, error)
         except BaseException as interrupt:
+            scope = scope or entry_of(self)
             if scope is not None:
                 self._interrupted(scope, span, interrupt)
             if not isinstance(interrupt, Exception):

@@ -52,7 +52,7 @@ class CallbackRunner:
                 return
             # One that was stopped ends again when it has done this.
             try:
-                self._thread = Background(self._run, "pltrace-callbacks").start()
+                self._thread = Background(self._run, "pltrace-callbacks", is_users=True).start()
             except RuntimeError:  # The interpreter is shutting down; `flush` at exit runs what is left.
                 self._thread = None
 

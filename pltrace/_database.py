@@ -268,7 +268,7 @@ class Database:
         except (sqlite3.Error, OSError) as error:
             if isinstance(error, BeingMadeError) and since is None:
                 self._being_made_since = time.monotonic()
-            if _is_full(error):
+            if _is_full(error) or (_has_failed(error) and self._room.is_little(self.path)):
                 self._room.spend(self.path)
                 raise sqlite3.OperationalError(str(error)) from error
             if not self._is_begun or _is_busy(error):
@@ -344,6 +344,11 @@ def _is_busy(error: BaseException) -> bool:
 def _is_full(error: BaseException) -> bool:
     full = isinstance(error, sqlite3.OperationalError) and "full" in str(error)
     return full or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
+
+
+def _has_failed(error: BaseException) -> bool:
+    """Return whether the disk failed SQLite, which says so too where there is no room for the log's index."""
+    return isinstance(error, sqlite3.OperationalError) and "disk I/O" in str(error)
 
 
 def _wait_for_lock(give_up_at: float) -> None:

@@ -221,24 +221,30 @@ def coroutine(steps: Steps, source: Any) -> Any:
 async def _async_generator(steps: Steps, source: AsyncGenerator[Any, Any]) -> AsyncGenerator[Any, Any]:
     sent: Any = None
     thrown: BaseException | None = None
-    asend: Callable[[Any], Any] = _first_step_of(source)
-    while True:
-        try:
-            if isinstance(thrown, GeneratorExit) and getattr(source, "ag_frame", source) is None:
-                raise thrown  # Others closed it, and it would answer as one that goes on.
-            item = await _inside(steps, asend(sent) if thrown is None else source.athrow(thrown))
-        except StopAsyncIteration:
-            steps.end()
-            return
-        except BaseException as error:
-            thrown = None
-            steps.end(error)
-            raise
-        asend, thrown, sent = source.asend, None, None
-        try:
-            sent = yield (item, item := None)[0]
-        except BaseException as error:
-            thrown = error
+    driving = _Driving()
+    asend: Callable[[Any], Any] = driving.first_step_of(source)
+    try:
+        while True:
+            try:
+                if isinstance(thrown, GeneratorExit) and getattr(source, "ag_frame", source) is None:
+                    raise thrown  # Others closed it, and it would answer as one that goes on.
+                item = await _inside(steps, asend(sent) if thrown is None else source.athrow(thrown))
+            except StopAsyncIteration:
+                steps.end()
+                return
+            except BaseException as error:
+                thrown = None
+                steps.end(error)
+                raise
+            asend, thrown, sent = source.asend, None, None
+            try:
+                sent = yield (item, item := None)[0]
+            except BaseException as error:
+                thrown = error
+    except BaseException as error:
+        steps.end(error)
+        driving.leave(source)
+        raise
 
 
 def async_generator(steps: Steps, source: AsyncGenerator[Any, Any]) -> Any:
@@ -246,26 +252,40 @@ def async_generator(steps: Steps, source: AsyncGenerator[Any, Any]) -> Any:
     return _named(_async_generator(steps, source), source)
 
 
-def _first_step_of(source: AsyncGenerator[Any, Any]) -> Callable[[Any], Any]:
-    """Return what makes the first step of an async generator without the event loop's knowing of it.
+class _Driving:
+    """What an event loop knows of an async generator that is driven: nothing, as long as its driver sees to it.
 
     When a loop shuts down it closes all async generators it knows, at once; closing both a driver and, beside it, what
     it drives is an error. Nor may the garbage collector close it, which can't await: the loop closes the driver then.
     """
 
-    def asend(sent: Any) -> Any:
-        hooks = sys.get_asyncgen_hooks()
-        sys.set_asyncgen_hooks(None, _left_to_its_driver)
-        try:
-            return source.asend(sent)
-        finally:
-            sys.set_asyncgen_hooks(*hooks)
+    def __init__(self) -> None:
+        self._hooks: Any = None
+        self._is_left = False
 
-    return asend
+    def first_step_of(self, source: AsyncGenerator[Any, Any]) -> Callable[[Any], Any]:
+        """Return what makes the first step without the loop's knowing of it."""
 
+        def asend(sent: Any) -> Any:
+            hooks = self._hooks = sys.get_asyncgen_hooks()
+            sys.set_asyncgen_hooks(None, self._collected)
+            try:
+                return source.asend(sent)
+            finally:
+                sys.set_asyncgen_hooks(*hooks)
 
-def _left_to_its_driver(source: AsyncGenerator[Any, Any]) -> None:
-    """Leave open what is collected together with its driver."""
+        return asend
+
+    def leave(self, source: AsyncGenerator[Any, Any]) -> None:
+        """Leave it to the loop, if it hasn't ended with its driver: that was interrupted in our own code."""
+        if self._hooks is not None and getattr(source, "ag_frame", None) is not None:
+            self._is_left = True
+            if self._hooks.firstiter is not None:
+                self._hooks.firstiter(source)
+
+    def _collected(self, source: AsyncGenerator[Any, Any]) -> None:
+        if self._is_left and self._hooks.finalizer is not None:
+            self._hooks.finalizer(source)
 
 
 async def _each(source: AsyncIterable[Any]) -> AsyncGenerator[Any, Any]:
@@ -280,10 +300,15 @@ def _response(steps: Steps, response: Any) -> Any:
     return response
 
 
+#: Of the proxy, not of what it stands for.
+_set_class: Any = vars(object)["__class__"].__set__
+
+
 class Driven(ObjectProxy):
     """A result whose steps run inside the scope, and which is in all else the one it stands for.
 
     Subclasses have those of the methods below that its type has: what looks for `close` finds it only if it is there.
+    One that hasn't ended is of a subclass of these, with a finalizer; when it has, an interrupt in there would be lost.
     """
 
     def __init__(self, source: Any, steps: Steps) -> None:
@@ -296,9 +321,11 @@ class Driven(ObjectProxy):
             return step(*arguments)
         outside = steps.outside()
         try:
-            steps.resume()
-            result = step(*arguments)
-            steps.suspend(outside)
+            try:
+                steps.resume()
+                result = step(*arguments)
+            finally:
+                steps.suspend(outside)
         except BaseException as error:
             steps.restore(outside)
             if isinstance(error, StopIteration):
@@ -323,9 +350,7 @@ class Driven(ObjectProxy):
         steps, self._self_steps = self._self_steps, None
         if steps is not None:
             steps.end(error, value)
-
-    def __del__(self) -> None:
-        self._self_end(GeneratorExit())
+            _set_class(self, type(self).__base__)
 
     def __copy__(self) -> Any:
         return copy.copy(self.__wrapped__)
@@ -385,6 +410,13 @@ _METHODS: dict[str, Any] = {
     **{name: _async_ending_with(_async_stepping(name)) for name in ("aclose", "__aexit__")},
     "__await__": _await,
 }
+
+
+def _abandoned(driven: Driven) -> None:
+    with suppress(AttributeError):  # Its making was interrupted.
+        driven._self_end(GeneratorExit())
+
+
 _classes: weakref.WeakKeyDictionary[type[Any], type[Driven]] = weakref.WeakKeyDictionary()
 
 
@@ -396,7 +428,8 @@ def _driven(steps: Steps, source: Any) -> Driven:
         special = [name for name in {*dir(kind)} - {*dir(Driven)} if name.startswith("__")]
         methods = {name: _passing(name) for name in special if callable(getattr(kind, name, None))}
         methods.update({name: method for name, method in _METHODS.items() if hasattr(kind, name)})
-        driven = _classes[kind] = type(Driven.__name__, (Driven,), methods)
+        ended = type(Driven.__name__, (Driven,), methods)
+        driven = _classes[kind] = type(Driven.__name__, (ended,), {"__del__": _abandoned})
     return driven(source, steps)
 
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import logging
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from time import monotonic
+from types import FrameType
 from typing import Any
 
 from pltrace._forks import ForkLock
 
-__all__ = ["counts", "failed", "is_interruption", "log", "logger", "pass_on", "warn_once", "warn_sometimes"]
+__all__ = [
+    "counts", "failed", "is_interruption", "log", "logger", "pass_on", "pass_on_interrupt", "warn_once",
+    "warn_sometimes",
+]  # fmt: skip
 
 logger = logging.getLogger("pltrace")
 
@@ -33,16 +38,33 @@ def is_interruption(error: BaseException) -> bool:
     """
     if not isinstance(error, Exception):
         return True
-    signal = sys.modules.get("signal")  # Else there is no handler.
-    if signal is None:
-        return False
-    handlers = {_code_of(signal.getsignal(number)) for number in signal.valid_signals()}
+    handlers = _handlers()
+    return bool(handlers) and any(frame.f_code in handlers for frame in _frames(error))
+
+
+def pass_on_interrupt(error: BaseException) -> None:
+    """Raise an exception again if it interrupted us; not one that an object of the user's raised as we looked at it."""
+    *_, last = (None, *_frames(error))
+    if last is not None and (
+        last.f_code in _handlers()
+        or (isinstance(error, KeyboardInterrupt) and str(last.f_globals.get("__name__")).startswith(__package__ + "."))
+    ):
+        raise error
+
+
+def _frames(error: BaseException) -> Iterator[FrameType]:
     traceback = error.__traceback__
     while traceback is not None:
-        if traceback.tb_frame.f_code in handlers:
-            return True
+        yield traceback.tb_frame
         traceback = traceback.tb_next
-    return False
+
+
+def _handlers() -> set[Any]:
+    """Return the code of the program's signal handlers."""
+    signal = sys.modules.get("signal")  # Else there is none.
+    if signal is None:
+        return set()
+    return {_code_of(signal.getsignal(number)) for number in signal.valid_signals()}
 
 
 def _code_of(handler: Any) -> Any:

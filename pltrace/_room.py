@@ -35,6 +35,13 @@ class Room:
         self._is_reserved = self._reserve(path, disk.free, min(_MOST_RESERVED, disk.total // _PART_RESERVED))
         return disk.free
 
+    def is_little(self, path: Path) -> bool:
+        """Return whether the disk of a file is as good as full."""
+        try:
+            return shutil.disk_usage(path.parent).free < _MOST_RESERVED
+        except OSError:
+            return False
+
     def _reserve(self, path: Path, free: int, size: int) -> bool:
         """Return whether the reserve is there, and make it if there is room for it."""
         reserve = _reserve_of(path)

@@ -14,7 +14,7 @@ from weakref import WeakSet, ref
 from pltrace import _langchain, _links, _runs, _scope, _twice, _usage
 from pltrace._checks import checked_timeout
 from pltrace._errors import ConfigError
-from pltrace._forks import at_fork, forked_past_python, hook_uwsgi
+from pltrace._forks import ForkLock, at_fork, forked_past_python, hook_uwsgi
 from pltrace._health import failed, forget_warnings, logger
 from pltrace._scope import Scope
 from pltrace._termination import before_termination
@@ -69,7 +69,8 @@ _configured: Config | None = None
 _stand_in: StandIn | None = None
 #: What was switched off; a block that was opened before may still end.
 _switched_off: WeakSet[Tracing] = WeakSet()
-_deciding = threading.RLock()
+#: A fork waits for who holds it, who may be in the middle of importing what switches tracing on.
+_deciding = ForkLock(first=True)
 _is_deciding = False
 _hooked = False
 _when_on: list[Callable[[], None]] = []
@@ -127,7 +128,7 @@ def settings() -> Config:
 def _decide() -> bool:
     """Switch on if the environment says so, at the first use of a process that doesn't call `configure`."""
     global _is_deciding
-    with _deciding:  # Other threads wait: what they record meanwhile is wanted too.
+    with _deciding.lock:  # Other threads wait: what they record meanwhile is wanted too.
         if _active is not None or not gate or _is_deciding:
             return _active is not None
         _is_deciding = True
@@ -195,7 +196,7 @@ def configure(
         libraries=libraries, environ=None if _stand_in is None else {},
     )  # fmt: skip
     global _configured
-    with _deciding:
+    with _deciding.lock:
         if _stand_in is not None:
             config = _stand_in.settings(config)
         _configured = config
@@ -259,16 +260,16 @@ def _use(tracing: Tracing | None) -> Tracing | None:
 def instead(stand_in: StandIn, config: Config) -> Iterator[None]:
     """Switch on with `stand_in` for a block; afterwards go on as before, also if nobody had decided yet."""
     global _configured, _stand_in
-    with _deciding:
+    with _deciding.lock:
         before, decided, configured, outer = _active, gate[:], _configured, _stand_in
         # Direct calls of PromptLayer go by these settings too.
         _stand_in, _configured = stand_in, config
     try:
-        with _deciding:
+        with _deciding.lock:
             _switch_on(config)
         yield
     finally:
-        with _deciding:
+        with _deciding.lock:
             stood_in = _use(before)
             gate[:], _configured, _stand_in = decided, configured, outer
         if stood_in is not None:
@@ -316,7 +317,7 @@ def shutdown(timeout: float | None = None) -> bool:
         ConfigError: `timeout` is not a number of seconds.
     """
     timeout = checked_timeout(timeout)
-    with _deciding:
+    with _deciding.lock:
         before = _active
         done = _switch_off(LONGEST_FLUSH_S if timeout is None else timeout, patient=timeout is not None)
         if before is not None:
@@ -336,7 +337,7 @@ def _hook_exit() -> None:
             _at_exit(last=True)
     atexit.register(_at_last)
     when_imported("celery.signals", _hook_celery)
-    before_termination(lambda: _at_exit(last=True))
+    before_termination(_at_termination)
 
 
 def _hook_celery(signals: ModuleType) -> None:
@@ -363,6 +364,14 @@ def _at_exit(*, last: bool) -> None:
             failed("leaving the process")
 
 
+def _at_termination() -> None:
+    for tracing in _all():
+        try:
+            tracing.at_termination()
+        except Exception:
+            failed("leaving the process")
+
+
 def _at_last() -> None:
     """End what nobody will consume to its end, as a generator in a global, now that the other threads are done."""
     for call in [*consumed.values()]:
@@ -372,8 +381,6 @@ def _at_last() -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _deciding, _is_deciding
-    _deciding, _is_deciding = threading.RLock(), False
     _usage.forked()
     _runs.forked()
     _links.forked()
@@ -383,3 +390,12 @@ def _after_fork_in_child() -> None:
             tracing.forked()
         except Exception:
             failed("starting afresh in a forked process")
+
+
+def _forget_decision() -> None:
+    """Let the child of a fork decide by itself, where the fork came in the middle of it."""
+    global _is_deciding
+    _is_deciding = False
+
+
+at_fork(in_child=_forget_decision)

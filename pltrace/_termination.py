@@ -13,15 +13,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from pltrace._background import Background, close_now, sleep
+from pltrace._background import Background, close_now, limited, sleep
 from pltrace._forks import at_fork
 from pltrace._wrapping import when_imported
 
-__all__ = ["before_termination", "expect_termination"]
+__all__ = ["before_termination", "expect_termination", "has_children"]
 
 #: The main thread stands still so long while the work is ended, and no longer: it may be in the middle of what that
-#: waits for, as a flush of its own.
-_STANDSTILL_S = 0.1
+#: waits for, as a flush of its own. And that takes no longer than this.
+_STANDSTILL_S, _MOST_S = 0.1, 1.0
+_HIGH = 200
 
 _end: Callable[[], object] | None = None
 _process: _Terminable | None = None
@@ -33,17 +34,16 @@ def before_termination(end: Callable[[], object]) -> None:
     if hasattr(os, "fork"):  # On Windows nothing comes before the end.
         _end = end
         when_imported("multiprocessing.util", _hook_children)
+        expect_termination()
 
 
 def expect_termination() -> None:
     """Be prepared for the signal, if this is such a process, from now on."""
     global _process
-    multiprocessing: Any = sys.modules.get("multiprocessing.process")
     if (
         _end is not None
         and _process is None
-        and multiprocessing is not None
-        and multiprocessing.current_process().daemon
+        and _is_daemonic(perhaps=True)
         and threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     ):
@@ -51,9 +51,23 @@ def expect_termination() -> None:
             _process = _Terminable(_end)
 
 
+def _is_daemonic(*, perhaps: bool = False) -> bool:
+    """Return whether this is such a process; `perhaps`, where that isn't known yet, as one that was spawned imports."""
+    multiprocessing: Any = sys.modules.get("multiprocessing.process")
+    if multiprocessing is None:
+        return False
+    process = multiprocessing.current_process()
+    return bool(process.daemon or (perhaps and getattr(process, "_inheriting", False)))
+
+
+def has_children() -> bool:
+    """Return whether this process may have had children of `multiprocessing`, and is none itself."""
+    multiprocessing: Any = sys.modules.get("multiprocessing.process")
+    return multiprocessing is not None and multiprocessing.parent_process() is None
+
+
 def _hook_children(util: Any) -> None:
-    # Called in the children of a fork, in the main thread, when they know what they are. Those that are spawned know it
-    # when they first record, and can do something then if it is in the main thread.
+    # Called in the children of a fork, in the main thread, when they know what they are.
     util.register_after_fork(expect_termination, lambda expect: expect())
 
 
@@ -73,7 +87,9 @@ class _Terminable:
     def __init__(self, end: Callable[[], object]) -> None:
         self._end = end
         self._pid = os.getpid()
-        self._reader, self._writer = os.pipe()
+        self._is_over = False  # The handler was called.
+        self._reader, self._writer = map(_out_of_the_way, os.pipe())
+        self._pipe = os.fstat(self._writer).st_ino
         os.set_blocking(self._writer, False)
         try:
             Background(self._wait, "pltrace-termination").start()
@@ -108,19 +124,44 @@ class _Terminable:
 
     def _terminated(self, number: int, frame: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if os.getpid() != self._pid:  # It may come to the child of a fork before all else.
+        # It may come to the child of a fork before all else; or this isn't such a process after all.
+        if os.getpid() != self._pid or not _is_daemonic() or not self._has_pipe():
             os.kill(os.getpid(), number)
         else:
+            self._is_over = True
             os.write(self._writer, bytes([number]))
             sleep(_STANDSTILL_S)
 
-    def _wait(self) -> None:
-        while signal.SIGTERM not in os.read(self._reader, 512):
-            pass
+    def _has_pipe(self) -> bool:
+        """Return whether the pipe is there: a program may close all descriptors that it doesn't know."""
         try:
-            self._end()
+            return os.fstat(self._writer).st_ino == self._pipe
+        except OSError:
+            return False
+
+    def _wait(self) -> None:
+        while True:
+            if signal.SIGTERM in os.read(self._reader, 512) and (
+                self._is_over or signal.getsignal(signal.SIGTERM) == self._terminated
+            ):
+                break  # Else the program has a handler of its own by now.
+        try:
+            if _is_daemonic():
+                limited(self._end, "pltrace-termination", _MOST_S)
         finally:
             _die()
+
+
+def _out_of_the_way(descriptor: int) -> int:
+    """Return a descriptor by a higher number, which isn't soon another file's if the program closes it."""
+    import fcntl  # Not on Windows.
+
+    try:
+        higher = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+    except OSError:  # The process may have none so high.
+        return descriptor
+    os.close(descriptor)
+    return higher
 
 
 def _die() -> None:

@@ -155,11 +155,17 @@ class Traced(Block):
                     failed("entering a traced call")
                 if scope is None:  # Here, or the user's exceptions would get ours as their context.
                     return wrapped(*args, **kwargs)
-                attach(scope)
-                if scope.inherited.capture & INPUTS:
-                    scope.arguments = arguments_of(wrapped, args, kwargs)
-                result = wrapped(*args, **kwargs)
-                drive = consumed(result)
+                try:
+                    attach(scope)
+                    if scope.inherited.capture & INPUTS:
+                        scope.arguments = arguments_of(wrapped, args, kwargs)
+                    result = wrapped(*args, **kwargs)
+                    drive = consumed(result)
+                except BaseException as error:
+                    leave(scope, error)
+                    end(scope, error)
+                    scope = None  # All is done.
+                    raise
                 if drive is None:
                     leave(scope)
                     end(scope, None, result)
@@ -168,7 +174,7 @@ class Traced(Block):
                 return drive(OpenCall(self, name, scope=scope), result)
             except BaseException as error:
                 if scope is not None:
-                    # It may also be ours that was interrupted, with all or a part of it done.
+                    # What is ours was interrupted, as by Ctrl+C, when all or a part of it was done.
                     leave(scope, error)
                     end(scope, error)
                 raise

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import itertools
+import linecache
+import signal
 import sys
 import threading
 from collections import UserDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from langchain_core.runnables import RunnableLambda
 from langchain_openai import ChatOpenAI
 
 import pltrace
-from pltrace import ConfigError, Span, bind, current_span, traced
+from pltrace import ConfigError, Span, bind, current_span, inject, traced
 from tests.support.programs import run
 from tests.support.scripted_llm import ScriptedOpenAI
 from tests.support.traces import calls, chat, said, spans, the_span, tree
@@ -594,6 +596,23 @@ def _calls() -> None:
     call(1)
 
 
+def _failing_calls() -> None:
+    @traced
+    def call() -> None:
+        raise LookupError
+
+    with suppress(LookupError):
+        call()
+
+
+def _iterators() -> None:
+    @traced
+    def rows() -> Iterator[str]:
+        return map(str, range(1))
+
+    list(rows())
+
+
 def _blocks() -> None:
     declaration = traced("in")
     with declaration, declaration:
@@ -633,12 +652,20 @@ def _run(coroutine: Coroutine[Any, None, Any]) -> None:
         coroutine.send(None)
 
 
+def _may_be_interrupted(frame: Any) -> bool:
+    """Gives whether an interrupt could come where a frame is: Python looks for signals at calls, not at a `try`."""
+    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+    return frame.f_code.co_name not in ("__del__", "_abandoned") and line != "try:"
+
+
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 @pytest.mark.skipif(sys.gettrace() is not None, reason="something else traces lines")
 @pytest.mark.parametrize(
     ("inside", "around"),
     [
         (_calls, nullcontext()),
+        (_failing_calls, nullcontext()),
+        (_iterators, nullcontext()),
         (_generators, nullcontext()),
         (_coroutines, nullcontext()),
         (_async_generators, nullcontext()),
@@ -658,7 +685,7 @@ def test_interrupted_anywhere(
         nonlocal left
         if "pltrace" not in frame.f_code.co_filename or "tests" in frame.f_code.co_filename:
             return interrupting if event == "call" else None
-        if event in ("call", "line") and frame.f_code.co_name != "__del__":
+        if event in ("call", "line") and _may_be_interrupted(frame):
             left -= 1
             if left == 0:
                 raise KeyboardInterrupt
@@ -679,6 +706,89 @@ def test_interrupted_anywhere(
         if left > 0:
             break
     assert line > 20
+
+
+@pytest.mark.skipif(sys.gettrace() is not None, reason="something else traces lines")
+def test_an_interrupted_driver_closes_what_it_drives(local: Path, no_collector: None) -> None:
+    """Wherever Ctrl+C meets our code between two steps of an async generator, its `finally` runs all the same."""
+    left = opened = closed = 0
+
+    @traced
+    async def steps() -> AsyncIterator[int]:
+        nonlocal opened, closed
+        opened += 1
+        try:
+            yield 1
+            yield 2
+        finally:
+            closed += 1
+
+    async def consume() -> None:
+        async for number in steps():
+            if number == 1:
+                sys.settrace(interrupting)
+                await asyncio.sleep(0)
+
+    def interrupting(frame: Any, event: str, _: Any) -> Any:
+        nonlocal left
+        if not frame.f_code.co_filename.endswith("_driving.py"):
+            return interrupting if event == "call" else None
+        if event in ("call", "line") and _may_be_interrupted(frame):
+            left -= 1
+            if left == 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return interrupting
+
+    for line in itertools.count(1):
+        left = line
+        with suppress(KeyboardInterrupt):
+            try:
+                asyncio.run(consume())
+            finally:
+                sys.settrace(None)
+        assert opened == closed, line
+        if left > 0:
+            break
+    assert line > 10
+
+
+@pytest.mark.skipif(sys.gettrace() is not None, reason="something else traces lines")
+@pytest.mark.parametrize("carry", [inject, lambda: bind(print)], ids=["inject", "bind"])
+def test_interrupted_as_a_carrier_is_made(local: Path, carry: Callable[[], object]) -> None:
+    """Ctrl+C that meets what makes a carrier is the program's: it isn't taken for something that a tag says."""
+    left = 0
+
+    def interrupting(frame: Any, event: str, _: Any) -> Any:
+        nonlocal left
+        if "_encoding" not in frame.f_code.co_filename:
+            return interrupting if event == "call" else None
+        if event in ("call", "line"):
+            left -= 1
+            if left == 0:
+                signal.raise_signal(signal.SIGINT)
+        return interrupting
+
+    def handler(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, handler)
+    with traced("around", tags=["one", "two"], metadata={"list": [1, 2], "dict": {"a": "b"}}):
+        for line in itertools.count(1):
+            left, interrupted = line, False
+            try:
+                sys.settrace(interrupting)
+                try:
+                    carry()
+                finally:
+                    sys.settrace(None)
+            except KeyboardInterrupt:
+                interrupted = True
+            assert interrupted == (left <= 0), line
+            if left > 0:
+                break
+    signal.signal(signal.SIGINT, before)
+    assert line > 10
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from pltrace._health import pass_on_interrupt
 from pltrace._redaction import REDACTED, Rules, clean
 
 __all__ = ["LONGEST_REPR", "SHORT", "TOO_DEEP", "Bounds", "Json", "Leaves", "Redact", "broken", "shown_by_repr"]
@@ -124,7 +125,8 @@ class Leaves:
         assert self._redact is not None
         try:
             return self._redact(key, value)
-        except BaseException:
+        except BaseException as error:
+            pass_on_interrupt(error)
             return _FAILED
 
     def plain(self, value: object, depth: int) -> Json:
@@ -221,6 +223,7 @@ def _left_out(characters: int, of: str = "") -> str:
 
 def broken(value: object, error: BaseException) -> str:
     """Return what is kept of a value that can't be read."""
+    pass_on_interrupt(error)
     return f"<{_class_name(type(value))}: reading it raised {_class_name(type(error))}>"
 
 
@@ -232,4 +235,5 @@ def shown_by_repr(value: object) -> str:
             return f"<{_class_name(cls)}>"
         return _ADDRESS.sub("", str.__str__(repr(value)))
     except BaseException as error:
+        pass_on_interrupt(error)
         return f"<{_class_name(cls)}: repr raised {_class_name(type(error))}>"

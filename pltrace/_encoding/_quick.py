@@ -9,6 +9,7 @@ from typing import Any
 
 from pltrace._encoding._leaves import SHORT, Bounds
 from pltrace._encoding._walk import plain_fields, plain_notes, plain_prompt, plain_text
+from pltrace._health import pass_on_interrupt
 from pltrace._messages import Said, SaidPrompt
 from pltrace._redaction import Rules, clean
 from pltrace._snapshot import Frozen, thawed
@@ -84,6 +85,7 @@ class Quick:
         except CarefulError:
             raise
         except BaseException as error:  # NaN, no stack left, or a container that another thread changes.
+            pass_on_interrupt(error)
             raise CarefulError from error
 
     def text(self, text: str) -> str:

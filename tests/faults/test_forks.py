@@ -373,6 +373,11 @@ def stand_with_a_handler(pipe):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
     stand(pipe)
 
+def stand_with_a_later_handler(pipe):
+    record_and_say(pipe)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+    time.sleep(60)
+
 def fork_and_stand(pipe):
     span(0)
     child = os.fork()
@@ -409,6 +414,7 @@ if __name__ == "__main__":
         ("stand_in_c", "daemon", False, -15),
         ("stand", "usual", True, -15),
         ("stand_with_a_handler", "daemon", False, 7),
+        ("stand_with_a_later_handler", "daemon", False, 7),
         ("fork_and_stand", "daemon", True, -15),
     ],
 )
@@ -418,3 +424,69 @@ def test_terminated_child(tmp_path: Path, store: Path, work: str, kind: str, is_
     assert (program.code, program.err) == (0, "")
     assert json.loads(program.out) == [is_default, code, True]
     assert len(rows(store, "SELECT * FROM spans")) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_pool_whose_workers_record_in_threads(tmp_path: Path, store: Path, method: str) -> None:
+    """Nothing is lost either where a worker's first span ends in another thread than its main one."""
+    source = (
+        PRELUDE
+        + """
+from concurrent.futures import ThreadPoolExecutor
+@traced
+def inside(number):
+    return number
+
+@traced
+def work(number):
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(pltrace.bind(inside), number).result()
+
+if __name__ == "__main__":
+    import multiprocessing
+    for _ in range(3):
+        with multiprocessing.get_context(sys.argv[1]).Pool(3) as pool:
+            assert pool.map(work, range(30)) == list(range(30))
+"""
+    )
+    program = run(source, tmp_path, method, PLTRACE_ENABLED="1", PLTRACE_STORE=store)
+    assert (program.code, program.err) == (0, "")
+    assert len(rows(store, "SELECT * FROM spans")) == 180
+
+
+@pytest.mark.parametrize("after_ms", [0, 5, 20, 50, 100])
+def test_fork_while_the_first_call_switches_tracing_on(tmp_path: Path, store: Path, after_ms: int) -> None:
+    """A child that is forked while another thread makes the process's first traced call records as any other."""
+    source = (
+        PRELUDE
+        + """
+first = threading.Thread(target=span, args=(0,))
+first.start()
+time.sleep(int(sys.argv[1]) / 1000)
+assert child_records(1)
+first.join()
+"""
+    )
+    program = run(source, tmp_path, after_ms, PLTRACE_ENABLED="1", PLTRACE_STORE=store, PYTHONWARNINGS="ignore")
+    assert (program.code, program.err) == (0, "")
+    assert len(rows(store, "SELECT * FROM spans")) == 2
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_that_the_program_blocks(tmp_path: Path, store: Path, name: str) -> None:
+    """A program that blocks a signal while it does something, and waits for it then, isn't ended by it before."""
+    source = (
+        PRELUDE
+        + """
+number = signal.Signals[sys.argv[1]]
+span(0)
+pltrace.flush(5)
+signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+os.kill(os.getpid(), number)
+span(1)
+print(signal.sigwait({number}).name)
+"""
+    )
+    program = run(source, tmp_path, name, PLTRACE_ENABLED="1", PLTRACE_STORE=store)
+    assert (program.code, program.out.strip(), program.err) == (0, name, "")
