@@ -733,7 +733,7 @@ def test_an_interrupted_driver_closes_what_it_drives(local: Path, no_collector: 
         nonlocal left
         if not frame.f_code.co_filename.endswith("_driving.py"):
             return interrupting if event == "call" else None
-        if event in ("call", "line") and _may_be_interrupted(frame):
+        if event == "line" and _may_be_interrupted(frame):
             left -= 1
             if left == 0:
                 sys.settrace(None)
