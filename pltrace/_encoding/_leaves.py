@@ -125,6 +125,8 @@ class Leaves:
         assert self._redact is not None
         try:
             return self._redact(key, value)
+        except RecursionError:
+            return _FAILED
         except BaseException as error:
             pass_on_interrupt(error)
             return _FAILED
@@ -223,7 +225,8 @@ def _left_out(characters: int, of: str = "") -> str:
 
 def broken(value: object, error: BaseException) -> str:
     """Return what is kept of a value that can't be read."""
-    pass_on_interrupt(error)
+    if not isinstance(error, RecursionError):  # There is no room for a call.
+        pass_on_interrupt(error)
     return f"<{_class_name(type(value))}: reading it raised {_class_name(type(error))}>"
 
 
@@ -235,5 +238,6 @@ def shown_by_repr(value: object) -> str:
             return f"<{_class_name(cls)}>"
         return _ADDRESS.sub("", str.__str__(repr(value)))
     except BaseException as error:
-        pass_on_interrupt(error)
+        if not isinstance(error, RecursionError):
+            pass_on_interrupt(error)
         return f"<{_class_name(cls)}: repr raised {_class_name(type(error))}>"

@@ -85,7 +85,8 @@ class Quick:
         except CarefulError:
             raise
         except BaseException as error:  # NaN, no stack left, or a container that another thread changes.
-            pass_on_interrupt(error)
+            if not isinstance(error, RecursionError):
+                pass_on_interrupt(error)
             raise CarefulError from error
 
     def text(self, text: str) -> str:
