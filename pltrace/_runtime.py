@@ -8,6 +8,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet, ref
 
@@ -337,7 +339,7 @@ def _hook_exit() -> None:
             _at_exit(last=True)
     atexit.register(_at_last)
     when_imported("celery.signals", _hook_celery)
-    before_termination(_at_termination)
+    before_termination(_Termination())
 
 
 def _hook_celery(signals: ModuleType) -> None:
@@ -358,18 +360,29 @@ def _before_last() -> None:
 
 def _at_exit(*, last: bool) -> None:
     for tracing in _all():
-        try:
-            tracing.at_exit(last=last)
-        except Exception:
-            failed("leaving the process")
+        _safely(partial(tracing.at_exit, last=last))
 
 
-def _at_termination() -> None:
-    for tracing in _all():
-        try:
-            tracing.at_termination()
-        except Exception:
-            failed("leaving the process")
+class _Termination:
+    """What is done before a signal ends the process."""
+
+    def write(self) -> None:
+        """Put all on disk."""
+        for tracing in _all():
+            _safely(tracing.write_before_termination)
+
+    def deliver(self, timeout: float) -> None:
+        """Deliver what can be in so many seconds, and leave the rest to others."""
+        deadline = monotonic() + timeout
+        for tracing in _all():
+            _safely(partial(tracing.deliver_before_termination, deadline))
+
+
+def _safely(step: Callable[[], None]) -> None:
+    try:
+        step()
+    except Exception:
+        failed("leaving the process")
 
 
 def _at_last() -> None:

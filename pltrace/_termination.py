@@ -9,30 +9,42 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from types import FrameType
+from typing import Any, Protocol
 
 from pltrace._background import Background, close_now, limited, sleep
 from pltrace._forks import at_fork
 from pltrace._wrapping import when_imported
 
-__all__ = ["before_termination", "expect_termination", "has_children"]
+__all__ = ["Work", "before_termination", "expect_termination"]
 
-#: The main thread stands still so long while the work is ended, and no longer: it may be in the middle of what that
-#: waits for, as a flush of its own. And that takes no longer than this.
-_STANDSTILL_S, _MOST_S = 0.1, 1.0
+#: The main thread stands still so long while all is written, and no longer: it may be in the middle of what that waits
+#: for, as a flush of its own. To write takes no longer than this; what can be delivered in so much time is.
+_STANDSTILL_S, _MOST_WRITING_S, _MOST_DELIVERING_S = 0.1, 1.0, 0.5
 _HIGH = 200
+#: Modules with code of ours around the user's functions.
+_AROUND = {f"{__package__}.{name}" for name in ("_bind", "_driving", "_traced", "_wrapping")}
 
-_end: Callable[[], object] | None = None
 _process: _Terminable | None = None
+_work: Work | None = None
 
 
-def before_termination(end: Callable[[], object]) -> None:
-    """Have `end` called where `multiprocessing` ends a child of this process, or this one, by SIGTERM."""
-    global _end
+class Work(Protocol):
+    """What has to be ended before the process is."""
+
+    def write(self) -> None:
+        """Put all on disk."""
+
+    def deliver(self, timeout: float) -> None:
+        """Deliver what can be in so many seconds, and leave the rest to others."""
+
+
+def before_termination(work: Work) -> None:
+    """Have `work` ended where `multiprocessing` ends a child of this process, or this one, by SIGTERM."""
+    global _work
     if hasattr(os, "fork"):  # On Windows nothing comes before the end.
-        _end = end
+        _work = work
         when_imported("multiprocessing.util", _hook_children)
         expect_termination()
 
@@ -41,14 +53,14 @@ def expect_termination() -> None:
     """Be prepared for the signal, if this is such a process, from now on."""
     global _process
     if (
-        _end is not None
+        _work is not None
         and _process is None
         and _is_daemonic(perhaps=True)
         and threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     ):
         with suppress(RuntimeError):  # No thread runs here.
-            _process = _Terminable(_end)
+            _process = _Terminable(_work)
 
 
 def _is_daemonic(*, perhaps: bool = False) -> bool:
@@ -58,12 +70,6 @@ def _is_daemonic(*, perhaps: bool = False) -> bool:
         return False
     process = multiprocessing.current_process()
     return bool(process.daemon or (perhaps and getattr(process, "_inheriting", False)))
-
-
-def has_children() -> bool:
-    """Return whether this process may have had children of `multiprocessing`, and is none itself."""
-    multiprocessing: Any = sys.modules.get("multiprocessing.process")
-    return multiprocessing is not None and multiprocessing.parent_process() is None
 
 
 def _hook_children(util: Any) -> None:
@@ -78,14 +84,15 @@ class _Terminable:
     written to a pipe at once, where a thread reads it: it ends the process in any case.
 
     Args:
-        end: What is done before.
+        work: What is done before.
 
     Raises:
         RuntimeError: No thread runs here.
     """
 
-    def __init__(self, end: Callable[[], object]) -> None:
-        self._end = end
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._is_written = False
         self._pid = os.getpid()
         self._is_over = False  # The handler was called.
         self._reader, self._writer = map(_out_of_the_way, os.pipe())
@@ -122,7 +129,7 @@ class _Terminable:
         close_now(self._reader)
         close_now(self._writer)
 
-    def _terminated(self, number: int, frame: object) -> None:
+    def _terminated(self, number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         # It may come to the child of a fork before all else; or this isn't such a process after all.
         if os.getpid() != self._pid or not _is_daemonic() or not self._has_pipe():
@@ -131,6 +138,8 @@ class _Terminable:
             self._is_over = True
             os.write(self._writer, bytes([number]))
             sleep(_STANDSTILL_S)
+            while self._is_written and not _is_at_our_work(frame):  # The end is near.
+                sleep(_STANDSTILL_S)
 
     def _has_pipe(self) -> bool:
         """Return whether the pipe is there: a program may close all descriptors that it doesn't know."""
@@ -147,7 +156,9 @@ class _Terminable:
                 break  # Else the program has a handler of its own by now.
         try:
             if _is_daemonic():
-                limited(self._end, "pltrace-termination", _MOST_S)
+                limited(self._work.write, "pltrace-termination", _MOST_WRITING_S)
+                self._is_written = True
+                limited(lambda: self._work.deliver(_MOST_DELIVERING_S), "pltrace-termination", _MOST_WRITING_S)
         finally:
             _die()
 
@@ -162,6 +173,16 @@ def _out_of_the_way(descriptor: int) -> int:
         return descriptor
     os.close(descriptor)
     return higher
+
+
+def _is_at_our_work(frame: FrameType | None) -> bool:
+    """Return whether a thread is in the middle of something of ours, as a flush, and may hold what others wait for."""
+    while frame is not None:
+        module = str(frame.f_globals.get("__name__"))
+        if module.startswith(f"{__package__}.") and module not in _AROUND:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _die() -> None:

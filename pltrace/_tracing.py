@@ -21,7 +21,7 @@ from pltrace._rows import Rows
 from pltrace._scope import Inherited, Scope, ScopeCopy
 from pltrace._span import INERT_SPAN
 from pltrace._store import Store
-from pltrace._termination import expect_termination, has_children
+from pltrace._termination import expect_termination
 
 __all__ = ["Tracing"]
 
@@ -299,19 +299,22 @@ class Tracing:
         hopeful = in_memory or not any(worker.pace.failures for worker in self._deliveries)
         if not self._is_shut and hopeful:
             began = monotonic()
-            if self.exporters and has_children():
-                with suppress(STORE_TROUBLE):
-                    self._adopt()  # What workers left that were ended by a signal.
             self._flush(began + self._exit_left_s, patient=False)
             self._exit_left_s -= monotonic() - began
         if not is_written or in_memory:
             self._count_lost()
         self._leave()
 
-    def at_termination(self) -> None:
-        """Put all on disk, and leave the rest to other processes, at once: this one is being ended."""
+    def write_before_termination(self) -> None:
+        """Put all on disk, as the process is being ended."""
         self.recorder.shutting_down()
-        if self._write_rest() and self.store.database.is_open:
+        self._write_rest()
+
+    def deliver_before_termination(self, deadline: float) -> None:
+        """Deliver what can be until a monotonic time, and leave the rest to other processes."""
+        if self.store.database.is_open:  # Else it recorded nothing.
+            if not (self._is_shut or self.recorder.left or any(worker.pace.failures for worker in self._deliveries)):
+                self._flush(deadline, patient=False)
             self._leave()
 
     def _write_rest(self) -> bool:
