@@ -41,11 +41,13 @@ class Worker:
     Args:
         name: What it is called in warnings and lists of threads.
         linger_s: Work waits so long for more of it.
+        is_users: It runs code of the user's.
     """
 
-    def __init__(self, name: str, linger_s: float) -> None:
+    def __init__(self, name: str, linger_s: float, *, is_users: bool = False) -> None:
         self._name = name
         self._linger_s = linger_s
+        self._is_users = is_users
         self.forked()
 
     def forked(self) -> None:
@@ -65,7 +67,7 @@ class Worker:
             return True  # Another caller does; two threads would send all twice.
         try:
             if self._thread is None or not self._thread.is_alive():
-                self._thread = Background(self._run, f"pltrace-{self._name}").start()
+                self._thread = Background(self._run, f"pltrace-{self._name}", is_users=self._is_users).start()
             return True
         except RuntimeError:
             return False  # The interpreter is shutting down; the next process delivers.
@@ -139,7 +141,7 @@ class DeliveryWorker(Worker):
         self._outbox = outbox
         self._resolved = resolved
         self._gave_up = gave_up
-        super().__init__(exporter.name, LINGER_S)
+        super().__init__(exporter.name, LINGER_S, is_users=not isinstance(exporter, TracksRequests))
 
     def forked(self) -> None:
         """Start afresh, as in the child of a fork."""

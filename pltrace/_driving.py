@@ -425,7 +425,7 @@ def _driven(steps: Steps, source: Any) -> Driven:
     driven = _classes.get(kind)
     if driven is None:
         # Python looks for special methods in classes alone, so a proxy has to have those of what it stands for.
-        special = [name for name in {*dir(kind)} - {*dir(Driven)} if name.startswith("__")]
+        special = [name for name in {*dir(kind)} - {*dir(Driven)} if name.startswith("__") and name != "__del__"]
         methods = {name: _passing(name) for name in special if callable(getattr(kind, name, None))}
         methods.update({name: method for name, method in _METHODS.items() if hasattr(kind, name)})
         ended = type(Driven.__name__, (Driven,), methods)

@@ -180,7 +180,9 @@ class SpanRecorder:
             if sys.is_finalizing():  # A thread that is started now never runs, and its starter waits for it.
                 raise RuntimeError
             if self._thread is None or not self._thread.is_alive():
-                self._thread = Background(self._write_forever, "pltrace-writer").start()
+                self._thread = Background(
+                    self._write_forever, "pltrace-writer", is_users=self._encoder.is_users
+                ).start()
                 # Not later: at the end of the process Python may allow no new thread.
                 self._began()
         except RecursionError:

@@ -190,15 +190,15 @@ def configure(
     Raises:
         ConfigError: An argument or environment variable is wrong; the message names it.
     """
-    from pltrace import _config
-
-    config = _config.load(
-        api_key=api_key, base_url=base_url, client=client, store=store, exporters=exporters, service=service,
-        tags=tags, metadata=metadata, capture=capture, redact=redact, sample=sample, enabled=enabled,
-        libraries=libraries, environ=None if _stand_in is None else {},
-    )  # fmt: skip
     global _configured
     with _deciding.lock:
+        from pltrace import _config  # Here: the child of a fork that came in the middle of it could never import it.
+
+        config = _config.load(
+            api_key=api_key, base_url=base_url, client=client, store=store, exporters=exporters, service=service,
+            tags=tags, metadata=metadata, capture=capture, redact=redact, sample=sample, enabled=enabled,
+            libraries=libraries, environ=None if _stand_in is None else {},
+        )  # fmt: skip
         if _stand_in is not None:
             config = _stand_in.settings(config)
         _configured = config

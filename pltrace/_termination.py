@@ -150,10 +150,14 @@ class _Terminable:
 
     def _wait(self) -> None:
         while True:
-            if signal.SIGTERM in os.read(self._reader, 512) and (
-                self._is_over or signal.getsignal(signal.SIGTERM) == self._terminated
-            ):
+            try:
+                numbers = os.read(self._reader, 512)
+            except OSError:
+                return  # The program has closed it.
+            if signal.SIGTERM in numbers and (self._is_over or signal.getsignal(signal.SIGTERM) == self._terminated):
                 break  # Else the program has a handler of its own by now.
+            if not self._has_pipe():
+                return
         try:
             if _is_daemonic():
                 limited(self._work.write, "pltrace-termination", _MOST_WRITING_S)

@@ -1975,3 +1975,33 @@ def test_a_callable_object_keeps_its_special_methods(on: bool) -> None:
         assert os.fspath(thing) == "/a/path"
         assert length_hint(thing) == 2
     assert not isinstance(traced(functools.partial(len)), collections.abc.Awaitable)
+
+
+def test_a_returned_iterator_with_a_finalizer(seen: CapturedSpans) -> None:
+    """An iterator that a function returns is finalized once, also when it was consumed to its end."""
+    finalized = []
+
+    class Rows:
+        def __init__(self) -> None:
+            self.left = 2
+
+        def __iter__(self) -> Rows:
+            return self
+
+        def __next__(self) -> int:
+            self.left -= 1
+            if self.left < 0:
+                raise StopIteration
+            return self.left
+
+        def __del__(self) -> None:
+            finalized.append(self.left)
+
+    @traced
+    def rows() -> Rows:
+        return Rows()
+
+    assert list(rows()) == [1, 0]
+    assert finalized == [-1]
+    assert next(rows()) == 1
+    assert finalized == [-1, 1]

@@ -56,6 +56,8 @@ class Encoder:
         max_items: int = 10_000,
     ) -> None:
         self._redact = redact
+        #: Whether it calls a redactor of the user's.
+        self.is_users = redact is not None
         self._rules = Rules(extra) if redact is None else None
         self._label_rules = Rules(extra, by_name=False)
         self._bounds = Bounds(max_string, min(max_depth, _DEEPEST), max_items)

@@ -383,9 +383,9 @@ def fork_and_stand(pipe):
     child = os.fork()
     if child == 0:
         pipe.send(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
-        time.sleep(60)
+        time.sleep(5)
         os._exit(1)
-    time.sleep(0.3)
+    time.sleep(0.1)
     os.kill(child, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
     time.sleep(60)
@@ -420,7 +420,7 @@ if __name__ == "__main__":
 )
 def test_terminated_child(tmp_path: Path, store: Path, work: str, kind: str, is_default: bool, code: int) -> None:
     """`terminate` ends a child as it would untraced: at once, whatever it is at, by the signal or its own handler."""
-    program = run(TERMINATED, tmp_path, work, kind, PLTRACE_STORE=store)
+    program = run(TERMINATED, tmp_path, work, kind, PLTRACE_STORE=store, PYTHONWARNINGS="ignore")
     assert (program.code, program.err) == (0, "")
     assert json.loads(program.out) == [is_default, code, True]
     assert len(rows(store, "SELECT * FROM spans")) == 1
@@ -450,27 +450,67 @@ if __name__ == "__main__":
             assert pool.map(work, range(30)) == list(range(30))
 """
     )
-    program = run(source, tmp_path, method, PLTRACE_ENABLED="1", PLTRACE_STORE=store)
+    program = run(source, tmp_path, method, PLTRACE_ENABLED="1", PLTRACE_STORE=store, PYTHONWARNINGS="ignore")
     assert (program.code, program.err) == (0, "")
     assert len(rows(store, "SELECT * FROM spans")) == 180
 
 
+@pytest.mark.parametrize("first", ["span(0)", "pltrace.configure()"])
 @pytest.mark.parametrize("after_ms", [0, 5, 20, 50, 100])
-def test_fork_while_the_first_call_switches_tracing_on(tmp_path: Path, store: Path, after_ms: int) -> None:
-    """A child that is forked while another thread makes the process's first traced call records as any other."""
+def test_fork_while_tracing_is_switched_on(tmp_path: Path, store: Path, first: str, after_ms: int) -> None:
+    """A child that is forked while another thread switches tracing on, by its first call or else, records as any."""
     source = (
         PRELUDE
-        + """
-first = threading.Thread(target=span, args=(0,))
+        + f"""
+first = threading.Thread(target=lambda: {first})
 first.start()
-time.sleep(int(sys.argv[1]) / 1000)
+time.sleep({after_ms} / 1000)
 assert child_records(1)
 first.join()
 """
     )
-    program = run(source, tmp_path, after_ms, PLTRACE_ENABLED="1", PLTRACE_STORE=store, PYTHONWARNINGS="ignore")
+    program = run(source, tmp_path, PLTRACE_ENABLED="1", PLTRACE_STORE=store, PYTHONWARNINGS="ignore")
     assert (program.code, program.err) == (0, "")
-    assert len(rows(store, "SELECT * FROM spans")) == 2
+    names = [row["name"] for row in rows(store, "SELECT name FROM spans")]
+    assert names.count("child-000001") == 1
+
+
+def test_processes_that_an_exporter_starts(tmp_path: Path, store: Path) -> None:
+    """A process that a user's exporter or redactor starts takes signals as any other."""
+    source = (
+        PRELUDE
+        + """
+import subprocess
+
+def starts():
+    process = subprocess.Popen(["sleep", "60"])
+    process.terminate()
+    codes.append(process.wait(30))
+
+class Exporter(pltrace.SpanExporter):
+    name = "starts"
+
+    def export(self, batch):
+        starts()
+        return pltrace.ExportResult("delivered")
+
+    def shutdown(self):
+        pass
+
+def redact(key, value):
+    starts()
+    return value
+
+codes = []
+pltrace.configure(exporters=[Exporter()], redact=redact)
+with traced("one") as span:
+    span.update(output="text")
+assert pltrace.flush(60)
+assert len(codes) > 1 and set(codes) == {-signal.SIGTERM}, codes
+"""
+    )
+    program = run(source, tmp_path, PLTRACE_STORE=store)
+    assert (program.code, program.err) == (0, "")
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
