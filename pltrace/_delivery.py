@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 
 from pltrace._background import Background, limited
@@ -35,7 +36,7 @@ _MOST_OPERATIONS = 50
 LONGEST_OPERATION_S = 30.0
 
 
-class Worker:
+class Worker(ABC):
     """A thread, started by its first work, that goes round when its pace lets it.
 
     Args:
@@ -85,11 +86,13 @@ class Worker:
                 failed(f"delivering to {self._name}")  # All is still in the store.
                 self.pace.back_off(ExportResult("retry", str(error)))
 
+    @abstractmethod
     def _round(self) -> None:
-        raise NotImplementedError
+        """Deliver what is due."""
 
+    @abstractmethod
     def _is_left(self, up_to: int) -> bool:
-        raise NotImplementedError
+        """Return whether something of what is to be flushed isn't delivered yet."""
 
     def stop(self) -> None:
         """Let the thread end after what it is at: what is left is another's to deliver."""

@@ -38,9 +38,8 @@ GROUP_COMMIT_S = 0.002
 _MOST_IN_COMMIT, _MOST_BYTES_IN_COMMIT = 500, 2**23
 #: With so many waiting the writer is behind, and takes longer slices.
 _BEHIND = 256
-#: The writer looks so often whether there is something to gather, and goes to sleep after so many looks for nothing:
-#: then it stays awake where 100 calls a second come, and doesn't wait for long where there are fewer. To wake it takes
-#: 15 µs of the caller's, a look 40 to 60 of its own.
+#: The writer looks so often whether there is something to gather, and sleeps after so many looks for nothing: where 100
+#: calls a second come it stays awake. To wake it takes 15 µs of the caller's, a look 40 to 60 of its own.
 _LOOK_EVERY_S, _MOST_LOOKS = 0.004, 3
 
 
@@ -180,9 +179,8 @@ class SpanRecorder:
             if sys.is_finalizing():  # A thread that is started now never runs, and its starter waits for it.
                 raise RuntimeError
             if self._thread is None or not self._thread.is_alive():
-                self._thread = Background(
-                    self._write_forever, "pltrace-writer", is_users=self._encoder.is_users
-                ).start()
+                writer = Background(self._write_forever, "pltrace-writer", is_users=self._encoder.is_users)
+                self._thread = writer.start()
                 # Not later: at the end of the process Python may allow no new thread.
                 self._began()
         except RecursionError:
@@ -202,8 +200,7 @@ class SpanRecorder:
         self._drop("queue_full", 1)
         warn_sometimes(
             "queue_full",
-            "pltrace drops spans: %d wait to be written to %s and the disk doesn't keep up. `pltrace doctor` "
-            "shows how many were dropped.",
+            "pltrace drops spans: %d wait for %s and its disk doesn't keep up. `pltrace doctor` counts them.",
             len(self._queue),
             self.store.database.path,
         )

@@ -22,6 +22,7 @@ __all__ = ["Work", "before_termination", "expect_termination"]
 #: The main thread stands still so long while all is written, and no longer: it may be in the middle of what that waits
 #: for, as a flush of its own. To write takes no longer than this; what can be delivered in so much time is.
 _STANDSTILL_S, _MOST_WRITING_S, _MOST_DELIVERING_S = 0.1, 1.0, 0.5
+#: The pipe's descriptors have higher numbers.
 _HIGH = 200
 #: Modules with code of ours around the user's functions.
 _AROUND = {f"{__package__}.{name}" for name in ("_bind", "_driving", "_traced", "_wrapping")}
