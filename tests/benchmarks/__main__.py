@@ -50,13 +50,14 @@ def main() -> int:
                 where.mkdir()
                 title = f"process {number + 1} of {options.processes}, {name}"
                 for result in _measured(interpreter, name, sink, where, sections, options.scale, title):
+                    result["process"] = name
                     results.append(result)
                     print(json.dumps(result), file=kept, flush=True)
     circumstances = [
         _method(options),
         f"Python {platform.python_version()}, langchain-core {metadata.version('langchain-core')}, "
         f"{os.cpu_count()} CPUs ({_cpu()}), load {load:.1f} before and {os.getloadavg()[0]:.1f} after, "
-        f"{time.time() - began:.0f} s.",
+        f"{time.time() - began:.0f} s. {report.speeds(results)}",
     ]
     text = report.markdown(results, circumstances)
     if options.inert:
@@ -141,10 +142,11 @@ def _say(text: str, end: str = "") -> None:
 def _method(options: argparse.Namespace) -> str:
     return (
         "Each process measures no tracer, the no-op handler and one tracer in turns, batch by batch; the numbers are "
-        "differences within a round, averaged without the tenth at each end (what makes the machine slower for a while "
-        f"does so to all that is measured then), and the median of {options.processes} processes. The background works "
-        "while the next calls are timed, and is "
-        "waited for after each batch. Percentiles and worst are of all calls, of all processes."
+        "differences within a round, averaged without the tenth at each end, and the median of "
+        f"{options.processes} processes; those of the no-op handler and the prototype are of pltrace's processes. Each "
+        "batch's time is set right by what the same piece of work took right before and after it, as the speed of a "
+        "shared machine changes. The background works while the next calls are timed, and is waited for after each "
+        "batch. Percentiles and worst are of all calls, as they were."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,10 +11,13 @@ from xml.sax.saxutils import escape
 
 from tests.benchmarks.plan import WORKLOADS
 
-__all__ = ["markdown", "plot"]
+__all__ = ["markdown", "plot", "speeds"]
 
 Result = dict[str, Any]
-_COLORS = ("#7a8ca3", "#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#bcbd22", "#17becf", "#ff7f0e")
+_COLORS = (
+    "#7a8ca3", "#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#bcbd22", "#17becf", "#ff7f0e",
+    "#393b79", "#637939", "#8c6d31", "#843c39",
+)  # fmt: skip
 #: What pltrace is compared with: the least of a callback tracer, and the least of one with a store.
 FLOORS = ("no-op", "prototype")
 
@@ -27,14 +31,22 @@ class Results:
 
     def __init__(self, results: Iterable[Result]) -> None:
         self.all = list(results)
+        #: What the same piece of work took, in the middle.
+        self.yardstick = statistics.median(_yardsticks(self.all) or [1.0])
         #: The tracers, in the order they were measured, `none` first.
         self.tracers = list(dict.fromkeys(result["tracer"] for result in self.all if "tracer" in result))
 
     def of(self, section: str, workload: str, tracer: str) -> list[tuple[Result, Result]]:
-        """Return, for each process that measured it, the samples of a tracer and those of nobody beside it."""
+        """Return, for each process that measured it, the samples of a tracer and those of nobody beside it.
+
+        What all processes measure is of pltrace's, if there are any: its ratios are to what was measured beside it.
+        """
         pairs = []
         beside: Result = {}
+        is_shared = tracer in ("none", *FLOORS) and "pltrace" in self.tracers
         for result in self.all:
+            if is_shared and result.get("process") != "pltrace":
+                continue
             if result["section"] == section and result.get("workload", "") == workload:
                 if result["tracer"] == "none":
                     beside = result
@@ -45,32 +57,45 @@ class Results:
     def added(self, section: str, workload: str, tracer: str, what: str = "cpu") -> float | None:
         """Return what a tracer adds to an operation, in microseconds: the median over the processes.
 
-        Of each round its own: what makes a machine faster or slower for a while does it to all that is measured then.
-        Of the rounds the mean without the tenth at each end: it leaves out what disturbed one alone, and not Python's
-        garbage collector, which comes in many.
+        Of each round its own, with the machine's speed of the moment taken out: what makes it faster or slower for a
+        while does it to all that is measured then. Of the rounds the mean without the tenth at each end: it leaves out
+        what disturbed one alone, and not Python's garbage collector, which comes in many.
         """
         pairs = self.of(section, workload, tracer)
         if not pairs:
             return None
         return statistics.median(
-            _middle([mine - theirs for mine, theirs in zip(_rounds(own, what), _rounds(beside, what), strict=True)])
+            _middle(list(map(operator.sub, self._rounds(own, what), self._rounds(beside, what))))
             for own, beside in pairs
-        )
+        )  # fmt: skip
 
     def bare(self, section: str, workload: str, what: str) -> float:
         """Return what an operation takes with no tracer, in microseconds."""
-        return statistics.median(_middle(_rounds(one, what)) for one, _ in self.of(section, workload, "none"))
+        return statistics.median(_middle(self._rounds(one, what)) for one, _ in self.of(section, workload, "none"))
 
     def walls(self, section: str, workload: str, tracer: str) -> list[float]:
         """Return all wall times of a tracer."""
         return [wall for own, _ in self.of(section, workload, tracer) for wall in own["wall"]]
 
+    def _rounds(self, result: Result, what: str) -> list[float]:
+        """Return what was measured round by round: the caller's CPU is, of the wall time each call."""
+        values: list[float] = result[what]
+        calls = len(values) // len(result["cpu"])
+        medians = [statistics.median(values[start : start + calls]) for start in range(0, len(values), calls)]
+        return [median * self.yardstick / took for median, took in zip(medians, result["yardstick"], strict=True)]
 
-def _rounds(result: Result, what: str) -> list[float]:
-    """Return what was measured round by round: the caller's CPU is, of the wall time each call."""
-    values: list[float] = result[what]
-    calls = len(values) // len(result["cpu"])
-    return [statistics.median(values[start : start + calls]) for start in range(0, len(values), calls)]
+
+def _yardsticks(results: Iterable[Result]) -> list[float]:
+    return [speed for result in results for speed in result.get("yardstick", ())]
+
+
+def speeds(results: Iterable[Result]) -> str:
+    """Say how much the machine's speed changed."""
+    found = _yardsticks(results) or [0.0]
+    least, middle, most = (quantile(found, share) for share in (0.05, 0.5, 0.95))
+    return (
+        f"The same piece of work took {middle:.0f} µs at the median, {least:.0f} to {most:.0f} in nine of ten batches."
+    )
 
 
 def _middle(values: Sequence[float]) -> float:

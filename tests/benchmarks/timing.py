@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import json
 import random
+import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +17,7 @@ from tests.benchmarks.plan import Workload
 from tests.benchmarks.tracers import Tracer
 from tests.benchmarks.workloads import make
 
-__all__ = ["Samples", "in_threads", "in_turns", "paced", "total_cpu"]
+__all__ = ["Samples", "in_threads", "in_turns", "paced", "total_cpu", "yardstick"]
 
 #: How many chains a second paced load makes.
 PACE_HZ = 100
@@ -29,10 +31,12 @@ class Samples:
     Attributes:
         cpu: The calling thread's CPU, a mean for each batch.
         wall: The wall time of each call, or of each group of decorated calls.
+        yardstick: What the same piece of work took right before and after each batch, a mean of both.
     """
 
     cpu: list[float] = field(default_factory=list)
     wall: list[float] = field(default_factory=list)
+    yardstick: list[float] = field(default_factory=list)
 
 
 Run = Callable[[], Any]
@@ -54,13 +58,28 @@ def in_turns(workload: Workload, tracers: Sequence[Tracer], rounds: int, loop: A
     for number in range(rounds + 1):
         for tracer in random.Random(number).sample(list(runs), len(runs)):
             run = runs[tracer]
+            before = yardstick()
             with tracer.on():
                 cpu, walls = _abatch(run, workload, loop) if workload.is_async else _batch(run, workload)
             tracer.settle()
             if number:
                 samples[tracer.name].cpu.append(cpu)
                 samples[tracer.name].wall += walls
+                samples[tracer.name].yardstick.append((before + yardstick()) / 2)
     return samples
+
+
+def yardstick() -> float:
+    """Return the CPU, in microseconds, of a piece of work that is always the same: a machine's speed changes.
+
+    Other people's machines share its processors: here the same work took 209 µs in one second, and 420 in another.
+    """
+    found = []
+    for _ in range(5):
+        began = time.thread_time_ns()
+        json.loads(json.dumps([{"number": number, "text": str(number)} for number in range(200)]))
+        found.append((time.thread_time_ns() - began) / 1e3)
+    return statistics.median(found)
 
 
 def _batch(run: Run, workload: Workload) -> tuple[float, list[float]]:
@@ -157,13 +176,16 @@ def total_cpu(tracers: Sequence[Tracer], rounds: int, calls: int) -> dict[str, S
         for tracer in tracers:
             run = _chain(tracer, "LLM call")
             tracer.settle()
+            before = yardstick()
             began = time.process_time_ns()
             with tracer.on():
                 for _ in range(calls):
                     run()
             tracer.settle()
+            cpu = (time.process_time_ns() - began) / 1e3 / calls
             if number:  # The first warms up.
-                samples[tracer.name].cpu.append((time.process_time_ns() - began) / 1e3 / calls)
+                samples[tracer.name].cpu.append(cpu)
+                samples[tracer.name].yardstick.append((before + yardstick()) / 2)
     return samples
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import sqlite3
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.plan import CALLS_AT_ONCE
+from tests.benchmarks.timing import yardstick
 from tests.benchmarks.tracers import Pltrace
 from tests.benchmarks.workloads import make
 
@@ -75,7 +75,7 @@ def flatness(tracer: Pltrace, name: str, spans: int, *, deliver: bool) -> Iterat
                 wall += time.perf_counter_ns() - began
                 time.sleep(CALLS_AT_ONCE / _PACES_HZ[name])
             process = time.process_time_ns() - process
-            yardstick = _yardstick()
+            speed = yardstick()
             count = 1e3 * (spans // _SHARE)
             gc.collect()
             yield {
@@ -83,20 +83,10 @@ def flatness(tracer: Pltrace, name: str, spans: int, *, deliver: bool) -> Iterat
                 "cpu_us": cpu / count,
                 "wall_us": wall / count,
                 "total_us": process / count,
-                "yardstick_us": yardstick,
+                "yardstick_us": speed,
                 "rss_mb": _rss_mb(),
                 "file_mb": tracer.store.stat().st_size / 1e6,
             }
-
-
-def _yardstick() -> float:
-    """Return how long a piece of work takes that is always the same: the machine may be another's too."""
-    found = []
-    for _ in range(20):
-        began = time.thread_time_ns()
-        json.loads(json.dumps([{"number": number, "text": str(number)} for number in range(200)]))
-        found.append((time.thread_time_ns() - began) / 1e3)
-    return sorted(found)[len(found) // 4]
 
 
 @contextmanager

@@ -20,6 +20,8 @@ from tests.benchmarks.timing import Samples
 from tests.benchmarks.tracers import Nobody, Noop, Pltrace, Tracer
 
 Result = dict[str, Any]
+#: Of pltrace, beside the handler that does nothing, and the prototype.
+_MORE_ROUNDS = 5
 
 
 def _tracer(name: str, sink: str, folder: Path) -> Tracer:
@@ -32,15 +34,16 @@ def _tracer(name: str, sink: str, folder: Path) -> Tracer:
 
 def _results(section: str, samples: Mapping[str, Samples], workload: str = "") -> Iterator[Result]:
     for tracer, sample in samples.items():
-        yield {"section": section, "workload": workload, "tracer": tracer, "cpu": sample.cpu, "wall": sample.wall}
+        yield {"section": section, "workload": workload, "tracer": tracer, **vars(sample)}
 
 
 def _calls(tracers: list[Tracer], scale: float) -> Iterator[Result]:
     loop = timing.new_loop()
+    rounds = _rounds(tracers, 30, scale)
     for usual in WORKLOADS:
         # Fewer rounds first; smaller batches only where next to nothing is asked for.
         workload = replace(usual, calls=_times(usual.calls, min(1.0, 10 * scale)))
-        yield from _results("calls", timing.in_turns(workload, tracers, _times(30, scale), loop), workload.name)
+        yield from _results("calls", timing.in_turns(workload, tracers, rounds, loop), workload.name)
     loop.close()
 
 
@@ -53,7 +56,7 @@ def _threads(tracers: list[Tracer], scale: float) -> Iterator[Result]:
 
 
 def _total(tracers: list[Tracer], scale: float) -> Iterator[Result]:
-    yield from _results("total", timing.total_cpu(tracers, _times(10, scale), _times(300, scale)))
+    yield from _results("total", timing.total_cpu(tracers, _rounds(tracers, 10, scale), _times(300, scale)))
 
 
 def _volume(tracers: list[Tracer], scale: float) -> Iterator[Result]:
@@ -102,6 +105,11 @@ _MEASURES = {
     "calls": _calls, "paced": _paced, "threads": _threads, "total": _total, "volume": _volume,
     "million": _million, "million-llm": _million_llm,
 }  # fmt: skip
+
+
+def _rounds(tracers: list[Tracer], count: int, scale: float) -> int:
+    """Return how many rounds are measured: others differ from the handler that does nothing by far more."""
+    return _times(_MORE_ROUNDS * count if isinstance(tracers[-1], Pltrace) else count, scale)
 
 
 def _times(count: int, scale: float) -> int:
