@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from pltrace import _runs, _runtime
+from pltrace._collecting import is_collecting
 from pltrace._driving import consumed
 from pltrace._health import warn_once
 from pltrace._propagation import checked_carrier, inject
@@ -75,8 +76,10 @@ class ScopeSteps:
 
     def suspend(self, outside: Scope | None) -> None:
         """Give the consumer its own scope back."""
-        self._inside = current()
-        attach(outside)
+        inside = current()
+        if inside is not outside or not is_collecting():  # Else the scope was never current.
+            self._inside = inside
+            attach(outside)
 
     def end(self, error: BaseException | None = None, value: Any = None) -> None:
         """Do nothing: the scope is somebody else's."""

@@ -81,8 +81,10 @@ class Block(Declaration):
                 scope = entry_of(self) or self._left_elsewhere(_mark(sys._getframe(_depth)))
                 if scope is None:
                     return
-            if kind is GeneratorExit and len(self._open) > 1:
-                scope = self._meant_by(sys._getframe(_depth), scope)
+            if len(self._open) > 1 and (kind is GeneratorExit or is_collecting()):
+                # What is current may be that of the code that the garbage collector interrupted.
+                frame = sys._getframe(_depth)
+                scope = self._meant_by(frame, scope) if kind is GeneratorExit else self._left_elsewhere(_mark(frame))
                 if scope is None:
                     return
             leave = abandon if kind is GeneratorExit and is_collecting() else detach

@@ -8,6 +8,7 @@ from weakref import ref
 
 from pltrace import _runs, _runtime
 from pltrace._checks import INPUTS, OUTPUTS
+from pltrace._collecting import is_collecting
 from pltrace._health import failed, is_interruption
 from pltrace._scope import NO_RUNS, Scope, ScopeSpan, attach, current, detach
 from pltrace._snapshot import PLAIN, Arguments, snapshot
@@ -79,8 +80,10 @@ class Call:
 
     def suspend(self, outside: Scope | None) -> None:
         """Keep what is current for the next step, and give the consumer its own scope back."""
-        self._inside = current()
-        attach(outside)
+        inside = current()
+        if inside is not outside or not is_collecting():  # Else the scope was never current.
+            self._inside = inside
+            attach(outside)
 
     def end(self, error: BaseException | None = None, value: Any = None) -> None:
         """End the span, if it hasn't ended."""

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from weakref import ref
 
+from pltrace._collecting import is_collecting
 from pltrace._health import failed
 from pltrace._snapshot import thawed
 from pltrace._span import Span
@@ -149,7 +150,8 @@ def note(link: Link, texts: Sequence[str | None], system: int, trace: int, run: 
             _setup = (*_setup, ref(rendering))[-_MOST_SEEN:]
         for step, sequence in _steps_around(run):
             sequence.rendered_in_steps = (*sequence.rendered_in_steps, (step, ref(rendering)))[-_MOST_SEEN:]
-    _seen.set((*_seen.get(), ref(rendering))[-_MOST_SEEN:])
+    if not is_collecting():
+        _seen.set((*_seen.get(), ref(rendering))[-_MOST_SEEN:])
 
 
 def _remember(rendering: Rendering) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
+from pltrace._collecting import is_collecting, phases
 from pltrace._errors import ConfigError
 from pltrace._span import INERT_SPAN, Span, keep_in_place
 
@@ -307,9 +309,22 @@ _current: ContextVar[Scope | None] = ContextVar("pltrace_scope", default=None)
 
 #: The current scope, or None: a C call, for the paths that count nanoseconds.
 current = _current.get
-#: Makes a scope current in the running context; what it returns isn't needed to leave it, in any order, anywhere.
-attach = _current.set
-_reset = _current.reset
+_set, _reset = _current.set, _current.reset
+
+if TYPE_CHECKING or sys.version_info < (3, 12):
+
+    def attach(scope: Scope | None) -> Token[Scope | None] | None:
+        """Make a scope current in the running context, but not in what the garbage collector calls.
+
+        What it returns isn't needed to leave the scope, in any order, anywhere.
+        """
+        _, latest = phases  # As `is_collecting`, without a call where it isn't.
+        if latest == "start" and is_collecting():
+            return None
+        return _set(scope)
+
+else:
+    attach = _set
 
 
 def still_open(scope: Scope | None) -> Scope | None:
@@ -363,8 +378,12 @@ def detach(scope: Scope) -> None:
         scope.left_elsewhere = inner is None
     token, scope.token = scope.token, None
     if token is not None:
+        _, latest = phases
         try:
-            _reset(token)
+            if latest == "start" and is_collecting():
+                scope.left_elsewhere = True
+            else:
+                _reset(token)
         except ValueError:  # This context is another than the one it was entered in, as a copy of it.
             scope.left_elsewhere = True
     # Not all that is closed: in a task that outlives the block it was made in, the block's scope goes on to hold.

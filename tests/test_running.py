@@ -1412,3 +1412,110 @@ os._exit(0)
 """
     done = run(source, tmp_path)
     assert (done.code, done.out, done.err) == (0, "survived\n", "")
+
+
+def test_a_finalizer_that_waits_in_another_thread(no_collector: None, seen: CapturedSpans) -> None:
+    """While the collector of one thread waits in a finalizer, what is thrown into another's generator stays in scope."""
+    waits, goes_on = threading.Event(), threading.Event()
+
+    class Slow:
+        def __init__(self) -> None:
+            self.me = self
+
+        def __del__(self) -> None:
+            waits.set()
+            goes_on.wait(10)
+
+    @traced
+    def steps() -> Iterator[bool]:
+        with contextlib.suppress(ValueError):
+            yield bool(current_span())
+        yield bool(current_span())
+        yield bool(current_span())
+
+    Slow()
+    collecting = threading.Thread(target=gc.collect)
+    collecting.start()
+    assert waits.wait(10)
+    generator: Any = steps()
+    try:
+        assert [next(generator), generator.throw(ValueError()), next(generator)] == [True] * 3
+    finally:
+        goes_on.set()
+        collecting.join()
+    generator.close()
+    assert [span.name.rpartition(".")[2] for span in seen] == ["steps"]
+
+
+@pytest.mark.parametrize("tracing", ["on", "off"])
+def test_finalizers_that_the_collector_calls(tracing: str, tmp_path: Path) -> None:
+    """Before Python 3.12 traced code that a finalizer runs inside of `ContextVar.set` sets none: the process lives on.
+
+    What it does is recorded as ever, and what it came in between is left as it was.
+    """
+    source = (
+        f"""
+import gc
+from collections import Counter
+import pltrace
+from pltrace import current_span, traced
+from pltrace.testing import capture_spans
+
+tracing = {tracing!r} == "on"
+"""
+        + """
+pltrace.configure(enabled=tracing, store="memory")
+closing = traced("closing")
+made = 0
+
+class Connection:
+    def __init__(self):
+        global made
+        made += 1
+        self.me, self.rows = self, self.read()
+        next(self.rows)
+
+    def read(self):
+        try:
+            yield
+        finally:
+            self.close()
+
+    @traced
+    def close(self):
+        return [*self.left()]
+
+    @traced
+    def left(self):
+        yield 1
+        yield 2
+
+    def __del__(self):
+        with closing:
+            self.close()
+
+gc.set_threshold(50)
+for number in range(3_000):
+    with closing as span:
+        Connection()
+        for _ in range(20):
+            with traced("call"):
+                pass
+        assert not tracing or current_span() is span, number
+assert not current_span()
+gc.collect()
+assert pltrace.flush(60)
+with capture_spans() as spans:
+    with traced("around"):
+        Connection()
+        gc.collect()
+names = Counter(span.name for span in spans)
+assert names == {"around": 1, "closing": 1, "Connection.close": 2, "Connection.left": 2}, names
+assert all(span.status == "ok" for span in spans)
+print("survived", flush=True)
+import os
+os._exit(0)
+"""
+    )
+    done = run(source, tmp_path)
+    assert (done.code, done.out, done.err) == (0, "survived\n", "")
