@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -184,15 +185,16 @@ def _sync(options: argparse.Namespace) -> int:
     """Deliver what waits, telling how far it is."""
     from pltrace import _runtime
 
-    path = _path(options)
-    if _config.load().api_key is None:
+    path, account = _path(options), _config.load().account
+    if not account:
         raise StoreError("There is nowhere to deliver to: set PROMPTLAYER_API_KEY")
     _queries.check_place(path)
+    _take_from_other_keys(path, account)
     _runtime.configure(enabled=True, store=path)
     deadline = time.monotonic() + options.timeout
     while True:
         done = _runtime.flush(timeout=min(1.0, max(deadline - time.monotonic(), 0.0)))
-        waiting = sum(_queries.store_state(path)["pending"].values())
+        waiting = sum(_queries.store_state(path, account)["pending"].values())
         print(f"{waiting} spans wait", flush=True)
         if done and not waiting:
             return 0
@@ -200,6 +202,26 @@ def _sync(options: argparse.Namespace) -> int:
         if time.monotonic() >= deadline:
             print("pltrace: not all was delivered in time; `pltrace doctor` says why", file=sys.stderr)
             return 1
+
+
+def _take_from_other_keys(path: Path, account: str) -> None:
+    """Have spans that processes with other keys have left delivered to this one's account, as it is asked for."""
+    from pltrace._database import STORE_TROUBLE
+    from pltrace._store import Store
+
+    store = Store(path, ["promptlayer"], local_ids=False, account=account)
+    before = _queries.store_state(path, account)["pending_for_other_keys"]["spans"]
+    with suppress(STORE_TROUBLE):  # Others keep the file: what waits is told all the same.
+        store.lease.adopt(regardless=True)
+    left = _queries.store_state(path, account)["pending_for_other_keys"]
+    store.close()
+    if before > left["spans"]:
+        print(f"{before - left['spans']} spans that were recorded with another key or address go to this key's account")
+    if left["operations"]:
+        print(
+            f"{left['operations']} scores, metadata, links or groups are for requests of another key's account, and "
+            "wait for a process with that key"
+        )
 
 
 def _doctor(options: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import sys
@@ -81,6 +82,13 @@ class Config:
     redact_also: tuple[str | re.Pattern[str], ...] = ()
     sample: float = 1.0
     libraries: Mapping[str, Library] = field(default_factory=dict)
+
+    @property
+    def account(self) -> str:
+        """Tells PromptLayer's account from others, without saying the key; empty without one."""
+        if self.api_key is None:
+            return ""
+        return hashlib.sha256(f"{self.base_url}\0{self.api_key}".encode()).hexdigest()[:12]
 
 
 def wanted_by_environment() -> bool:

@@ -94,12 +94,19 @@ def _store(config: Config, remedies: list[str]) -> dict[str, Any]:
     if not isinstance(config.store, Path):
         return {"path": config.store}
     try:
-        found = _queries.store_state(config.store)
+        found = _queries.store_state(config.store, config.account)
     except StoreError as error:
         return {"path": str(config.store), "error": str(error)}
     pending = sum(found["pending"].values())
     if pending:
         remedies.append(f"{pending} spans wait for delivery; `pltrace sync` sends them now.")
+    elsewhere = found["pending_for_other_keys"]
+    if config.account and any(elsewhere.values()):
+        remedies.append(
+            f"Of what waits, {elsewhere['spans']} spans and {elsewhere['operations']} scores, metadata, links or "
+            "groups were recorded with another API key or address of PromptLayer's: a process that has these delivers "
+            "them. `pltrace sync` sends the spans to the account of the present key, if that is what is wanted."
+        )
     if "calls_logged_twice" in found["counts"]:
         remedies.append(
             "Calls are logged twice, by PromptLayer's client and by pltrace: inside a LangChain model, use the "

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from pltrace._background import sleep
 from pltrace._database import Database
+from pltrace._forks import at_fork
+from pltrace._health import warn_once
 
-__all__ = ["LEASE_S", "Lease"]
+__all__ = ["LEASE_S", "Lease", "account_of"]
 
 #: An owner that hasn't been seen for so long has lost its lease, even if its process is still there (stopped, hung).
 LEASE_S = 60.0
 #: The most rows that one transaction takes over: others wait meanwhile.
 _MOST_IN_STEP = 100
 _LEAVING_PATIENCE_S = 1.0
+#: The exporter whose spans are an account's of PromptLayer's, as what is asked of requests is; other exporters go by
+#: their names alone.
+_OF_ACCOUNT = "promptlayer"
+#: What is asked of requests that have no id yet: they get one with their spans, in whatever account that is.
+_WITHOUT_ID = """ AND request_id IS NULL AND NOT EXISTS (
+    SELECT 1 FROM spans JOIN requests USING (seq) WHERE spans.span_id = operations.span_id
+)"""
+#: All that this process has been in the store; the accounts of its own it changes with its settings.
+_own: set[str] = set()
 #: The owners of what is pending, found by leaps through the index: there can be a hundred thousand rows of each.
 _OWNERS = """
 WITH RECURSIVE found (owner) AS (
@@ -30,22 +42,50 @@ WITH RECURSIVE found (owner) AS (
 """
 
 
+class _Part(NamedTuple):
+    """Some of what processes leave.
+
+    Attributes:
+        table: Where it is.
+        key: The column that its rows are known by.
+        exporter: For whom its spans are; None for what is asked of requests.
+        only: Which of the table's rows, as a condition.
+    """
+
+    table: str
+    key: str
+    exporter: str | None = None
+    only: str = ""
+
+    @property
+    def is_of_account(self) -> bool:
+        """Whether it means something to one account of PromptLayer's alone."""
+        return self.exporter in (None, _OF_ACCOUNT)
+
+
 class Lease:
     """What gives this process the right to deliver what it recorded.
 
     Args:
         database: Where the leases are kept.
         exporters: Names of the exporters that spans are delivered to; with none, there is nothing to own.
+        account: Tells PromptLayer's account from others; empty without one.
     """
 
-    def __init__(self, database: Database, exporters: Sequence[str]) -> None:
+    def __init__(self, database: Database, exporters: Sequence[str], account: str = "") -> None:
         self._database = database
         self._exporters = tuple(exporters)
+        self._account = account
+        self._parts = [
+            *(_Part("delivery_ranges", "first", exporter, " AND exporter = :exporter") for exporter in exporters),
+            _Part("operations", "id"),
+        ]
         self.forked()
 
     def forked(self) -> None:
         """Start afresh, as in the child of a fork: a new owner."""
-        self.owner = uuid4().hex
+        self.owner = f"{uuid4().hex}@{self._account}" if self._account else uuid4().hex
+        _own.add(self.owner)
         self._seen_at = 0.0  # When this process last renewed its lease,
         self._seen_in = 0  # and at which opening of the file.
 
@@ -71,52 +111,82 @@ class Lease:
         old = not self._seen_at or elsewhere or time.monotonic() - self._seen_at > LEASE_S / 4
         return old and bool(self._exporters)
 
-    def adopt(self) -> int:
-        """Take over what processes left that ended or lost their lease; return how many spans and operations."""
+    def adopt(self, *, regardless: bool = False) -> int:
+        """Take over what processes left that ended or lost their lease; return how many spans and operations.
+
+        Args:
+            regardless: Also the spans that another account was to get; else they wait, and that is told.
+        """
         with self._database.reading() as connection:
-            gone = self._gone(connection)
-        return sum(self._adopt_from(owner) for owner in gone)
+            gone = self._gone(connection, regardless=regardless)
+        return sum(self._adopt_from(owner, parts) for owner, parts in gone.items())
 
-    def _gone(self, connection: Any) -> list[str]:
-        """Return the owners of something that is pending here whose processes have ended or lost their lease."""
+    def _gone(self, connection: Any, *, regardless: bool) -> dict[str, list[_Part]]:
+        """Return the processes that have ended or lost their lease, each with what it left that is to be taken over."""
         # Looked at first: a process that comes in between has its row by then, which it commits with its first span.
-        owners = {
-            row[0]
-            for table, only in (
-                *(("delivery_ranges", exporter) for exporter in self._exporters),
-                ("operations", None),
-            )
-            for row in connection.execute(
-                _OWNERS.format(table=table, only="" if only is None else " AND exporter = :only"),
-                {"only": only},
-            )
-        }
+        left: dict[str, list[_Part]] = {}
+        for part in self._parts:
+            for (owner,) in connection.execute(
+                _OWNERS.format(table=part.table, only=part.only), {"exporter": part.exporter}
+            ):
+                left.setdefault(owner, []).append(part)
         known = {row["owner"]: self._is_gone(row) for row in connection.execute("SELECT * FROM owners")}
-        pending = [owner for owner in owners if owner != self.owner and known.get(owner, True)]
-        return pending + [owner for owner, is_gone in known.items() if is_gone and owner not in owners]
+        gone, waiting = {}, []
+        for owner in {**left, **known}:
+            if owner == self.owner or not known.get(owner, True):
+                continue
+            parts = left.get(owner, [])
+            ours = self._of_them_ours(owner, parts, regardless=regardless)
+            if ours or owner in known:
+                gone[owner] = ours
+            if len(ours) < len(parts):
+                waiting.append(owner)
+        if waiting and self._account:
+            self._tell(connection, waiting)
+        return gone
 
-    def _adopt_from(self, owner: str) -> int:
-        """Take over a process's spans and operations, in steps: nobody should wait for a large backlog."""
-        adopted, taken = 0, [_MOST_IN_STEP]
-        while max(taken) == _MOST_IN_STEP:
+    def _of_them_ours(self, owner: str, parts: list[_Part], *, regardless: bool) -> list[_Part]:
+        """Return what of that which a process left is this one's to deliver."""
+        if account_of(owner) in ("", self._account) or owner in _own:
+            return parts
+        if regardless:  # To another account the id of a request says nothing, or is another's.
+            return [part if part.exporter else part._replace(only=_WITHOUT_ID) for part in parts]
+        return [part for part in parts if not part.is_of_account]
+
+    def _tell(self, connection: Any, owners: Sequence[str]) -> None:
+        """Warn of spans that processes left for another account."""
+        (spans,) = connection.execute(
+            "SELECT coalesce(sum(last - first + 1), 0) FROM delivery_ranges"
+            " WHERE exporter = ? AND state = 0 AND owner IN (SELECT value FROM json_each(?))",
+            (_OF_ACCOUNT, json.dumps(owners)),
+        ).fetchone()
+        if spans:
+            warn_once(
+                "other_account",
+                "%d spans in the store %r were recorded with another API key or address of PromptLayer's, and wait for "
+                "a process that has these. `pltrace sync` delivers them to the account of the present key, if that is "
+                "what is wanted.",
+                spans,
+                str(self._database.place),
+            )
+
+    def _adopt_from(self, owner: str, parts: Sequence[_Part]) -> int:
+        """Take over what a process left, in steps: nobody should wait for a large backlog."""
+        adopted, most = 0, _MOST_IN_STEP
+        while most == _MOST_IN_STEP:
             with self._database.writing() as connection:
                 began = time.monotonic()
                 taken = [
                     connection.execute(
-                        f"UPDATE {table} SET owner = :ours WHERE {key} IN"
-                        f" (SELECT {key} FROM {table} WHERE owner = :gone AND state = 0{only} ORDER BY {key}"
-                        f" LIMIT {_MOST_IN_STEP}){only}",
-                        {"ours": self.owner, "gone": owner, "exporter": exporter},
+                        f"UPDATE {part.table} SET owner = :ours WHERE {part.key} IN"
+                        f" (SELECT {part.key} FROM {part.table} WHERE owner = :gone AND state = 0{part.only}"
+                        f" ORDER BY {part.key} LIMIT {_MOST_IN_STEP}){part.only}",
+                        {"ours": self.owner, "gone": owner, "exporter": part.exporter},
                     ).rowcount
-                    for table, key, exporter, only in (
-                        *(
-                            ("delivery_ranges", "first", exporter, " AND exporter = :exporter")
-                            for exporter in self._exporters
-                        ),
-                        ("operations", "id", None, ""),
-                    )
+                    for part in parts
                 ]
-                if max(taken) < _MOST_IN_STEP:
+                most = max(taken, default=0)
+                if most < _MOST_IN_STEP:
                     connection.execute("DELETE FROM owners WHERE owner = ?", (owner,))
             adopted += sum(taken)
             sleep(time.monotonic() - began)  # For others to write.
@@ -135,6 +205,11 @@ class Lease:
         self._seen_at = 0.0
         with self._database.writing(_LEAVING_PATIENCE_S) as connection:
             connection.execute("DELETE FROM owners WHERE owner = ?", (self.owner,))
+
+
+def account_of(owner: str) -> str:
+    """Return the account that an owner delivers to, as its lease was told it; empty without one."""
+    return owner.partition("@")[2]
 
 
 def _host() -> str:
@@ -160,3 +235,6 @@ def _is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
     except (OSError, IndexError):
         return True
+
+
+at_fork(in_child=_own.clear)

@@ -126,14 +126,28 @@ def trace_records(path: Path, trace_id: str) -> list[dict[str, Any]]:
     return records
 
 
-def store_state(path: Path) -> dict[str, Any]:
-    """Return how much the store holds, what waits, what is in quarantine, and what was counted."""
+def store_state(path: Path, account: str) -> dict[str, Any]:
+    """Return how much the store holds, what waits, what is in quarantine, and what was counted.
+
+    Args:
+        path: The file.
+        account: What waits for others than this one is also told apart.
+    """
+    of_others = "state = 0 AND instr(owner, '@') AND substr(owner, instr(owner, '@') + 1) <> ?"
     with _reading(path) as connection:
         spans, traces = connection.execute("SELECT count(*), count(DISTINCT trace_id) FROM spans").fetchone()
         pending = connection.execute(
             "SELECT exporter, sum(last - first + 1) FROM delivery_ranges WHERE state = 0 GROUP BY exporter"
         ).fetchall()
         (operations,) = connection.execute("SELECT count(*) FROM operations WHERE state = 0").fetchone()
+        (elsewhere,) = connection.execute(
+            "SELECT coalesce(sum(last - first + 1), 0) FROM delivery_ranges"
+            f" WHERE exporter = 'promptlayer' AND {of_others}",
+            (account,),
+        ).fetchone()
+        (operations_elsewhere,) = connection.execute(
+            f"SELECT count(*) FROM operations WHERE {of_others}", (account,)
+        ).fetchone()
         quarantine = connection.execute(
             "SELECT span_id, name, exporter, error FROM delivery_ranges JOIN spans ON seq BETWEEN first AND last"
             " WHERE state = 2"
@@ -146,6 +160,7 @@ def store_state(path: Path) -> dict[str, Any]:
         "bytes": sum(part.stat().st_size for part in path.parent.glob(f"{path.name}*") if part.is_file()),
         "pending": {row[0]: row[1] for row in pending},
         "operations_pending": operations,
+        "pending_for_other_keys": {"spans": elsewhere, "operations": operations_elsewhere},
         "quarantine": [dict(row) for row in quarantine],
         "counts": {row[0]: row[1] for row in counted},
     }

@@ -49,15 +49,23 @@ class Store:
         place: The file, or a database that is open already; None keeps everything in memory.
         exporters: Names of the exporters that every span is for.
         local_ids: Requests get the store's own ids, because no exporter gives them any.
+        account: Tells PromptLayer's account from others; empty without one.
 
     Raises:
         StoreError: The file can't be used.
     """
 
-    def __init__(self, place: Path | Database | None, exporters: Sequence[str] = (), *, local_ids: bool = True) -> None:
+    def __init__(
+        self,
+        place: Path | Database | None,
+        exporters: Sequence[str] = (),
+        *,
+        local_ids: bool = True,
+        account: str = "",
+    ) -> None:
         self.database = place if isinstance(place, Database) else Database(place)
         self.exporters = tuple(exporters)
-        self.lease = Lease(self.database, self.exporters)
+        self.lease = Lease(self.database, self.exporters, account)
         self.outbox = Outbox(self.database, self.lease, self.exporters)
         self.retention = Retention(self.database)
         self._local_ids = local_ids

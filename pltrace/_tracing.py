@@ -113,11 +113,11 @@ class Tracing:
 
     def _open_store(self, before: Tracing | None) -> Store:
         names = [exporter.name for exporter in self.exporters]
-        local_ids = not self.logs_requests
+        local_ids, account = not self.logs_requests, self.config.account
         path = None if isinstance(self.config.store, str) else self.config.store
         place = path if before is None or before.store.database.path != path else before.store.database
         try:
-            return Store(place, names, local_ids=local_ids)
+            return Store(place, names, local_ids=local_ids, account=account)
         except StoreError as error:
             warn_once(
                 "no_store",
@@ -125,7 +125,7 @@ class Tracing:
                 "writable file with PLTRACE_STORE or configure(store=...).",
                 error,
             )
-            return Store(None, names, local_ids=local_ids)
+            return Store(None, names, local_ids=local_ids, account=account)
 
     def _began(self) -> None:
         """Start the threads of the workers, and what sees to the process's end, as long as that is possible."""

@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.http_double import HANG
-from tests.support.programs import Ended, deliveries, ended, rows, run, start, stored
+from tests.support.http_double import HANG, Fault
+from tests.support.programs import Ended, deliveries, ended, module, rows, run, start, stored
 from tests.support.promptlayer_server import PromptLayerServer
 
 RECORDS = """
@@ -398,6 +399,102 @@ def test_fork_while_recording(
     expected += Counter(f"child{child:03}-{number:04}" for child in range(forks) for number in range(2))
     assert Counter(stored(store)) == expected
     assert arrived(promptlayer) == expected
+    assert set(deliveries(store).values()) == {"delivered"}
+
+
+@pytest.fixture
+def other() -> Iterator[PromptLayerServer]:
+    """Run the PromptLayer of another account."""
+    with PromptLayerServer(api_key="pl_other_0123456789abcdef0123456789abcde") as server:
+        yield server
+        assert server.violations == []
+
+
+CALLS = (
+    RECORDS
+    + """
+from langchain_core.language_models.fake_chat_models import FakeListChatModel
+with traced(sys.argv[1]) as span:
+    FakeListChatModel(responses=["Hello."]).invoke("Hi!")
+request = span.requests[0]
+"""
+)
+#: Leaves a span with a score that were never sent, and a score of a request that has its id.
+LEAVES = (
+    CALLS
+    + """
+assert pltrace.flush()
+print("delivered", flush=True)
+sys.stdin.readline()
+request.score(11, "known")
+with traced("left") as span:
+    FakeListChatModel(responses=["Hello."]).invoke("Hi!")
+span.requests[0].score(12, "new")
+assert not pltrace.flush()
+"""
+)
+
+
+def _leave(
+    tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], other: PromptLayerServer
+) -> dict[str, object]:
+    """Have a program leave what `LEAVES` does; return the settings of one with the other account."""
+    program = start(LEAVES, tmp_path, "first", **settings)
+    assert program.stdout is not None
+    assert program.stdout.readline() == "delivered\n"
+    promptlayer.fault = Fault(status=503)
+    assert program.communicate("go\n", timeout=30)
+    assert program.returncode == 0
+    promptlayer.fault = None
+    return {**settings, "PROMPTLAYER_API_KEY": other.api_key, "PROMPTLAYER_BASE_URL": other.url}
+
+
+def _names(server: PromptLayerServer) -> list[str]:
+    return sorted(span["name"] for span in server.spans.values() if span["name"] != "FakeListChatModel")
+
+
+def test_another_account(
+    tmp_path: Path, promptlayer: PromptLayerServer, other: PromptLayerServer, settings: dict[str, object]
+) -> None:
+    """What a process leaves goes to no other account; who has another key says that it waits, once."""
+    others = _leave(tmp_path, promptlayer, settings, other)
+    program = run(CALLS + "assert pltrace.flush(); assert pltrace.flush()", tmp_path, "theirs", **others)
+    assert program.code == 0
+    assert program.err.count("2 spans in the store") == program.err.count("recorded with another API key") == 1
+    assert (_names(other), other.operations) == (["theirs"], [])
+    run(RECORDS + "assert pltrace.flush(); record(1)\nassert pltrace.flush()", tmp_path, **settings)
+    assert _names(promptlayer) == ["call-0000", "first", "left"]
+    assert [operation["name"] for operation in promptlayer.operations] == ["known", "new"]
+
+
+def test_sync_to_another_account(
+    tmp_path: Path, promptlayer: PromptLayerServer, other: PromptLayerServer, settings: dict[str, object]
+) -> None:
+    """`doctor` says what waits for another key; `sync` delivers it, but what it says of requests with an id there."""
+    others = _leave(tmp_path, promptlayer, settings, other)
+    assert "2 spans and 2 scores" in module("doctor", **others).out
+    program = module("sync", **others)
+    assert (program.code, program.err) == (0, "")
+    assert "2 spans that were recorded with another key or address go to this key's account" in program.out
+    assert "1 scores, metadata, links or groups are for requests of another key's account" in program.out
+    assert _names(other) == ["left"]
+    assert [operation["name"] for operation in other.operations] == ["new"]
+    run("import pltrace\npltrace.configure()\nassert pltrace.flush()", tmp_path, **settings)
+    assert [operation["name"] for operation in promptlayer.operations] == ["known"]
+
+
+def test_another_key_of_the_same_process(
+    tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], store: Path
+) -> None:
+    """What a process recorded under a key that is refused is delivered as soon as it is given another."""
+    program = run(
+        RECORDS + f"record()\nassert not pltrace.flush()\npltrace.configure(api_key={promptlayer.api_key!r})\n"
+        "assert pltrace.flush()",
+        tmp_path,
+        **{**settings, "PROMPTLAYER_API_KEY": "pl_wrong"},
+    )
+    assert program.code == 0
+    assert "recorded with another API key" not in program.err
     assert set(deliveries(store).values()) == {"delivered"}
 
 
