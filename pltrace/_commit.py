@@ -11,7 +11,7 @@ from pltrace._rows import Rows
 from pltrace._scope import Callback
 from pltrace._span import Span
 from pltrace._store import Asked
-from pltrace._usage import Totals
+from pltrace._usage import Totals, TotalsLink
 
 __all__ = ["Ask", "Commit"]
 
@@ -37,7 +37,7 @@ class Commit:
         self.awaited: list[tuple[int, int, tuple[Callback, ...]]] = []
         self.runs_seen = 0
         #: What its LLM calls were added to, by identity: they are lists.
-        self.totals: dict[int, Totals] = {}
+        self.totals: dict[int, Totals | TotalsLink] = {}
 
     def __len__(self) -> int:
         return len(self.rows) + len(self.operations)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 from pltrace._collecting import is_collecting, phases
 from pltrace._errors import ConfigError
 from pltrace._span import INERT_SPAN, Span, keep_in_place
+from pltrace._usage import TotalsLink
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -149,7 +150,7 @@ class Scope:
             """Return `open_runs`, to be changed."""
 
         @property
-        def totals(self) -> Totals | None:
+        def totals(self) -> Totals | TotalsLink | None:
             """The totals of the innermost span of its lineage, which know those above; None outside of all blocks."""
 
     def resumed_in(self, run: Span | None) -> Scope:
@@ -171,9 +172,38 @@ class Scope:
         while scope is not None and scope.span is not around.span:
             added.append(scope.added)
             scope = scope.outer
-        if scope is None and around.span:
+        if scope is None and around.span and around.span not in self.lineage:
             return self.inherited.metadata
         return {key: value for one in reversed(added) for key, value in one.items()}
+
+    def inside(self, around: Scope) -> Scope:
+        """Return the scope of a run that began in this one, but whose parent run is in `around`: both hold.
+
+        Where neither is around the other, as in a thread that was handed the parent's `config` and opened a block of
+        its own, this one counts as the inner one. The run is of the trace of `around`, which says if it is recorded.
+        """
+        outer, inner = around.inherited, self.inherited
+        known = set(around.lineage)
+        own = [span for span in self.lineage if span not in known]
+        if not own:
+            return around
+        if len(own) + len(known) == len(self.lineage) and inner.sampled is outer.sampled:
+            return self  # It is in there.
+        metadata = {**inner.metadata, **outer.metadata}
+        for span in own:
+            metadata.update(span.added if isinstance(span, ScopeSpan) else span.inherited.metadata)
+        functions = [callback.function for callback in inner.callbacks]
+        inherited = outer.with_(
+            tags=tuple(dict.fromkeys((*outer.tags, *inner.tags))),
+            metadata=metadata,
+            callbacks=(*inner.callbacks, *[other for other in outer.callbacks if other.function not in functions]),
+            user=inner.user if inner.user is not None else outer.user,
+            session=inner.session if inner.session is not None else outer.session,
+            capture=outer.capture & inner.capture,
+        )
+        both = ScopeCopy.of(self, inherited, self.entered_in)
+        both.around, both.lineage = around, (*around.lineage, *own)
+        return both
 
 
 class ScopeSpan(Span, Scope):
@@ -236,10 +266,15 @@ keep_in_place(
 
 
 class ScopeCopy(Scope):
-    """A scope that isn't its span: the outermost, and one that holds elsewhere or hands on other things."""
+    """A scope that isn't its span: the outermost, and one that holds elsewhere or hands on other things.
+
+    Attributes:
+        around: What holds around it too, though its span knows nothing of that.
+    """
 
     span: Span
     lineage: tuple[Span, ...]
+    around: Scope | None = None
 
     def __init__(
         self,
@@ -266,6 +301,8 @@ class ScopeCopy(Scope):
         """Return the same as another scope, with what it hands on, entered in a run."""
         copy = cls(inherited, scope.span, scope.lineage, scope.outer, scope.entry, entered_in)
         copy.added, copy.open_runs = scope.added, scope.runs()
+        if isinstance(scope, ScopeCopy):
+            copy.around = scope.around
         return copy
 
     def runs(self) -> dict[int, Span]:
@@ -273,9 +310,14 @@ class ScopeCopy(Scope):
         return self.open_runs
 
     @property
-    def totals(self) -> Totals | None:
+    def totals(self) -> Totals | TotalsLink | None:
         """The totals of the innermost span of its lineage, which know those above; None outside of all blocks."""
-        return self.lineage[-1].totals if self.lineage else None
+        if self.around is None:
+            return self.lineage[-1].totals if self.lineage else None
+        found = self.around.totals
+        for span in self.lineage[len(self.around.lineage) :]:
+            found = TotalsLink(span.totals, found)
+        return found
 
 
 class PassedOver(Scope):

@@ -12,7 +12,7 @@ from pltrace._health import failed
 if TYPE_CHECKING:
     from pltrace._span import Span
 
-__all__ = ["INTERNAL_TAGS", "Run", "Totals", "Usage", "forked", "model_of", "provider_of"]
+__all__ = ["INTERNAL_TAGS", "Run", "Totals", "TotalsLink", "Usage", "forked", "model_of", "provider_of"]
 
 _NOTHING: Mapping[str, Any] = {}
 
@@ -208,6 +208,21 @@ class Totals(list[Any]):
             {model: _usage(one) for model, one in by_model.items()},
             {tag: _usage(one) for tag, one in by_tag.items()},
         )
+
+
+class TotalsLink:
+    """Totals that have others above them for one run alone, where what is around it isn't around their span.
+
+    Args:
+        totals: A span's.
+        above: Those of the span around, or the link to them.
+    """
+
+    __slots__ = ("above", "add", "append", "fold")
+
+    def __init__(self, totals: Totals, above: Totals | TotalsLink | None) -> None:
+        self.append, self.add, self.fold = totals.append, totals.add, totals.fold
+        self.above = above
 
 
 def forked() -> None:

@@ -10,6 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from langchain_core.tools import tool
 from langgraph.graph import END, START, MessagesState, StateGraph
 
 import pltrace
-from pltrace import PromptLayerCallbackHandler, traced
+from pltrace import PromptLayerCallbackHandler, bind, traced
 from pltrace._health import counts
 from pltrace._runs import open_runs
 from tests.support.promptlayer_server import PromptLayerServer
@@ -844,6 +845,89 @@ def test_a_traced_function_finds_its_parents_scope(local: Path, llm: ScriptedOpe
     )
     (call,) = calls(local)
     assert call["request_tags"] == ["root", "helper"]
+
+
+def test_a_config_is_handed_to_a_traced_function(local: Path, llm: ScriptedOpenAI) -> None:
+    """What a traced function in a bare thread does with the `config` is in the parent's trace, with the scope of both.
+
+    It counts as if the function were in there.
+    """
+    seen: list[str] = []
+
+    @traced(
+        "helper", tags=["helper", "both"], metadata={"who": "helper", "helper": "h"}, user="Eve", capture="outputs",
+        on_request=lambda _: seen.append("helper"),
+    )  # fmt: skip
+    def helper(text: str, config: RunnableConfig) -> Any:
+        (RunnableLambda(str) | chat(llm)).invoke(text, config=config)
+        return pltrace.current_span()
+
+    def node(text: str, config: RunnableConfig) -> Any:
+        with ThreadPoolExecutor() as executor:
+            return executor.submit(helper, text, config).result()
+
+    with traced(
+        "root", tags=["both", "root"], metadata={"who": "root", "root": "r"}, user="Ann", session="S",
+        on_request=lambda _: seen.append("root"),
+    ) as root:  # fmt: skip
+        helped = RunnableLambda(node).invoke("Hi")
+    assert pltrace.flush()
+    assert tree(local) == (
+        "helper function\nroot block\n  node chain\n    RunnableSequence chain\n      ChatOpenAI llm\n      str chain\n"
+    )
+    (call,) = calls(local)
+    assert call["request_tags"] == ["both", "root", "helper"]
+    assert said(call["request_metadata"]) == {
+        "who": "helper", "root": "r", "helper": "h", "user_id": "Eve", "conversation_id": "S",
+    }  # fmt: skip
+    assert (call["input"]["messages"], seen) == ([], ["helper", "root"])
+    assert [len(span.requests) for span in (root, helped)] == [root.usage.requests, helped.usage.requests] == [1, 1]
+
+
+@pytest.mark.parametrize("kept", ["root", "helper"])
+def test_a_config_of_a_trace_that_is_sampled(kept: str, tmp_path: Path, llm: ScriptedOpenAI) -> None:
+    """Whether such a call is recorded is decided at the root of the trace that it is in; it is counted anyway."""
+
+    @traced("helper", sample=float(kept == "helper"))
+    def helper(text: str, config: RunnableConfig) -> object:
+        return chat(llm).invoke(text, config=config)
+
+    def node(text: str, config: RunnableConfig) -> None:
+        thread = threading.Thread(target=helper, args=(text, config))
+        thread.start()
+        thread.join()
+
+    pltrace.configure(store=tmp_path / "traces.db")
+    with traced("root", sample=float(kept == "root")) as root:
+        RunnableLambda(node).invoke("Hi")
+    assert root.usage.requests == 1
+    assert pltrace.flush()
+    assert [span["name"] for span in spans(tmp_path / "traces.db")] == (
+        ["root", "node", "ChatOpenAI"] if kept == "root" else ["helper"]
+    )
+
+
+def test_a_config_of_another_block_of_the_same_trace(local: Path, llm: ScriptedOpenAI) -> None:
+    """The same holds for a block beside that of the `config`, and for work that is done further out."""
+    model, seen = chat(llm), list[Any]()
+
+    def beside(config: RunnableConfig) -> None:
+        with traced("beside", tags=["beside"]):
+            model.invoke("Beside", config=config)
+        model.invoke("Further out", config=config)
+
+    with traced("root", tags=["root"]):
+        bound = bind(beside)
+        with traced("block", tags=["block"], on_request=seen.append) as block:
+
+            def node(_: object, config: RunnableConfig) -> None:
+                thread = threading.Thread(target=bound, args=(config,))
+                thread.start()
+                thread.join()
+
+            RunnableLambda(node).invoke("Hi")
+    assert [call["request_tags"] for call in calls(local)] == [["root", "block", "beside"], ["root", "block"]]
+    assert (block.usage.requests, [request.id for request in seen]) == (2, [request.id for request in block.requests])
 
 
 @pytest.mark.parametrize("way", ["invoke", "ainvoke"])
