@@ -137,10 +137,17 @@ class SpanRecorder:
                 self._drop_newest()
 
     def operate(
-        self, kind: str, trace_bits: int, span_bits: int, arguments: Mapping[str, Any], *, subtree: bool
+        self,
+        kind: str,
+        trace_bits: int,
+        span_bits: int,
+        arguments: Mapping[str, Any],
+        *,
+        subtree: bool,
+        request_id: int | None = None,
     ) -> None:
         """Take something that is asked of a request, or of all requests under a span."""
-        self._put(Ask(kind, trace_bits, span_bits, dict(arguments), subtree))
+        self._put(Ask(kind, trace_bits, span_bits, dict(arguments), subtree, request_id))
 
     def track(self, kind: str, request_id: int, arguments: Mapping[str, Any]) -> None:
         """Take something that is asked of a request by its id."""

@@ -34,9 +34,16 @@ class Records(Protocol):
     """What a handle needs of the process's recorder."""
 
     def operate(
-        self, kind: str, trace_bits: int, span_bits: int, arguments: Mapping[str, Any], *, subtree: bool
+        self,
+        kind: str,
+        trace_bits: int,
+        span_bits: int,
+        arguments: Mapping[str, Any],
+        *,
+        subtree: bool,
+        request_id: int | None,
     ) -> None:
-        """Take something that is asked of a request."""
+        """Take something that is asked of a request, whose id is given if it is known."""
 
     def stored(self, span_bits: int) -> Mapping[str, Any] | None:
         """Return what the store holds of a span, waiting for the writer; None if it holds nothing."""
@@ -226,7 +233,14 @@ class Request:
         self._ask("group", {"group_id": checked_group(group_id)})
 
     def _ask(self, kind: str, arguments: Mapping[str, Any]) -> None:
-        self._registry.records.operate(kind, self._trace_bits, self._span_bits, arguments, subtree=False)
+        self._registry.records.operate(
+            kind,
+            self._trace_bits,
+            self._span_bits,
+            arguments,
+            subtree=False,
+            request_id=self._id,  # The store may not have the span any more.
+        )
 
     def _get(self, field: str) -> Any:
         if self._stored is None:

@@ -39,7 +39,7 @@ class Asked(NamedTuple):
     span_id: str
     arguments: str
     subtree: bool
-    request_id: int | None = None  # Given instead of the span.
+    request_id: int | None = None  # If it is known; of what is asked by id there is no span.
 
 
 class Store:
@@ -248,11 +248,11 @@ class Store:
                     self._spread(connection, cursor.lastrowid, row["span_id"])
 
     def _of_request(self, connection: Any, asked: Asked) -> Asked:
-        """Return what was asked by id with the request's span, if this store has it; else with none."""
+        """Return what was asked of a request with an id with its span, if this store has it; else with none."""
         row = connection.execute(
             "SELECT span_id, trace_id FROM requests JOIN spans USING (seq) WHERE request_id = ?"
-            " ORDER BY seq DESC LIMIT 1",
-            (asked.request_id,),
+            " ORDER BY span_id = ? DESC, seq DESC LIMIT 1",
+            (asked.request_id, asked.span_id),
         ).fetchone()
         span_id, trace_id = ("", "") if row is None else row
         return asked._replace(span_id=span_id, trace_id=trace_id)

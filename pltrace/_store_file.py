@@ -72,7 +72,7 @@ CREATE TABLE operations (                  -- what was asked of requests: scores
     id              INTEGER PRIMARY KEY,   -- order of asking
     span_id         TEXT NOT NULL,         -- the request's span; the span above the requests, if subtree; '' if unknown
     trace_id        TEXT NOT NULL,
-    request_id      INTEGER,               -- the request, where it was named by its id
+    request_id      INTEGER,               -- the request, where its id was known
     subtree         INTEGER NOT NULL,      -- 1: stands for one operation on each request under the span
     source          INTEGER,               -- the subtree operation that this one was made from
     kind            TEXT NOT NULL,         -- score, metadata, prompt or group

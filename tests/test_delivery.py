@@ -18,7 +18,7 @@ from langchain_core.language_models.fake_chat_models import FakeListChatModel, G
 from langchain_core.messages import AIMessage
 
 import pltrace
-from pltrace import ExportResult, Span, StoredSpan, traced
+from pltrace import ExportResult, Span, StoredSpan, _runtime, traced
 from pltrace._promptlayer import PromptLayerExporter
 from tests.support.http_double import (
     CLOSE,
@@ -964,6 +964,24 @@ def test_operations_during_an_outage(deliver: Deliver, promptlayer: PromptLayerS
     ]  # fmt: skip
     assert [op["score"] for op in promptlayer.operations if op["op"] == "score"] == [10, 90, 20, 30]
     assert promptlayer.operations[2]["metadata"] == {"rating": "5"}
+
+
+@pytest.mark.slow
+def test_operations_on_what_is_not_kept(deliver: Deliver, promptlayer: PromptLayerServer) -> None:
+    """What is asked of a request with an id arrives though the store doesn't have its span any more."""
+    deliver(store="off")
+    (request,) = ask().requests
+    request_id = request.wait(10)
+    give_up_at = time.monotonic() + 30
+    while _runtime.active().store.record(request.span_id) is not None:
+        assert time.monotonic() < give_up_at
+        for _ in range(100):
+            with traced("large", metadata={"text": "x" * 50_000}):
+                pass
+        assert pltrace.flush(20.0)
+    request.score(60)
+    assert pltrace.flush(20.0)
+    assert [(found["request_id"], found["score"]) for found in promptlayer.operations] == [(request_id, 60)]
 
 
 def test_refused_operation(deliver: Deliver, promptlayer: PromptLayerServer, caplog: pytest.LogCaptureFixture) -> None:
