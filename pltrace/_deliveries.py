@@ -43,13 +43,16 @@ AND first <= :last + 1 ORDER BY first
 """
 
 
-def pending(connection: Any, exporter: str, owner: str, most: int) -> dict[int, int]:
-    """Return the first pending spans of an owner, in order: number → what is uncertain about it."""
+def pending(connection: Any, exporter: str, owner: str, most: int, *, unsent: bool = False) -> dict[int, int]:
+    """Return the first pending spans of an owner, in order: number → what is uncertain about it.
+
+    With `unsent`, only those that weren't sent as they are.
+    """
     found: dict[int, int] = {}
     for first, last, uncertain in connection.execute(
         "SELECT first, last, uncertain FROM delivery_ranges WHERE exporter = ? AND owner = ? AND state = 0"
-        " ORDER BY first LIMIT ?",
-        (exporter, owner, most),
+        " AND uncertain <> ? ORDER BY first LIMIT ?",
+        (exporter, owner, SENT if unsent else -1, most),
     ).fetchall():
         found.update(dict.fromkeys(range(first, min(last, first + most - len(found) - 1) + 1), uncertain))
         if len(found) == most:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ from pltrace._database import STORE_TROUBLE
 from pltrace._exporter import ExportResult, Operation, SpanExporter, TracksRequests
 from pltrace._health import counts, failed, log, warn_sometimes
 from pltrace._outbox import Outbox
-from pltrace._pace import Pace
+from pltrace._pace import Pace, PutOff
 from pltrace._rows import ReadSpan
 from pltrace._search import PoisonSearch
 from pltrace._silence import be_silent
@@ -151,6 +152,7 @@ class DeliveryWorker(Worker):
         super().forked()
         self._batch: list[ReadSpan] = []  # What a retry sends again: the same spans, so the same bytes.
         self._suspicion = Suspicion()
+        self._asking = PutOff()  # About spans that may have arrived.
         self._refused_in_a_row, self._took_some = 0, False
         self._witness = 0  # Spans up to this number are refused for what is in them: a newer one was taken since.
 
@@ -165,12 +167,10 @@ class DeliveryWorker(Worker):
         if self._outbox.lease.adopt():
             self.adopted()
         while not self.pace.pausing:
-            batch = (
-                self._batch or self._suspicion.next() or self._outbox.claim(self.exporter.name, MOST_SPANS, MOST_BYTES)
-            )
+            batch = self._batch or self._suspicion.next() or self._claim()
             if not batch:
                 self._witness, self._suspicion = 0, Suspicion()
-                self.pace.finished()
+                self.pace.finished(self._asking.remaining_s or math.inf)
                 return
             if any(span.uncertain for span in batch):
                 batch = batch[:_MOST_UNCERTAIN]
@@ -189,11 +189,25 @@ class DeliveryWorker(Worker):
             self.pace.succeeded()
             self._outbox.lease.renew()
 
+    def _claim(self) -> list[ReadSpan]:
+        """Return what is next: the oldest; of what may have arrived none while the backend can't say what it has."""
+        name = self.exporter.name
+        just_now, self._asking.just_now = self._asking.just_now, False
+        if just_now or self._asking.remaining_s:
+            # Each that isn't taken either may have arrived: one is enough to see.
+            batch = self._outbox.claim(name, 1 if just_now else MOST_SPANS, MOST_BYTES, unsent=True)
+            if batch or (self._asking.remaining_s and not self.pace.hurried):
+                return batch
+        return self._outbox.claim(name, MOST_SPANS, MOST_BYTES)
+
     def _try(self, batch: list[ReadSpan]) -> ExportResult:
         """Send a batch, without what is refused of it."""
         if self._suspicion.wants_another:  # And there is none.
             self._batch = batch = self._suspicion.narrowed(batch, None)
         result = self._send(batch)
+        if result.unknown:  # What else isn't taken is claimed again, without them.
+            self._batch, self._suspicion = [], Suspicion()
+            batch = [span for span in batch if span.span_id not in result.unknown]
         if result.outcome == "rejected":
             result = self._without_poison(batch, result)
         if result.outcome == "delivered":
@@ -242,6 +256,10 @@ class DeliveryWorker(Worker):
                 exc_info=True,
             )
             result = ExportResult("retry", f"raised {type(error).__name__}: {error}", uncertain=True)
+        if result.unknown:
+            self._asking.failed(result.retry_after_s)
+        elif result.outcome == "delivered" and any(span.uncertain for span in batch):
+            self._asking = PutOff()
         if result.outcome == "delivered":
             self._taken(batch, result)
         elif result.uncertain:
@@ -251,6 +269,7 @@ class DeliveryWorker(Worker):
         return result
 
     def _taken(self, batch: Sequence[ReadSpan], result: ExportResult) -> None:
+        batch = [span for span in batch if span.span_id not in result.unknown]
         taken = [span for span in batch if span.span_id not in result.refused]
         self._outbox.delivered(self.exporter.name, taken, result.request_ids)
         self._refused_in_a_row, self._took_some = 0, bool(taken)

@@ -38,6 +38,8 @@ class ExportResult:
         uncertain: The batch was sent and no whole answer came: it may have been taken.
         suspect: With `retry`: the backend answered that it failed at the batch. If it does so every time, and takes
             others, spans of the batch are set aside; that it can't be reached, or doesn't answer, says nothing of them.
+        unknown: Uncertain spans that the backend couldn't say anything of, whatever became of the batch: span id →
+            reason. They stay pending, and are tried again later; others needn't wait for them.
     """
 
     outcome: Literal["delivered", "retry", "rejected", "unauthorized"]
@@ -47,6 +49,7 @@ class ExportResult:
     retry_after_s: float | None = None
     uncertain: bool = False
     suspect: bool = False
+    unknown: Mapping[str, str] = field(default_factory=dict)
 
 
 @runtime_checkable

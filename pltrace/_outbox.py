@@ -120,16 +120,18 @@ class Outbox:
                     recent.remove(one)
                 self._replaced[exporter].add(seq)
 
-    def claim(self, exporter: str, most: int, most_bytes: int) -> list[ReadSpan]:
-        """Return the oldest pending spans of this process, at most `most` and about `most_bytes` of them."""
+    def claim(self, exporter: str, most: int, most_bytes: int, *, unsent: bool = False) -> list[ReadSpan]:
+        """Return the oldest pending spans of this process, at most `most` and about `most_bytes` of them.
+
+        With `unsent`, only those that weren't sent as they are.
+        """
         with self._database.reading() as connection:
             self._see_losses()
             self._replaced[exporter].clear()
             self._underway[exporter] = 0
-            waiting = pending(connection, exporter, self.lease.owner, most)
-            self._waiting[exporter] = (
-                len(waiting) if len(waiting) < most else max(len(waiting), self._waiting[exporter])
-            )
+            waiting = pending(connection, exporter, self.lease.owner, most, unsent=unsent)
+            is_all = len(waiting) < most and not unsent
+            self._waiting[exporter] = len(waiting) if is_all else max(len(waiting), self._waiting[exporter])
             if not waiting:
                 return []
             spans = self._from_memory(exporter, waiting) or self._read(connection, waiting)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 from collections import deque
@@ -11,7 +12,7 @@ from time import monotonic
 from pltrace._exporter import ExportResult
 from pltrace._health import warn_sometimes
 
-__all__ = ["Pace"]
+__all__ = ["Pace", "PutOff"]
 
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 1.0, 60.0
 UNAUTHORIZED_PAUSE_S = 60.0
@@ -20,6 +21,32 @@ UNAUTHORIZED_PAUSE_S = 60.0
 _FIRST_LOOK_S = 0.5
 #: How long a thread waits for a word that never comes before it looks again by itself.
 _LOOK_AGAIN_S = 0.1
+
+
+def _backoff_s(failures: int) -> float:
+    longest: float = min(FIRST_BACKOFF_S * 2 ** min(failures, 10), LONGEST_BACKOFF_S)
+    return longest * random.uniform(0.5, 1)
+
+
+class PutOff:
+    """Says when something that failed is due again, while other things go on."""
+
+    def __init__(self) -> None:
+        #: Whether it has failed just now: other things are to show whether it alone does.
+        self.just_now = False
+        self._due_at = 0.0
+        self._failures = 0
+
+    def failed(self, retry_after_s: float | None) -> None:
+        """Take note that it failed."""
+        self.just_now = True
+        self._due_at = monotonic() + max(_backoff_s(self._failures), retry_after_s or 0.0)
+        self._failures += 1
+
+    @property
+    def remaining_s(self) -> float:
+        """How long it isn't due yet."""
+        return max(self._due_at - monotonic(), 0.0)
 
 
 class Pace:
@@ -112,9 +139,15 @@ class Pace:
         self._not_before = 0.0
         self._obey = False
 
-    def finished(self) -> None:
-        """Take note that nothing is left to do."""
+    @property
+    def hurried(self) -> bool:
+        """Whether somebody waits for all that there is to do."""
+        return self._hurry
+
+    def finished(self, look_again_s: float = math.inf) -> None:
+        """Take note that nothing is left to do, for so many seconds."""
         self._hurry = False
+        self._looked_at -= max(self._every_s - look_again_s, 0.0)
 
     def back_off(self, result: ExportResult) -> None:
         """Schedule the next try after a failure, and say what is the matter, at most once a minute."""
@@ -127,8 +160,7 @@ class Pace:
                 result.reason,
             )
         else:
-            longest = min(FIRST_BACKOFF_S * 2 ** min(self.failures, 10), LONGEST_BACKOFF_S)
-            delay = longest * random.uniform(0.5, 1)
+            delay = _backoff_s(self.failures)
             warn_sometimes(
                 f"retry:{self.name}",
                 "%s can't be delivered to: it %s. All is kept in the store and sent when it works again.",

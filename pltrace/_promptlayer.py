@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from pltrace._client import client_for
@@ -24,6 +25,26 @@ __all__ = ["PromptLayerExporter"]
 
 #: Refusals for what a batch holds; splitting it finds the span that is meant.
 _REJECTED = frozenset({400, 413, 422})
+#: Answers that are meant for who asks, whatever about.
+_TO_WHO_ASKS = frozenset({401, 429})
+#: PromptLayer has to fail at a trace so often, and to answer about another one after each.
+_FAILURES_UNTIL_BLAMED = 5
+
+
+class _Arrived(NamedTuple):
+    """What PromptLayer says of spans that it may have, by their ids.
+
+    Attributes:
+        known: Those that it has → id of their request.
+        unknown: Those that it couldn't say anything of → why.
+        refused: Those that it fails at every time → why.
+        retry_after_s: How long it asked to wait.
+    """
+
+    known: dict[str, int | None]
+    unknown: dict[str, str]
+    refused: dict[str, str]
+    retry_after_s: float | None
 
 
 class PromptLayerExporter:
@@ -49,6 +70,8 @@ class PromptLayerExporter:
     def forked(self) -> None:
         """Start with a connection of its own; one that the parent of a fork uses is left alone."""
         self._http = JsonClient(self._base_url, {"X-API-KEY": self._api_key, "User-Agent": "pltrace"})
+        self._blamed: dict[str, int] = {}  # How often PromptLayer failed at a trace that it was asked about.
+        self._taken_trace = ""  # A trace that was taken lately.
 
     def export(self, batch: Sequence[StoredSpan]) -> ExportResult:
         """Send a batch; LLM calls that an earlier try may have delivered are asked for first, and not sent again."""
@@ -59,21 +82,30 @@ class PromptLayerExporter:
         return replace(result, reason=result.reason.replace(self._api_key, REDACTED))
 
     def _exported(self, batch: Sequence[ReadSpan]) -> ExportResult:
-        known = self._arrived([span for span in batch if span.uncertain])
-        if isinstance(known, ExportResult):
-            return known
-        rest = [span for span in batch if span.span_id not in known]
-        result = self._post(rest) if rest else ExportResult("delivered")
+        arrived = self._arrived([span for span in batch if span.uncertain])
+        if isinstance(arrived, ExportResult):
+            return arrived
+        known, unknown, refused, retry_after_s = arrived
+        rest = [span for span in batch if span.span_id not in {*known, *unknown, *refused}]
+        if len(unknown) == len(batch):
+            why = next(iter(unknown.values()))
+            return ExportResult("retry", why, retry_after_s=retry_after_s, uncertain=True, unknown=unknown)
+        result = replace(self._post(rest) if rest else ExportResult("delivered"), unknown=unknown)
         if result.outcome != "delivered":
             return result
+        self._taken_trace = rest[-1].row.trace_id if rest else self._taken_trace
         ids = {span_id: request_id for span_id, request_id in known.items() if request_id is not None}
-        result = replace(result, request_ids={**ids, **result.request_ids})
+        result = replace(
+            result,
+            request_ids={**ids, **result.request_ids},
+            refused={**refused, **result.refused},
+            retry_after_s=retry_after_s,
+        )
         unlogged = [
             span
             for span in batch
             if span.row.kind == "llm"
-            and span.span_id not in result.request_ids
-            and span.span_id not in result.refused
+            and span.span_id not in {*result.request_ids, *result.refused, *unknown}
             and span.record.get("prompt_name") is not None
         ]
         return self._logged_without_link(unlogged, result) if unlogged else result
@@ -116,27 +148,88 @@ class PromptLayerExporter:
             spans.append(span_text(as_read(span)))
         return f'{{"spans":[{",".join(spans)}]}}'.encode()
 
-    def _arrived(self, spans: Sequence[ReadSpan]) -> dict[str, int | None] | ExportResult:
-        """Ask PromptLayer which of these spans it has: span id → request id."""
-        wanted = {span.span_id for span in spans}
+    def _arrived(self, spans: Sequence[ReadSpan]) -> _Arrived | ExportResult:
+        """Ask PromptLayer which of these spans it has; that it fails at some of their traces is told of these."""
+        traces: dict[str, list[str]] = {}
+        for span in spans:
+            traces.setdefault(span.row.trace_id, []).append(span.span_id)
         known: dict[str, int | None] = {}
-        for trace_id in dict.fromkeys(span.row.trace_id for span in spans):
-            try:
-                answer = self._http.request("GET", f"/api/public/v2/traces/{quote(trace_id)}")
-            except (NotSentError, NoAnswerError) as error:
-                return ExportResult("retry", f"doesn't say what it has: {error}", uncertain=True)
-            if answer.status == 404:
-                continue
-            told = answer.json()
-            if answer.status != 200 or not isinstance(told, dict) or not isinstance(told.get("spans"), list):
-                judged = _refusal(answer)
-                outcome = judged.outcome if judged.outcome == "unauthorized" else "retry"
-                return ExportResult(outcome, judged.reason, retry_after_s=judged.retry_after_s, uncertain=True)
-            for span in told["spans"]:
-                if isinstance(span, dict) and span.get("span_id") in wanted:
-                    request_id = span.get("request_log_id")
-                    known[span["span_id"]] = request_id if isinstance(request_id, int) else None
-        return known
+        failed: dict[str, ExportResult] = {}
+        answered: set[str] = set()
+        for trace_id in random.sample(list(traces), len(traces)):  # None always comes before the others.
+            told = self._spans_of(trace_id)
+            if not isinstance(told, ExportResult):
+                answered.add(trace_id)
+                self._blamed.pop(trace_id, None)
+                known.update({span_id: told[span_id] for span_id in traces[trace_id] if span_id in told})
+            elif not told.uncertain:
+                return told
+            else:
+                failed[trace_id] = told
+                if len(failed) > 1 and not answered:
+                    break  # It isn't the traces.
+        if not failed:
+            return _Arrived(known, {}, {}, None)
+        refused = self._refused(failed, answers_others=bool(answered) or self._answers_about_another(failed))
+        why = next(iter(failed.values()))
+        unknown = {
+            span_id: failed.get(trace_id, why).reason
+            for trace_id, span_ids in traces.items()
+            if trace_id not in answered and trace_id not in refused
+            for span_id in span_ids
+        }
+        aside = {span_id: reason for trace_id, reason in refused.items() for span_id in traces[trace_id]}
+        waits = [result.retry_after_s for result in failed.values() if result.retry_after_s is not None]
+        return _Arrived(known, unknown, aside, max(waits, default=None))
+
+    def _spans_of(self, trace_id: str) -> dict[str, int | None] | ExportResult:
+        """Return what PromptLayer has of a trace: span id → request id; or why it doesn't say."""
+        try:
+            answer = self._http.request("GET", f"/api/public/v2/traces/{quote(trace_id)}")
+        except (NotSentError, NoAnswerError) as error:
+            return ExportResult("retry", f"doesn't say what it has: {error}", uncertain=True)
+        if answer.status == 404:
+            return {}
+        told = answer.json()
+        if answer.status == 200 and isinstance(told, dict) and isinstance(told.get("spans"), list):
+            ids = {
+                str(span.get("span_id")): span.get("request_log_id") for span in told["spans"] if isinstance(span, dict)
+            }
+            return {span_id: number if isinstance(number, int) else None for span_id, number in ids.items()}
+        failure = _refusal(answer)
+        if answer.status in _TO_WHO_ASKS:
+            return replace(failure, uncertain=False)
+        reason = f"doesn't say what it has of trace {trace_id}: it {failure.reason}"
+        return ExportResult(
+            "retry", reason, retry_after_s=failure.retry_after_s, uncertain=True, suspect=answer.status != 408
+        )
+
+    def _answers_about_another(self, failed: Mapping[str, ExportResult]) -> bool | None:
+        """Return whether PromptLayer answers about a trace taken lately; None if none was since the last time.
+
+        Args:
+            failed: The traces that it has failed at; if they are several, it doesn't answer about others.
+        """
+        if len(failed) > 1:
+            return False
+        another, self._taken_trace = self._taken_trace, ""
+        if not another or another in failed:
+            return None
+        return not isinstance(self._spans_of(another), ExportResult)
+
+    def _refused(self, failed: Mapping[str, ExportResult], *, answers_others: bool | None) -> dict[str, str]:
+        """Return the traces that PromptLayer has failed at too often while it answers about others, and why."""
+        if answers_others is None:  # Nobody can tell whether it is the trace.
+            return {}
+        if not answers_others:
+            self._blamed.clear()
+            return {}
+        refused = {}
+        for trace_id, result in failed.items():
+            times = self._blamed[trace_id] = self._blamed.get(trace_id, 0) + result.suspect
+            if times >= _FAILURES_UNTIL_BLAMED:
+                refused[trace_id] = f"{result.reason} ({times} times, and answered about another one after each)"
+        return refused
 
     def _judged(self, answer: Answer) -> ExportResult:
         if not 200 <= answer.status < 300:

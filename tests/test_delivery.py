@@ -742,6 +742,84 @@ def test_promptlayer_does_not_say_what_it_has(deliver: Deliver, promptlayer: Pro
     assert span.requests[0].wait(0.0) == promptlayer.request_logs[0]["id"]
 
 
+def record_doubtful(server: PromptLayerServer, fault: Fault) -> Span:
+    """Records a call that is answered 503, and about which PromptLayer can't be asked then; gives its block's span."""
+    server.fail_next(1, 503, path="/spans-bulk")
+    span = ask("doubtful")
+    assert not pltrace.flush()
+    server.faults.append(on(f"/api/public/v2/traces/{span.trace_id}", fault))
+    return span
+
+
+@pytest.mark.parametrize("status", [500, 501, 403, 302])
+def test_a_trace_that_promptlayer_cannot_be_asked_about(
+    deliver: Deliver, promptlayer: PromptLayerServer, store: Path, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    """It keeps no other back, isn't sent again while nobody knows whether it arrived, and is set aside in the end."""
+    deliver()
+    span = record_doubtful(promptlayer, Fault(status=status))
+    assert not pltrace.flush()
+    for number in range(60):  # A program that goes on.
+        ask(f"late-{number:02}")
+        if pltrace.flush(0.5):
+            break
+        assert f"late-{number:02}" in arrived(promptlayer)
+    states = rows(
+        store, f"SELECT trace_id = '{span.trace_id}' AS doubtful, state FROM spans JOIN deliveries USING (seq)"
+    )
+    assert {(row["doubtful"], row["state"]) for row in states} == {(1, 2), (0, 1)}
+    assert [post.status for post in promptlayer.posts if span.id in post.span_ids] == [503]
+    assert promptlayer.duplicate_request_logs == 0
+    assert span.requests[0].wait(0.0) is None
+    reasons = {row["error"] for row in rows(store, "SELECT error FROM deliveries WHERE state = 2")}
+    assert reasons == {
+        f"doesn't say what it has of trace {span.trace_id}: it answered {status}: The test asked for this fault. "
+        "(5 times, and answered about another one after each)"
+    }
+    assert not [warning for warning in warnings(caplog) if "API key" in warning]
+
+
+@pytest.mark.parametrize("status", [500, 403])
+def test_promptlayer_cannot_be_asked_about_any_trace(
+    deliver: Deliver, promptlayer: PromptLayerServer, store: Path, status: int
+) -> None:
+    """While it takes spans, and says of none whether it has it, new ones are delivered, and nothing is set aside."""
+    promptlayer.faults += [on("/spans-bulk", Fault(status=503, store=True), 1)]
+    promptlayer.faults += [on("/api/public", Fault(status=status))]
+    deliver()
+    record(*(f"doubtful-{number:03}" for number in range(120)))
+    assert not pltrace.flush()
+    doubtful = set(arrived(promptlayer))
+    assert doubtful
+    for number in range(12):
+        record(f"late-{number:02}")
+        assert not pltrace.flush(0.5)
+    states = deliveries(store)
+    assert {states.pop(name) for name in doubtful} == {"pending"}
+    assert set(states.values()) == {"delivered"}
+    promptlayer.faults.clear()
+    insist()
+    assert set(deliveries(store).values()) == {"delivered"}
+    assert max(Counter(span_id for post in promptlayer.posts for span_id in post.span_ids).values()) == 1
+
+
+@pytest.mark.slow
+def test_promptlayer_never_answers_about_a_trace(deliver: Deliver, promptlayer: PromptLayerServer, store: Path) -> None:
+    """Others wait for that no longer than for one answer; it isn't set aside, and delivered once when that is over."""
+    deliver()
+    record_doubtful(promptlayer, HANG)
+    for number in range(8):
+        record(f"late-{number:02}")
+        promptlayer.wait_for(lambda: len(promptlayer.spans) > number, timeout=20.0)  # noqa: B023
+    states = deliveries(store)
+    assert (states["FakeListChatModel"], states["doubtful"]) == ("pending", "pending")
+    promptlayer.faults.clear()
+    promptlayer.release()
+    assert pltrace.flush(30.0)
+    assert set(deliveries(store).values()) == {"delivered"}
+    assert len(promptlayer.request_logs) == 1
+
+
 def test_somebody_else_answers(deliver: Deliver, promptlayer: PromptLayerServer) -> None:
     """A login page that answers 200 to everything, as a captive network has it, doesn't count as PromptLayer."""
     promptlayer.fault = Fault(status=200, body="<html>Please log in.</html>", headers={"Content-Type": "text/html"})
