@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 __all__ = [
-    "DELIVERED", "PENDING", "QUARANTINED", "RENEWED", "SENT", "Delivery", "change", "cut", "pending",
+    "DELIVERED", "PENDING", "QUARANTINED", "RENEWED", "SENT", "Delivery", "change", "cut", "kept_up_to",
+    "pending",
 ]  # fmt: skip
 
 PENDING, DELIVERED, QUARANTINED = 0, 1, 2
@@ -81,6 +82,17 @@ def cut(connection: Any, seqs: Iterable[int]) -> None:
     numbers = list(seqs)
     for (exporter,) in connection.execute("SELECT exporter FROM exporters").fetchall():
         _changed(connection, exporter, numbers, None, None)
+
+
+def kept_up_to(connection: Any, seq: int) -> int | None:
+    """Return the last of the spans that a span stands in the middle of that aren't all delivered yet, or None."""
+    (last,) = connection.execute(
+        "SELECT max(last) FROM exporters CROSS JOIN delivery_ranges"
+        " WHERE delivery_ranges.exporter = exporters.exporter AND last >= :seq AND state <> 1 AND first ="
+        " (SELECT max(first) FROM delivery_ranges WHERE exporter = exporters.exporter AND first <= :seq)",
+        {"seq": seq},
+    ).fetchone()
+    return None if last is None else int(last)
 
 
 def _changed(

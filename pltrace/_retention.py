@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from pltrace._database import Database
-from pltrace._rows import delete, size
+from pltrace._deliveries import kept_up_to
+from pltrace._rows import delete, size, unneeded
 
 __all__ = ["Retention"]
 
@@ -23,12 +24,14 @@ class Retention:
 
     Attributes:
         is_nearly_full: Whether there was little room left at the last look: the next one should be soon.
+        is_stuck: Whether there was too much and nothing of it may go yet: the next look may be late.
     """
 
     def __init__(self, database: Database) -> None:
-        self.is_nearly_full = False
+        self.is_nearly_full = self.is_stuck = False
         self._database = database
-        self._pruned_to = 0  # Where the last pruning stopped.
+        self._pruned_to = 0  # Where the last pruning stopped,
+        self._has_found = False  # and whether there was anything up to there.
 
     @property
     def is_through(self) -> bool:
@@ -52,20 +55,28 @@ class Retention:
         while time.monotonic() < give_up_at:
             with self._database.reading() as connection:
                 taken = size(connection)
+                # A million spans that wait are a few ranges.
+                while (kept := kept_up_to(connection, self._pruned_to + 1)) and time.monotonic() < give_up_at:
+                    self._pruned_to = kept
                 rows = connection.execute(
                     # The last stays: the numbers of those to come follow it.
                     "SELECT seq, ended_at_ns FROM spans WHERE seq > ? AND seq < (SELECT max(seq) FROM spans)"
                     " ORDER BY seq LIMIT ?",
                     (self._pruned_to, _MOST_PRUNED),
                 ).fetchall()
-            too_large, self.is_nearly_full = taken > most_bytes, taken > most_bytes * _NEARLY
-            going = [row["seq"] for row in rows if too_large or (row["ended_at_ns"] or 0) < oldest_ns]
+                too_large, self.is_nearly_full = taken > most_bytes, taken > most_bytes * _NEARLY
+                going = [row["seq"] for row in rows if too_large or (row["ended_at_ns"] or 0) < oldest_ns]
+                found = bool(unneeded(connection, going, "state <> 1"))
+            self._has_found = self._has_found or found
             if not going:
-                self._pruned_to = 0
+                self.is_stuck = too_large and not self._has_found
+                self._pruned_to, self._has_found = 0, False
                 break
             self._pruned_to = rows[-1]["seq"]
-            with self._database.writing(_PRUNING_PATIENCE_S) as connection:
-                deleted += delete(connection, going, "state <> 1")
+            if found:
+                self.is_stuck = False
+                with self._database.writing(_PRUNING_PATIENCE_S) as connection:
+                    deleted += delete(connection, going, "state <> 1")
         self._give_back(time.monotonic() + _LONGEST_PRUNING_S)
         return deleted
 

@@ -12,6 +12,7 @@ from pltrace._exporter import StoredSpan
 __all__ = [
     "ASKED", "COLUMNS", "DONE", "FIELDS", "LINE", "LOCAL", "REFUSED", "SPANS", "WIDTH", "ReadSpan", "Row",
     "Rows", "delete", "lineage_of", "read_spans", "record_from", "record_of", "size",
+    "unneeded",
 ]  # fmt: skip
 
 #: States of operations.
@@ -211,14 +212,20 @@ def size(connection: Any) -> int:
     return int((pages - free) * page_size)
 
 
-def delete(connection: Any, seqs: Sequence[int], kept: str) -> int:
-    """Delete those of some spans that nobody waits for: with no operation due, and no delivery that is `kept`."""
-    rows = connection.execute(
+def unneeded(connection: Any, seqs: Sequence[int], kept: str) -> list[Any]:
+    """Return those of some spans that nobody waits for: with no operation due, and no delivery that is `kept`."""
+    rows: list[Any] = connection.execute(
         "SELECT seq, span_id FROM spans WHERE seq IN (SELECT value FROM json_each(?))"
         f" AND NOT EXISTS (SELECT 1 FROM deliveries WHERE deliveries.seq = spans.seq AND {kept})"
         " AND NOT EXISTS (SELECT 1 FROM operations WHERE operations.span_id = spans.span_id AND state = 0)",
         (json.dumps(list(seqs)),),
     ).fetchall()
+    return rows
+
+
+def delete(connection: Any, seqs: Sequence[int], kept: str) -> int:
+    """Delete those of some spans that are `unneeded`; return how many."""
+    rows = unneeded(connection, seqs, kept)
     going = [(row["seq"],) for row in rows]
     connection.executemany("DELETE FROM operations WHERE span_id = ?", [(row["span_id"],) for row in rows])
     connection.executemany("DELETE FROM requests WHERE seq = ?", going)

@@ -34,6 +34,8 @@ _WRITING_S, _TRY_AGAIN_S = 0.5, 0.05
 _KEEP_S = 30 * 86_400.0
 _FILE_BYTES, _MEMORY_BYTES, _OFF_BYTES = 2**30, 2**28, 2**24
 _PRUNE_FILE_EVERY_S, _PRUNE_FULL_EVERY_S, _PRUNE_MEMORY_EVERY_S, _PRUNE_MORE_AFTER_S = 30.0, 1.0, 5.0, 0.04
+#: While nothing of what is too much may go, because PromptLayer can't be reached.
+_PRUNE_STUCK_EVERY_S = 10.0
 
 
 class Tracing:
@@ -150,14 +152,17 @@ class Tracing:
 
     def _prune(self) -> None:
         in_memory = self.store.database.path is None
+        retention = self.store.retention
         every_s = _PRUNE_MEMORY_EVERY_S if in_memory else _PRUNE_FILE_EVERY_S
-        self._prune_at = monotonic() + (_PRUNE_FULL_EVERY_S if self.store.retention.is_nearly_full else every_s)
+        if retention.is_nearly_full:
+            every_s = _PRUNE_STUCK_EVERY_S if retention.is_stuck and not in_memory else _PRUNE_FULL_EVERY_S
+        self._prune_at = monotonic() + every_s
         most_bytes = _OFF_BYTES if self.config.store == "off" else _MEMORY_BYTES if in_memory else _FILE_BYTES
         oldest_ns = self.recorder.now_ns() - int(_KEEP_S * 1e9)
         try:
-            if self.store.retention.prune(oldest_ns, most_bytes) or not (in_memory or self.store.retention.is_through):
+            if retention.prune(oldest_ns, most_bytes) or not (in_memory or retention.is_through):
                 self._prune_at = min(self._prune_at, monotonic() + _PRUNE_MORE_AFTER_S)
-            elif in_memory and (dropped := self.store.retention.drop(_MEMORY_BYTES)):
+            elif in_memory and (dropped := retention.drop(_MEMORY_BYTES)):
                 self._prune_at = monotonic() + _PRUNE_MORE_AFTER_S
                 counts["dropped_memory_full"] += dropped
                 warn_sometimes(

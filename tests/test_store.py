@@ -744,6 +744,27 @@ def test_size_is_bounded(tmp_path: Path) -> None:
     store.close()
 
 
+def test_nothing_may_go(tmp_path: Path) -> None:
+    """Where there is too much and all of it is still to be delivered, pruning only reads, and knows it."""
+    store = Store(tmp_path / "traces.db", ["promptlayer"])
+    store.write(Rows(_a_row(number) for number in range(1_000)))
+    with closing(sqlite3.connect(tmp_path / "traces.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert store.retention.prune(0, 1) == 0  # It doesn't wait for the other to write.
+        assert store.retention.is_through
+        assert store.retention.is_stuck
+        other.execute("ROLLBACK")
+    store.outbox.delivered("promptlayer", store.outbox.claim("promptlayer", 500, 10**9), {})
+    while store.retention.prune(0, 1):
+        assert not store.retention.is_stuck
+    assert stored(tmp_path / "traces.db") == [f"span-{number:03}" for number in range(500, 1_000)]
+    assert store.retention.prune(0, 1) == 0
+    assert store.retention.is_stuck
+    assert store.retention.prune(0, 2**30) == 0
+    assert not store.retention.is_stuck
+    store.close()
+
+
 def test_memory_is_bounded() -> None:
     """In memory alone, beyond the most bytes the oldest spans are given up, also undelivered ones, and counted."""
     store = Store(None, ["promptlayer"])
