@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections import UserDict, UserList, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MappingView, Sequence, Set
+from io import IOBase
 from itertools import islice
 from operator import is_
 from sys import getsizeof
-from types import FunctionType
+from types import AsyncGeneratorType, BuiltinFunctionType, CoroutineType, FunctionType, GeneratorType, MethodType
 from typing import Any
 
 from pltrace._health import pass_on
@@ -48,7 +49,7 @@ class Frozen(tuple[Any, Any]):
 
 
 def snapshot(value: Any) -> Any:
-    """Return `value` with its containers, and those directly in them, copied; all else by reference.
+    """Return `value` with its containers, and those directly in them, copied; all else by reference or as a text.
 
     What messages say is noted too, and the attributes of the latest of them and of other data objects (documents,
     dataclasses, models of pydantic and attrs), also in a list one level further down. That is where programs change
@@ -116,9 +117,11 @@ def _list(value: Any) -> Any:
     """Return a copy of a list, with what the objects in it hold."""
     items = value[:_MOST_ITEMS] if type(value) is list else _first(value)
     way = _way_of_items(items)
-    if way not in _HELD:
+    if way not in _HELD and way not in _TOLD:
         return items
     held = items if len(items) <= _MOST_OBJECTS else items[:_MOST_OBJECTS]
+    if way in _TOLD:
+        return [item if type(item) in PLAIN else _copied(item) for item in held] + items[len(held) :]
     if way is _message:
         try:
             return said(items, max(len(items) - _MOST_MESSAGES, 0))
@@ -217,6 +220,29 @@ def _as_it_is(value: Any) -> Any:
     return value
 
 
+# What has its end is not kept for the writer's thread: the end would come there, and later than the program expects.
+
+
+def _by_class(value: Any) -> str:
+    return f"<{_class_name(type(value))}>"
+
+
+def _by_name(value: Any) -> str:
+    return f"{value.__module__}.{value.__qualname__}"
+
+
+def _steps(value: Any) -> str:
+    return f"<{_class_name(type(value))} object {value.__qualname__}>"
+
+
+def _file(value: Any) -> str:
+    name = getattr(value, "name", None)
+    return _by_class(value) if not isinstance(name, str) else f"<{_class_name(type(value))} name={name!r}>"
+
+
+#: The descriptor itself: no metaclass can get in between.
+_class_name: Callable[[type], str] = type.__dict__["__name__"].__get__
+
 #: Mutable buffers by package and name, be they imported or not: the method that copies one, and its size in bytes.
 _BUFFERS: dict[tuple[str, str], tuple[str, Callable[[Any], int]]] = {
     ("builtins", "bytearray"): ("copy", len),
@@ -229,6 +255,10 @@ _BUFFERS: dict[tuple[str, str], tuple[str, Callable[[Any], int]]] = {
 _OBJECTS = frozenset({_object, _extended, _slotted})
 _LISTED = _OBJECTS | {_message}
 _HELD = _LISTED | {_dict}
+#: What gives a text, as the encoder would.
+_TOLD = frozenset({_by_class, _by_name, _steps, _file})
+_FUNCTIONS = frozenset({FunctionType, BuiltinFunctionType, MethodType})
+_STEPS = frozenset({GeneratorType, CoroutineType, AsyncGeneratorType})
 #: What copies a value of a type.
 _copies: dict[type, Callable[[Any], Any]] = {}
 #: Of them those whose objects have a dict of attributes.
@@ -263,7 +293,7 @@ def _way_of(kind: type) -> Callable[[Any], Any]:
     boxed = issubclass(kind, (UserDict, UserList))
     data = any(hasattr(kind, mark) for mark in ("__dataclass_fields__", "__attrs_attrs__", "__pydantic_validator__"))
     if not (boxed or data) or hasattr(kind, "__del__"):
-        return _as_it_is
+        return _way_of_others(kind, data)
     if boxed:
         return _boxed
     if not kind.__dictoffset__:
@@ -276,6 +306,19 @@ def _way_of(kind: type) -> Callable[[Any], Any]:
     if any(base.__name__ == "PromptValue" for base in kind.__mro__):
         return _prompt if kind.__name__ == "ChatPromptValue" else _as_it_is
     return _object
+
+
+def _way_of_others(kind: type, data: bool) -> Callable[[Any], Any]:
+    """Return how those are kept that aren't copied: by a text, if their class is all that would be shown of them."""
+    if kind in _FUNCTIONS:
+        return _by_name
+    if kind in _STEPS:
+        return _steps
+    if issubclass(kind, IOBase):
+        return _file
+    if data or issubclass(kind, (Mapping, Sequence, Set, MappingView)) or hasattr(kind, "get_secret_value"):
+        return _as_it_is
+    return _by_class if kind.__repr__ is object.__repr__ or hasattr(kind, "__del__") else _as_it_is
 
 
 def thawed(value: Any, levels: int = 2) -> Any:

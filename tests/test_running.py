@@ -1415,7 +1415,7 @@ os._exit(0)
 
 
 def test_a_finalizer_that_waits_in_another_thread(no_collector: None, seen: CapturedSpans) -> None:
-    """While the collector of one thread waits in a finalizer, what is thrown into another's generator stays in scope."""
+    """While one thread's collector waits in a finalizer, what is thrown into another's generator stays in scope."""
     waits, goes_on = threading.Event(), threading.Event()
 
     class Slow:

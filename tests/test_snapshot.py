@@ -6,7 +6,10 @@ import array
 import collections
 import gc
 import itertools
-from collections.abc import Callable
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -352,3 +355,90 @@ def test_an_object_with_many_long_lists() -> None:
     thawed = named(spans[0].arguments)["thing"]
     assert thawed.items0[0].number == 0
     assert thawed.items29[0].number == 1
+
+
+class Client:
+    """Something of the user's that others would look at for its end."""
+
+
+class Closing(Client):
+    """One that does something at its end, and has a short text."""
+
+    def __repr__(self) -> str:
+        return "a text of mine"
+
+    def __del__(self) -> None:
+        ended.append(threading.current_thread())
+
+
+ended: list[threading.Thread] = []
+
+
+def _steps() -> Iterator[int]:
+    try:
+        yield 1
+        yield 2
+    finally:
+        ended.append(threading.current_thread())
+
+
+async def _waits() -> None:
+    pass  # Never awaited.
+
+
+def _begun() -> Iterator[int]:
+    steps = _steps()
+    next(steps)
+    return steps
+
+
+def _holding() -> Callable[[], Any]:
+    client = Closing()
+    return lambda: client
+
+
+@pytest.mark.parametrize("place", ["argument", "in a list", "result", "of a chain"])
+@pytest.mark.parametrize(
+    ("make", "shown"),
+    [
+        (Client, "<Client>"),
+        (Closing, "<Closing>"),
+        (_begun, "<generator object _steps>"),
+        (_waits, "<coroutine object _waits>"),
+        (lambda: open(os.devnull), f"<TextIOWrapper name='{os.devnull}'>"),  # noqa: SIM115
+        (_holding, f"{__name__}._holding.<locals>.<lambda>"),
+    ],
+    ids=["object", "with a finalizer", "generator", "coroutine", "file", "function"],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::ResourceWarning")
+def test_what_is_handed_on_ends_when_the_program_lets_go_of_it(
+    make: Callable[[], Any], shown: str | None, place: str, no_collector: None
+) -> None:
+    """Files, generators and the like end where they would without us, not later, in the writer's thread."""
+    ended.clear()
+
+    def watched() -> Any:
+        made = make()
+        weakref.finalize(made, lambda: ended.append(threading.current_thread()))
+        return made
+
+    @traced("take")
+    def take(value: Any) -> Any:
+        return watched() if place == "result" else None
+
+    with capture_spans() as spans:
+        if place == "argument":
+            take(watched())
+        elif place == "in a list":
+            take([1, watched()])
+        elif place == "of a chain":
+            with traced("around"):
+                RunnableLambda(lambda given: None).invoke({"value": watched()}, {"run_name": "take"})
+        else:
+            take(0)
+        assert {*ended} == {threading.current_thread()}
+    span = spans.named("take")
+    found = span.output if place == "result" else span.input["value"]
+    if place == "result" and make in (_begun, _waits):  # It is consumed, or thrown away, after the call.
+        shown = None
+    assert (found[1] if place == "in a list" else found) == shown
