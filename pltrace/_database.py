@@ -15,6 +15,7 @@ from typing import Any
 from weakref import WeakSet, finalize
 
 from pltrace import _checkpoints
+from pltrace._background import close_now
 from pltrace._checkpoints import Checkpoints
 from pltrace._errors import StoreError
 from pltrace._forks import LONGEST_FORK_S, at_fork
@@ -47,6 +48,8 @@ _MOST_BUSY_READING_S, _MOST_BUSY_AT_FIRST_S = 5.0, 0.02
 #: How long to wait before the next look at whether others have let go of the file, as a part of the wait so far: they
 #: hold it for half a millisecond, unless something is wrong. Whoever looks more seldom than others finds it held again.
 _PART_OF_WAIT, _SHORTEST_TRY_S, _LONGEST_TRY_S = 1 / 16, 0.0003, 0.004
+#: Of the file, its log, the log's index and their folder, with some more.
+_MOST_DESCRIPTORS = 8
 
 #: Every use of SQLite in this process holds it, whatever the database, and so does a fork: SQLite's own mutexes are
 #: the process's, and a child of a fork that happened while a thread was inside SQLite would hang in them.
@@ -113,9 +116,9 @@ class Database:
         try:
             self._take("", _MOST_BUSY_AT_FIRST_S)
         except (sqlite3.Error, OSError) as error:
-            if not (_is_full(error) or _is_busy(error)):
+            if not (_is_full(error) or _is_busy(error) or _is_short_of_descriptors(error)):
                 raise StoreError(f"Can't use the store {str(path)!r}: {error}") from error
-            # The writer tries again: there may be room then, or others have let go of it.
+            # The writer tries again: there may be room or descriptors then, or others have let go of it.
         else:
             _give_back()
         self._is_begun = True
@@ -271,6 +274,8 @@ class Database:
             if _is_full(error) or (_has_failed(error) and self._room.is_little(self.path)):
                 self._room.spend(self.path)
                 raise sqlite3.OperationalError(str(error)) from error
+            if _is_short_of_descriptors(error):
+                raise sqlite3.OperationalError(f"{error}: the process has too many files open") from error
             if not self._is_begun or _is_busy(error):
                 raise
             warn_once(
@@ -349,6 +354,20 @@ def _is_full(error: BaseException) -> bool:
 def _has_failed(error: BaseException) -> bool:
     """Return whether the disk failed SQLite, which says so too where there is no room for the log's index."""
     return isinstance(error, sqlite3.OperationalError) and "disk I/O" in str(error)
+
+
+def _is_short_of_descriptors(error: BaseException) -> bool:
+    """Return whether a file couldn't be opened because too many are; SQLite doesn't say so, and needs several."""
+    if isinstance(error, sqlite3.OperationalError) and "unable to open" in str(error):
+        opened: list[int] = []
+        try:
+            while len(opened) < _MOST_DESCRIPTORS:
+                opened.append(os.open(os.devnull, os.O_RDONLY))
+        except OSError as found:
+            error = found
+        for descriptor in opened:
+            close_now(descriptor)
+    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
 
 
 def _wait_for_lock(give_up_at: float) -> None:

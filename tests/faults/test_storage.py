@@ -236,6 +236,51 @@ def test_a_patient_flush_waits_for_the_store(
     all_delivered(promptlayer, store, 2)
 
 
+def test_too_many_files_are_open(
+    tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], store: Path
+) -> None:
+    """A process that has too many files open as it goes on after a fork keeps its store, and delivers from there."""
+    source = """
+import logging, resource
+
+class Told(logging.Handler):
+    def emit(self, record):
+        if "too many files open" in record.getMessage():
+            told.set()
+
+told = threading.Event()
+logging.getLogger("pltrace").addHandler(Told())
+timed(span, 20)
+assert not pltrace.flush()
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+opened = []
+try:
+    while True:
+        opened.append(os.open(os.devnull, os.O_RDONLY))
+except OSError:
+    pass
+child = os.fork()
+if child == 0:
+    os._exit(0)
+os.waitpid(child, 0)
+timed(span, 5, start=20)
+assert told.wait(30)
+for descriptor in opened:
+    os.close(descriptor)
+print("ready", flush=True)
+sys.stdin.readline()
+timed(span, 5, start=25)
+assert pltrace.flush(30)
+"""
+    promptlayer.fault = Fault(status=503)
+    program = start(PRELUDE + source, tmp_path, **settings)
+    ready(program)
+    promptlayer.fault = None
+    go(program)
+    assert ended(program).code == 0
+    all_delivered(promptlayer, store, 30)
+
+
 def test_disk_is_read_only(
     small_disk: Path, tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object]
 ) -> None:
