@@ -267,17 +267,19 @@ class _Driving:
         """Return what makes the first step without the loop's knowing of it."""
 
         def asend(sent: Any) -> Any:
-            hooks = self._hooks = sys.get_asyncgen_hooks()
-            sys.set_asyncgen_hooks(None, self._collected)
+            self._hooks = sys.get_asyncgen_hooks()
             try:
+                sys.set_asyncgen_hooks(None, self._collected)
                 return source.asend(sent)
             finally:
-                sys.set_asyncgen_hooks(*hooks)
+                sys.set_asyncgen_hooks(*self._hooks)
 
         return asend
 
     def leave(self, source: AsyncGenerator[Any, Any]) -> None:
         """Leave it to the loop, if it hasn't ended with its driver: that was interrupted in our own code."""
+        if self._hooks is not None and sys.get_asyncgen_hooks().finalizer == self._collected:
+            sys.set_asyncgen_hooks(*self._hooks)  # That was interrupted, too.
         if self._hooks is not None and getattr(source, "ag_frame", None) is not None:
             self._is_left = True
             if self._hooks.firstiter is not None:

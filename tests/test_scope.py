@@ -703,6 +703,7 @@ def test_interrupted_anywhere(
         except KeyboardInterrupt:
             pass
         assert not current_span(), line
+        assert sys.get_asyncgen_hooks() == (None, None), line
         if left > 0:
             break
     assert line > 20
