@@ -167,7 +167,7 @@ class SpanHandler(BaseCallbackHandler):
             else:
                 parent = _parent_of_run(scope, parent_run)
                 if parent is parent_run:
-                    scope = _scope_of_both(scope, parent_run.scope)
+                    scope = scope.inside(parent_run.scope)
             inherited = scope.inherited
             recorder = inherited.recorder
             trace_bits = parent.trace_bits or recorder.new_trace_bits()
@@ -412,13 +412,6 @@ def _parent_of_run(scope: Scope, parent_run: Span) -> Span:
                 return scope.span
             node = node.parent
     return parent_run
-
-
-def _scope_of_both(scope: Scope, around: Scope) -> Scope:
-    """Return the scope of a run that began in one, and whose parent run, its parent, is in another."""
-    if not scope.span or (scope.span is around.span and scope.inherited is around.inherited):
-        return scope  # Our own work stays silent; or it is the same, carried along.
-    return scope.inside(around)
 
 
 def _note_unscoped() -> None:

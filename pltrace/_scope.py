@@ -118,6 +118,8 @@ class Scope:
 
     #: The open scopes with nothing around them, in any thread or task.
     roots: ClassVar[set[Scope]] = set()
+    #: What holds around it too, though its span knows nothing of that.
+    joined_to: Scope | None = None
 
     if TYPE_CHECKING:
         inherited: Inherited
@@ -177,11 +179,13 @@ class Scope:
         return {key: value for one in reversed(added) for key, value in one.items()}
 
     def inside(self, around: Scope) -> Scope:
-        """Return the scope of a run that began in this one, but whose parent run is in `around`: both hold.
+        """Return the scope of what began in this one, but is the child of a run in `around`: both hold.
 
         Where neither is around the other, as in a thread that was handed the parent's `config` and opened a block of
-        its own, this one counts as the inner one. The run is of the trace of `around`, which says if it is recorded.
+        its own, this one counts as the inner one. The child is of the trace of `around`, which says if it is recorded.
         """
+        if not self.span or (self.span is around.span and around.joined_to is None):
+            return self  # Our own work stays silent; or it is the same, carried along, or with one run's additions.
         outer, inner = around.inherited, self.inherited
         known = set(around.lineage)
         own = [span for span in self.lineage if span not in known]
@@ -202,7 +206,7 @@ class Scope:
             capture=outer.capture & inner.capture,
         )
         both = ScopeCopy.of(self, inherited, self.entered_in)
-        both.around, both.lineage = around, (*around.lineage, *own)
+        both.joined_to, both.lineage = around, (*around.lineage, *own)
         return both
 
 
@@ -266,15 +270,10 @@ keep_in_place(
 
 
 class ScopeCopy(Scope):
-    """A scope that isn't its span: the outermost, and one that holds elsewhere or hands on other things.
-
-    Attributes:
-        around: What holds around it too, though its span knows nothing of that.
-    """
+    """A scope that isn't its span: the outermost, and one that holds elsewhere or hands on other things."""
 
     span: Span
     lineage: tuple[Span, ...]
-    around: Scope | None = None
 
     def __init__(
         self,
@@ -300,9 +299,7 @@ class ScopeCopy(Scope):
     def of(cls, scope: Scope, inherited: Inherited, entered_in: Span | None) -> ScopeCopy:
         """Return the same as another scope, with what it hands on, entered in a run."""
         copy = cls(inherited, scope.span, scope.lineage, scope.outer, scope.entry, entered_in)
-        copy.added, copy.open_runs = scope.added, scope.runs()
-        if isinstance(scope, ScopeCopy):
-            copy.around = scope.around
+        copy.added, copy.open_runs, copy.joined_to = scope.added, scope.runs(), scope.joined_to
         return copy
 
     def runs(self) -> dict[int, Span]:
@@ -312,10 +309,10 @@ class ScopeCopy(Scope):
     @property
     def totals(self) -> Totals | TotalsLink | None:
         """The totals of the innermost span of its lineage, which know those above; None outside of all blocks."""
-        if self.around is None:
+        if self.joined_to is None:
             return self.lineage[-1].totals if self.lineage else None
-        found = self.around.totals
-        for span in self.lineage[len(self.around.lineage) :]:
+        found = self.joined_to.totals
+        for span in self.lineage[len(self.joined_to.lineage) :]:
             found = TotalsLink(span.totals, found)
         return found
 

@@ -15,6 +15,7 @@ import pytest
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda
+from langchain_core.tools import tool
 
 import pltrace
 from pltrace import ConfigError, PromptLayerCallbackHandler, traced
@@ -137,6 +138,21 @@ def test_inside_and_around_blocks(local: Path, llm: ScriptedOpenAI) -> None:
     assert sorted(call["request_tags"]) == ["around", "handler", "inside"]
     assert ids == [call["request_id"]]
     assert [request.id for request in around.requests] == ids
+
+
+def test_a_tools_own_handler(local: Path, llm: ScriptedOpenAI) -> None:
+    """One that a tool was given for itself adds nothing to what the tool calls."""
+
+    @tool
+    def look_up(word: str) -> str:
+        """Look something up."""
+        return str(chat(llm).invoke(word).content)
+
+    look_up.callbacks = [PromptLayerCallbackHandler(pl_tags=["tool"])]
+    with traced("root", tags=["root"]):
+        look_up.invoke({"word": "Hi"})
+    assert tree(local) == "root block\n  look_up tool\n    ChatOpenAI llm\n"
+    assert calls(local)[0]["request_tags"] == ["root"]
 
 
 def test_two_calls_with_two_handlers(local: Path, llm: ScriptedOpenAI) -> None:
