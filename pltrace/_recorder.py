@@ -33,6 +33,8 @@ __all__ = ["SpanRecorder"]
 _PATIENCE_S = 1.0
 _WARN_AFTER_S = 10.0
 _TRY_AGAIN_S = 0.05
+#: What Python says where the system gives no thread, and how long nobody asks for one then.
+_NO_THREAD_LEFT, _START_AGAIN_S = "can't start new thread", 0.5
 #: How long the writer gathers before it commits.
 GROUP_COMMIT_S = 0.002
 _MOST_IN_COMMIT, _MOST_BYTES_IN_COMMIT = 500, 2**23
@@ -100,6 +102,7 @@ class SpanRecorder:
         self._wake.acquire()
         self._thread: Background | None = None
         self._starting = threading.Lock()
+        self._start_after = 0.0
         self._counted = Counter(counts)  # What the store has of the process's counts, or isn't this recorder's.
         self._inline = False
 
@@ -180,7 +183,7 @@ class SpanRecorder:
             self._wake.release()
 
     def _start(self) -> None:
-        if not self._starting.acquire(blocking=False):
+        if time.monotonic() < self._start_after or not self._starting.acquire(blocking=False):
             return  # Another caller does.
         try:
             if sys.is_finalizing():  # A thread that is started now never runs, and its starter waits for it.
@@ -192,7 +195,12 @@ class SpanRecorder:
                 self._began()
         except RecursionError:
             pass  # Who records next, less deep, starts it.
-        except RuntimeError:
+        except RuntimeError as error:
+            if str(error) == _NO_THREAD_LEFT:
+                # The system has none now, as in a container with a limit; who records in a while tries again.
+                self._start_after = time.monotonic() + _START_AGAIN_S
+                self._bound.failed()
+                return
             # The interpreter is shutting down and allows no new thread.
             self._inline = True
             self.drain(timeout=0.5)

@@ -608,6 +608,26 @@ for thread in threads:
     assert Counter(stored(store)) == once(*[f"thread{number}" for number in range(8)], count=1)
 
 
+def test_the_system_has_no_thread_left(tmp_path: Path, settings: dict[str, object], store: Path) -> None:
+    """Where the system gives no thread at first, as at a container's limit, the writer starts when it does."""
+    code = """
+def writers():
+    return [thread.name for thread in threading.enumerate() if thread.name == "pltrace-writer"]
+
+threading.stack_size(1 << 46)
+record(name="without")
+assert not writers()
+threading.stack_size(0)
+deadline = time.monotonic() + 20
+while not writers() and time.monotonic() < deadline:
+    record(1, "again")
+    time.sleep(0.05)
+assert writers()
+"""
+    assert run(RECORDS + code, tmp_path, **settings).code == 0
+    assert once("without") <= Counter(stored(store))
+
+
 def test_only_the_first_process_is_python(tmp_path: Path, settings: dict[str, object], store: Path) -> None:
     """A program that replaces itself by another keeps what it had recorded."""
     program = run(
