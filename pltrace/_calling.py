@@ -10,7 +10,7 @@ from pltrace import _runs, _runtime
 from pltrace._checks import INPUTS, OUTPUTS
 from pltrace._collecting import is_collecting
 from pltrace._health import failed, is_interruption
-from pltrace._scope import NO_RUNS, Scope, ScopeSpan, attach, current, detach
+from pltrace._scope import NO_RUNS, Scope, ScopeSpan, attach, current, detach, reattach
 from pltrace._snapshot import PLAIN, Arguments, snapshot
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Call:
         inside = current()
         if inside is not outside or not is_collecting():  # Else the scope was never current.
             self._inside = inside
-            attach(outside)
+            reattach(outside)
 
     def end(self, error: BaseException | None = None, value: Any = None) -> None:
         """End the span, if it hasn't ended."""
@@ -117,7 +117,7 @@ def leave(scope: Scope, error: BaseException | None = None) -> None:
     outer = scope.outer
     if current() is scope and (outer is None or not outer.left_early):
         scope.closed = True
-        attach(outer)
+        reattach(outer)
     else:
         leave_all(scope, error)
 

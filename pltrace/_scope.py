@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NO_RUNS", "Callback", "Inherited", "PassedOver", "Recorder", "Scope", "ScopeCopy", "ScopeSpan", "abandon",
-    "attach", "current", "current_span", "detach", "entry_of", "outermost", "set_outermost", "still_open",
+    "attach", "current", "current_span", "detach", "entry_of", "outermost", "reattach", "set_outermost", "still_open",
 ]  # fmt: skip
 
 
@@ -348,7 +348,9 @@ _current: ContextVar[Scope | None] = ContextVar("pltrace_scope", default=None)
 
 #: The current scope, or None: a C call, for the paths that count nanoseconds.
 current = _current.get
-_set, _reset = _current.set, _current.reset
+_reset = _current.reset
+#: Makes current again what was before `attach` in the same step of the same code: then the collector doesn't call that.
+reattach = _current.set
 
 if TYPE_CHECKING or sys.version_info < (3, 12):
 
@@ -360,10 +362,10 @@ if TYPE_CHECKING or sys.version_info < (3, 12):
         _, latest = phases  # As `is_collecting`, without a call where it isn't.
         if latest == "start" and is_collecting():
             return None
-        return _set(scope)
+        return reattach(scope)
 
 else:
-    attach = _set
+    attach = reattach
 
 
 def still_open(scope: Scope | None) -> Scope | None:
