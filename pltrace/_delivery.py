@@ -354,8 +354,8 @@ class OperationWorker(Worker):
     def _round(self) -> None:
         self._outbox.lease.renew()  # Also while a batch takes its time.
         while not self.pace.pausing:
-            for number, kind, span_id in self._outbox.hopeless_operations(_MOST_OPERATIONS):
-                self._refused(number, kind, f"the request of span {span_id}", "it got no id")
+            for number, kind, span_id, reason in self._outbox.hopeless_operations(_MOST_OPERATIONS):
+                self._refused(number, kind, f"the request of span {span_id}", reason)
             due = self._outbox.due_operations(_MOST_OPERATIONS)
             if not due:
                 self.pace.finished()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pltrace._database import STORE_TROUBLE, TOO_LARGE, Database
@@ -20,6 +21,9 @@ __all__ = ["Outbox"]
 #: So many spans that were written last are kept in memory for each exporter, and so many characters of them.
 _MOST_RECENT, _MOST_CHARACTERS = 4_000, 2**24
 
+
+#: Just as it ends, a call is neither open nor on its way to the store: it is looked at again after so long.
+_MISSING_AFTER_S = 1.0
 
 #: The count of spans that were lost with a file.
 LOST = "dropped_with_file"
@@ -48,9 +52,13 @@ class Outbox:
         database: Where it is kept.
         lease: Says what is this process's.
         exporters: Names of those that spans are for.
+
+    Attributes:
+        is_missing: Says of a span that isn't in the store, by its id, whether it isn't on its way there either.
     """
 
     def __init__(self, database: Database, lease: Lease, exporters: Sequence[str]) -> None:
+        self.is_missing: Callable[[str], bool] = lambda span_id: False
         self._database = database
         self.lease = lease
         self._exporters = exporters
@@ -68,6 +76,7 @@ class Outbox:
         self._waiting, self._underway = Counter[str](), Counter[str]()
         self._losses = self._database.losses
         self._written = (0, 0)  # The first number of the last commit, and how many spans it had.
+        self._missing_since: dict[int, float] = {}  # By operation, whose span is missing.
 
     def _see_losses(self) -> None:
         """Count what was lost with a file, if one was since the last look; with the lock on the database."""
@@ -305,10 +314,14 @@ class Outbox:
             ).fetchall()
         return [Operation(row[0], row[1], row[3], json.loads(row[2])) for row in rows]
 
-    def hopeless_operations(self, most: int) -> list[tuple[int, str, str]]:
-        """Return number, kind and span of this process's oldest operations whose request will never have an id."""
+    def hopeless_operations(self, most: int) -> list[tuple[int, str, str, str]]:
+        """Return this process's oldest operations whose request will never have an id, or none that is known.
+
+        Returns:
+            Number, kind and span of each, and why it is so.
+        """
         with self._database.reading() as connection:
-            rows = connection.execute(
+            without_id = connection.execute(
                 "SELECT operations.id, operations.kind, span_id FROM operations JOIN spans USING (span_id)"
                 " LEFT JOIN requests USING (seq)"
                 " WHERE operations.state = 0 AND owner = ? AND operations.request_id IS NULL"
@@ -317,7 +330,23 @@ class Outbox:
                 " ORDER BY operations.id LIMIT ?",
                 (self.lease.owner, most),
             ).fetchall()
-        return [(row[0], row[1], row[2]) for row in rows]
+            without_span = connection.execute(
+                "SELECT id, kind, span_id FROM operations WHERE state = 0 AND owner = ? AND request_id IS NULL"
+                " AND NOT EXISTS (SELECT 1 FROM spans WHERE spans.span_id = operations.span_id) ORDER BY id",
+                (self.lease.owner,),
+            ).fetchall()
+        missing = self._missing([(row[0], row[2]) for row in without_span])
+        return [
+            *((row[0], row[1], row[2], "it got no id") for row in without_id),
+            *((row[0], row[1], row[2], "its span isn't in the store") for row in without_span if row[0] in missing),
+        ]
+
+    def _missing(self, operations: Iterable[tuple[int, str]]) -> set[int]:
+        """Return which of operations on spans that aren't stored are on some that never will be, or aren't any more."""
+        now = time.monotonic()
+        missing = [number for number, span_id in operations if self.is_missing(span_id)]
+        self._missing_since = {number: self._missing_since.get(number, now) for number in missing}
+        return {number for number in missing if now - self._missing_since[number] >= _MISSING_AFTER_S}
 
     def operated(self, number: int, error: str | None = None) -> None:
         """Note that an operation was taken, or, with an error, refused."""

@@ -21,6 +21,7 @@ from pltrace._health import counts, failed, warn_sometimes
 from pltrace._record import row_of
 from pltrace._request import Registry, Request, Waiting
 from pltrace._rows import Rows, record_of
+from pltrace._runs import open_runs
 from pltrace._scope import Inherited, ScopeSpan
 from pltrace._silence import be_silent, silence
 from pltrace._slices import Slices
@@ -460,6 +461,12 @@ class SpanRecorder:
     def request_of(self, span_bits: int) -> tuple[int | None, bool]:
         """Return the id that a request got, or None, and whether one can still come."""
         return self.store.request_of(f"{span_bits:016x}")
+
+    def is_missing(self, span_bits: int) -> bool:
+        """Return whether a run's span is neither open nor stored, waiting for the writer: it was dropped, or pruned."""
+        if any(run.span_bits == span_bits for run in open_runs.copy().values()):
+            return False
+        return self.drain(timeout=_PATIENCE_S) and self.store.record(f"{span_bits:016x}") is None
 
     def requests_of(self, span: Span, request_bits: list[int]) -> list[Request]:
         """Return handles of the requests of those span ids."""

@@ -51,6 +51,9 @@ class Records(Protocol):
     def request_of(self, span_bits: int) -> tuple[int | None, bool]:
         """Return the id that a request got, or None, and whether one can still come."""
 
+    def is_missing(self, span_bits: int) -> bool:
+        """Return whether a request's span is neither open nor stored; just as the call ends it is neither."""
+
 
 class Request:
     """One LLM request; usable before it has an id: what is asked of it is kept and sent once the id is known.
@@ -60,7 +63,17 @@ class Request:
         trace_id: The id of its trace, 32 hexadecimal digits.
     """
 
-    __slots__ = ("__weakref__", "_id", "_looked_up", "_registry", "_span_bits", "_stored", "_trace_bits", "closed")
+    __slots__ = (
+        "__weakref__",
+        "_id",
+        "_is_recorded",
+        "_looked_up",
+        "_registry",
+        "_span_bits",
+        "_stored",
+        "_trace_bits",
+        "closed",
+    )
 
     def __init__(self, registry: Registry, trace_bits: int, span_bits: int, *, closed: bool = False) -> None:
         self._registry = registry
@@ -69,6 +82,7 @@ class Request:
         self._stored: Mapping[str, Any] | None = None
         self._id: int | None = None
         self._looked_up = closed
+        self._is_recorded = not closed
         self.closed = closed
 
     @property
@@ -233,6 +247,8 @@ class Request:
         self._ask("group", {"group_id": checked_group(group_id)})
 
     def _ask(self, kind: str, arguments: Mapping[str, Any]) -> None:
+        if not self._is_recorded:
+            return  # There is nothing that it could be said of.
         self._registry.records.operate(
             kind,
             self._trace_bits,
@@ -349,12 +365,25 @@ class Registry:
     def wait(self, request: Request, timeout: float | None) -> int | None:
         """Wait until `request` has its id, none can come, or `timeout` seconds are over."""
         deadline = None if timeout is None else monotonic() + timeout
+        was_missing = False
         while request.id is None and not request.closed and not self._shut:
             with self._changed:
                 if request._id is None and not request.closed and not self._shut:
                     remaining = LOOK_AGAIN_S if deadline is None else min(LOOK_AGAIN_S, deadline - monotonic())
                     if remaining <= 0:
                         return None
-                    if not self._changed.wait(remaining):
-                        request._looked_up = False  # Another process may have delivered it.
+                    if self._changed.wait(remaining):
+                        continue
+            request._looked_up = False  # Another process may have delivered it.
+            is_missing = self._is_missing(request)
+            if is_missing and was_missing:
+                self.give_up(request._span_bits)
+            was_missing = is_missing
         return request.id
+
+    def _is_missing(self, request: Request) -> bool:
+        try:
+            return self.records.is_missing(request._span_bits)
+        except Exception:
+            failed("looking for the span of a request")
+            return False

@@ -62,6 +62,7 @@ class Tracing:
         self.recorder = recorder(
             self.store, encoder, self.callbacks, self._wrote, self._began, config.sample, config.service
         )
+        self.store.outbox.is_missing = lambda span_id: self.recorder.is_missing(int(span_id, 16))
         inherited = Inherited(self.recorder, config.tags, config.metadata, capture=config.capture)
         self.outermost: Scope = ScopeCopy(inherited, INERT_SPAN)
         self._deliveries = [

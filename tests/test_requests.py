@@ -15,6 +15,7 @@ from langchain_core.runnables import RunnableLambda
 import pltrace
 from pltrace import ConfigError, ExportResult, PltraceError, StoredSpan, traced
 from tests.support.http_double import Fault
+from tests.support.programs import rows
 from tests.support.promptlayer_server import PromptLayerServer
 from tests.support.scripted_llm import ApiError, Reply, ScriptedOpenAI
 from tests.support.traces import calls, chat, said
@@ -127,6 +128,19 @@ def test_no_id_comes_after_the_shutdown(
     thread.join(10)
     assert waited == [0, None]
     assert request.wait() is None
+
+
+def test_nothing_waits_for_what_is_sampled_out(deliver: Deliver, llm: ScriptedOpenAI, tmp_path: Path) -> None:
+    """What is asked of a request that isn't recorded is dropped with it."""
+    deliver()
+    with traced("root", sample=0.0) as root:
+        chat(llm).invoke("Hi")
+    (request,) = root.requests
+    request.score(5)
+    with traced("recorded"):
+        pass
+    assert pltrace.flush(10)
+    assert rows(tmp_path / "store" / "traces.db", "SELECT * FROM operations") == []
 
 
 def test_no_id_comes_for_what_is_refused(deliver: Deliver, promptlayer: PromptLayerServer, llm: ScriptedOpenAI) -> None:

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import subprocess
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -480,6 +481,28 @@ def test_what_is_lost_with_a_file_is_counted(
     assert len(promptlayer.spans) + counted == 700
     assert (f"{counted} spans in it, not delivered yet, are lost" in caplog.text) is (counted > 0)
     assert counted or underway
+
+
+def test_a_request_is_lost_with_the_file(
+    deliver: Callable[..., None], promptlayer: PromptLayerServer, store: Path
+) -> None:
+    """Who waits for the id of a request that was lost is let go, and what is asked of it is refused and counted."""
+    promptlayer.fault = Fault(status=503)
+    deliver()
+    request = ask()
+    assert not pltrace.flush()
+    store.unlink()
+    promptlayer.fault = None
+    began = time.monotonic()
+    assert request.wait(60) is None
+    assert time.monotonic() - began < 30
+    request.score(10)
+    give_up_at = time.monotonic() + 30
+    while not (refused := rows(store, "SELECT error FROM operations WHERE state = 2")):
+        assert time.monotonic() < give_up_at
+        assert pltrace.flush(10)
+    assert refused == [{"error": "its span isn't in the store"}]
+    assert promptlayer.operations == []
 
 
 def test_what_is_lost_right_before_the_end_is_counted(
