@@ -119,7 +119,7 @@ def limited(work: Callable[[], T], name: str, seconds: float) -> T:
 
 
 def sleep(seconds: float) -> None:
-    """Sleep, in a thread of ours."""
+    """Sleep, and no greenlet in the meantime: it is the thread that sleeps."""
     (_before_gevent("time", "sleep") or time.sleep)(seconds)
 
 

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import TypeAlias
+
+from pltrace._slices import Slices
 
 __all__ = ["REDACTED", "Rules", "clean"]
 
 REDACTED = "[redacted]"
 
+_Pattern: TypeAlias = "re.Pattern[str]"
+
 _CACHED_KEYS = _CACHED_TEXTS = 4_096
 _LONGEST_NAME = 100
+#: Longer texts are looked at in pieces of so many characters, as a pattern lets no other thread run meanwhile.
+_PIECE = 32_768
+#: So far a look goes beyond its piece: further than it takes to tell whether something begins at a character.
+_OVERLAP = 1_500
 
 # --- The names that mean a secret, in snake_case -----------------------------------------------------
 
@@ -43,7 +53,7 @@ _SECRET_NAME = re.compile(
 _TAIL = r"[\w-]"
 
 
-def _at_edge(*prefixes: str) -> str:
+def _at_edge(*prefixes: str, then: str) -> str:
     """Match one of these where a word begins; the last letter of an escape is no part of a word.
 
     The letters come first, so that `re` looks for them and not for the edge, which is everywhere.
@@ -55,57 +65,69 @@ def _at_edge(*prefixes: str) -> str:
         r"(?<=%[0-9A-F]{{2}}{0})",
     )
     edge = "|".join((r"(?<![A-Za-z0-9]{0})", *before))
-    return "(?:" + "|".join(f"{prefix}(?:{edge.format(prefix)})" for prefix in prefixes) + ")"
+    return "|".join(f"{prefix}(?:{edge.format(prefix)}){then}" for prefix in prefixes)
 
 
+# Each alternative starts with a letter outside of any group: `re` only tries where one of these letters is.
+_KEY_ENDS = r"-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----"
 _DASHED = (
-    _at_edge("sk-", "glpat-", "nvapi-", "tvly-", "pplx-", "xai-", "GOCSPX-", "xox[a-z]-") + rf"{_TAIL}{{16,}}"
-    rf"|sk-(?:proj|ant-\w{{1,16}}|svcacct|admin|or-v1)-{_TAIL}{{32,}}|sk-[A-Za-z0-9]{{40,}}"
-    r"|-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----"
-    r"[\s\S]*?(?:-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----|\Z)"
+    _at_edge("sk-", "glpat-", "nvapi-", "tvly-", "pplx-", "xai-", "GOCSPX-", "xox[a-z]-", then=rf"{_TAIL}{{16,}}")
+    + rf"|sk-(?:proj|ant-\w{{1,16}}|svcacct|admin|or-v1)-{_TAIL}{{32,}}|sk-[A-Za-z0-9]{{40,}}"
+    + r"|-(?P<key>----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----)"
+    + rf"[\s\S]*?(?:{_KEY_ENDS}|\Z)"
 )
 _UNDERSCORED = (
     r"github_pat_\w{20,}|gh[pousr]_[A-Za-z0-9]{20,}|"
-    + _at_edge("pl_")
-    + r"(?:[a-z]{2,8}_)?[A-Za-z0-9]{16,}|"
-    + _at_edge("hf_", "gsk_", "npm_", "r8_", "fw_", "pcsk_", "whsec_", "ls__")
-    + r"[A-Za-z0-9]{16,}|"
-    + _at_edge("[sr]k_live_", "[sr]k_test_", "lsv2_pt_", "lsv2_sk_")
-    + r"\w{10,}"
+    + _at_edge("pl_", then=r"(?:[a-z]{2,8}_)?[A-Za-z0-9]{16,}")
+    + "|"
+    + _at_edge("hf_", "gsk_", "npm_", "r8_", "fw_", "pcsk_", "whsec_", "ls__", then=r"[A-Za-z0-9]{16,}")
+    + "|"
+    + _at_edge("sk_live_", "rk_live_", "sk_test_", "rk_test_", "lsv2_pt_", "lsv2_sk_", then=r"\w{10,}")
 )
+_JWT = _at_edge("eyJ", then=r"(?<![_-]eyJ)[\w-]{6}")
+
+
+def _shape(
+    rare: str, gate: str, whole: str, instead: str, start: str = ""
+) -> tuple[str, _Pattern, _Pattern, _Pattern, str]:
+    found, begins, all_of_it = (re.compile(pattern, re.ASCII) for pattern in (gate, start or whole, whole))
+    return rare, found, begins, all_of_it, instead
+
+
 _R = REDACTED
 # Ordinary text must stay cheap. Each row: a text rare in prose, a pattern that starts with a rare letter,
-# and only where both were found the shape, and what takes its place.
-_SHAPES = tuple(
-    (rare, re.compile(gate, re.ASCII), re.compile(shape, re.ASCII), instead)
-    for rare, gate, shape, instead in (
-        (
-            "-",
-            r"-(?=[\w-]{10}|----BEGIN )(?:(?<=sk-)|(?<=glpat-)|(?<=nvapi-)|(?<=tvly-)|(?<=pplx-)|(?<=xai-)"
-            r"|(?<=GOCSPX-)|(?<=xox[a-z]-)|----BEGIN )",
-            _DASHED,
-            _R,
-        ),
-        (
-            "_",
-            r"_(?=\w{12})(?:(?<=pl_)|(?<=gh[pousr]_)|(?<=hf_)|(?<=[sr]k_)|(?<=github_)|(?<=lsv2_)|(?<=ls_)"
-            r"|(?<=npm_)|(?<=r8_)|(?<=fw_)|(?<=whsec_))",
-            _UNDERSCORED,
-            _R,
-        ),
-        ("J", r"J(?<=eyJ)", _at_edge("eyJ") + r"(?<![_-]eyJ)[\w-]{6,}(?:\.[\w-]*){2,4}", _R),
-        ("K", r"K(?<=AK)IA[A-Z0-9]{16}", r"AKIA[A-Z0-9]{16,}", _R),
-        ("S", r"S(?<=AS)IA[A-Z0-9]{16}", r"ASIA[A-Z0-9]{16,}", _R),
-        ("z", r"z(?<=AIz)a", _at_edge("AIza") + r"[\w-]{30,}", _R),
-        ("@", "@", r"://[^\s/?#@:\"'<>\\]{0,256}:[^\s/\"'<>\\]{1,1024}@", f"://{_R}@"),
-        (
-            "earer ",
-            r"[Bb]earer ",
-            r"([Bb]earer +)(?:[\w.~+/=-]{20,}|(?=[A-Za-z_.-]{0,19}\d)[\w.~+/=-]{6,})",
-            rf"\1{_R}",
-        ),
-    )
+# and only where both were found the shape, and what takes its place. A shape that may go on for long before it is
+# told from another has a pattern for its start.
+_SHAPES = (
+    _shape(
+        "-",
+        r"-(?:(?<=[a-zX]-)(?=[\w-]{10})(?:(?<=sk-)|(?<=glpat-)|(?<=nvapi-)|(?<=tvly-)|(?<=pplx-)|(?<=xai-)"
+        r"|(?<=GOCSPX-)|(?<=xox[a-z]-))|----BEGIN )",
+        _DASHED,
+        _R,
+    ),
+    _shape(
+        "_",
+        r"_(?<=[bcfhklmoprsu28w]_)(?=\w{12})(?:(?<=pl_)|(?<=gh[pousr]_)|(?<=hf_)|(?<=[sr]k_)|(?<=github_)"
+        r"|(?<=lsv2_)|(?<=ls_)|(?<=npm_)|(?<=r8_)|(?<=fw_)|(?<=whsec_))",
+        _UNDERSCORED,
+        _R,
+    ),
+    _shape("J", r"J(?<=eyJ)", _JWT + r"[\w-]*(?:\.[\w-]*){2,4}", _R, _JWT),
+    _shape("K", r"K(?<=AK)IA[A-Z0-9]{16}", r"AKIA[A-Z0-9]{16,}", _R),
+    _shape("S", r"S(?<=AS)IA[A-Z0-9]{16}", r"ASIA[A-Z0-9]{16,}", _R),
+    _shape("z", r"z(?<=AIz)a", _at_edge("AIza", then=r"[\w-]{30,}"), _R),
+    _shape("@", "@", r"://[^\s/?#@:\"'<>\\]{0,256}:[^\s/\"'<>\\]{1,1024}@", f"://{_R}@"),
+    _shape(
+        "earer ",
+        r"[Bb]earer ",
+        # Of many spaces all or none: without the reference `re` would try again from each of them.
+        r"([Bb]earer(?=( +))\2)(?:[\w.~+/=-]{20,}|(?=[A-Za-z_.-]{0,19}\d)[\w.~+/=-]{6,})",
+        rf"\1{_R}",
+        r"[Bb]earer (?: |[\w.~+/=-]{20}|(?=[A-Za-z_.-]{0,19}\d)[\w.~+/=-]{6})",
+    ),
 )
+_KEY_END = re.compile(_KEY_ENDS)
 _SHORTEST_SECRET = 12
 
 # `"api_key": "…"`, `password='…'`, `?token=…`, `Authorization: Basic …` inside any text.
@@ -118,7 +140,7 @@ _ENDINGS = frozenset((
 _SEPARATORS = ((":", re.compile(r":\s{0,8}")), ("=", re.compile(r"=\s{0,8}")))
 _NAME_BACKWARDS = re.compile(r"""\s{0,4}(["']?\\{0,16})([\w.-]{2,100})""")
 _QUOTED = re.compile(
-    r"""[bruf]{0,2}(?P<quote>\\{0,16}["'])(?!(?P=quote))(?P<value>[^\n]*?)(?:(?<!\\)(?P=quote)|(?=\n)|\Z)"""
+    r"""[bruf]{0,2}(?P<quote>\\{0,16}["'])(?!(?P=quote))(?P<value>[^\n"'\\]*[^\n]*?)(?:(?<!\\)(?P=quote)|(?=\n)|\Z)"""
 )
 # What may stand without quotes, after a quoted name (JSON), after `name:` (headers, YAML) and `name=` (URLs,
 # environments): neither "Password: required" nor code such as `token = read()` and `f(token=token)`.
@@ -139,7 +161,13 @@ def clean(text: str) -> str:
     if text.isascii():
         return text
     try:
-        text.encode()
+        if len(text) <= _PIECE:
+            text.encode()
+        else:
+            slices = Slices()
+            for begin in range(0, len(text), _PIECE):
+                text[begin : begin + _PIECE].encode()
+                slices.between()
     except UnicodeEncodeError:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text
@@ -151,10 +179,12 @@ class Rules:
     Args:
         extra: More names of secrets and patterns.
         by_name: Whether names count; in a schema they name what a value will be, not a value.
+        piece: Longer texts are looked at in pieces of so many characters.
     """
 
-    def __init__(self, extra: Iterable[str | re.Pattern[str]], *, by_name: bool = True) -> None:
+    def __init__(self, extra: Iterable[str | _Pattern], *, by_name: bool = True, piece: int = _PIECE) -> None:
         self._by_name = by_name
+        self._piece = piece
         # A lone string would otherwise be taken for a row of one-letter names.
         extra = (extra,) if isinstance(extra, str) else tuple(extra)
         self._names = frozenset(item.casefold() for item in extra if isinstance(item, str))
@@ -190,20 +220,27 @@ class Rules:
 
     def mask(self, text: str) -> str:
         """Replace every part of a text that is a secret."""
-        for rare, gate, shape, instead in _SHAPES:
-            if rare in text and gate.search(text):
-                text = shape.sub(instead, text)
-        for char, separator in _SEPARATORS:
-            if char in text:
-                text = self._mask_assigned(text, char, separator)
+        if len(text) > self._piece:
+            pieces = _Pieces(self._piece)
+            for shape in _SHAPES:
+                text = pieces.replaced(text, *shape)
+            for char, separator in _SEPARATORS:
+                text = self._mask_assigned(text, char, chain.from_iterable(pieces.found(text, char, separator)))
+        else:
+            for rare, gate, _, whole, instead in _SHAPES:
+                if rare in text and gate.search(text):
+                    text = whole.sub(instead, text)
+            for char, separator in _SEPARATORS:
+                if char in text:
+                    text = self._mask_assigned(text, char, separator.finditer(text))
         for pattern in self._patterns:
             text = pattern.sub(lambda _: REDACTED, text)
         return text
 
-    def _mask_assigned(self, text: str, char: str, separator: re.Pattern[str]) -> str:
+    def _mask_assigned(self, text: str, char: str, separators: Iterator[re.Match[str]]) -> str:
         parts: list[str] = []
         done = 0
-        for found in separator.finditer(text):
+        for found in separators:
             start = found.start()
             if start < done:
                 continue
@@ -227,3 +264,55 @@ class Rules:
                 parts += text[done : bare.start()], quote + REDACTED + quote
                 done = bare.end()
         return "".join(parts) + text[done:] if parts else text
+
+
+class _Pieces:
+    """Looks at a long text piece by piece, and lets other threads run in between.
+
+    Args:
+        size: Of a piece, in characters.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._slices = Slices()
+
+    def replaced(self, text: str, rare: str, gate: _Pattern, start: _Pattern, whole: _Pattern, instead: str) -> str:
+        """Return a text as `whole.sub` would."""
+        parts: list[str] = []
+        done = at = 0
+        while begin := self._first(text, at, rare, gate, start):
+            if begin.lastgroup == "key":
+                # It may be long, and is slow in finding its end.
+                last = self._first(text, begin.end("key"), "-----END ", _KEY_END, _KEY_END)
+                parts += text[done : begin.start()], instead
+                done = at = last.end() if last else len(text)
+            elif found := whole.match(text, begin.start()):
+                parts += text[done : found.start()], found.expand(instead)
+                done = at = found.end()
+            else:
+                at = begin.start() + 1
+        return "".join(parts) + text[done:] if parts else text
+
+    def _first(self, text: str, at: int, rare: str, gate: _Pattern, start: _Pattern) -> re.Match[str] | None:
+        """Return the first match of `start`, as far as what it looks at ahead is within the overlap."""
+        for begin in range(at, len(text), self._size):
+            end = begin + self._size
+            edge = end + _OVERLAP
+            self._slices.between()
+            if text.find(rare, begin, edge) >= 0 and gate.search(text, begin, edge):
+                found = start.search(text, begin, edge)
+                if found and found.start() < end:
+                    return found
+        return None
+
+    def found(self, text: str, char: str, separator: _Pattern) -> Iterator[Iterator[re.Match[str]]]:
+        """Give what `finditer` would, of a pattern that begins with a character which it has but once."""
+        at = 0
+        while at < len(text):
+            self._slices.between()
+            end = at + self._size + _OVERLAP
+            # Where the next one begins, or far behind the last.
+            border = text.find(char, at + self._size, end)
+            yield separator.finditer(text, at, border if border >= 0 else end)
+            at = border if border >= 0 else end

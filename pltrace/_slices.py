@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from time import perf_counter, sleep
+from time import perf_counter
+
+from pltrace._background import sleep
 
 __all__ = ["Slices"]
 

@@ -18,7 +18,7 @@ import threading
 import time
 import types
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import pydantic
@@ -30,6 +30,7 @@ from langchain_core.messages import AIMessage, ChatMessage, HumanMessage, ToolMe
 from langchain_core.prompt_values import ChatPromptValue, StringPromptValue
 
 from pltrace._encoding import Encoder
+from pltrace._redaction import Rules
 
 REDACTED = "[redacted]"
 SECRETS = {
@@ -418,6 +419,32 @@ class TestAnyValue:
         assert roundtrip([Attrs(), generic(), stubborn()]) == [{"a": 1}, 1.5, "<generic>"]
 
 
+#: Texts that slow patterns down.
+LONG = {
+    "a table": ("|" + "-" * 40) * 50_000,
+    "lines": ("-" * 79 + "\n") * 25_000,
+    "underscores": "_" * 2_000_000,
+    "names": "some_snake_case " * 125_000,
+    "what might begin a key": "kq3-sk-7Zx_xai-" * 130_000,
+    "a key without an end": "-----BEGIN PRIVATE KEY-----" + "A-" * 1_000_000,
+    "spaces": "Bearer" + " " * 2_000_000,
+    "a password": "password='" + "a" * 2_000_000,
+    "no ASCII": "é-_" * 700_000,
+}
+
+
+def longest_wait(work: Callable[[], object]) -> float:
+    """Return how long at most this thread waited to run while another one worked, in seconds."""
+    worker = threading.Thread(target=work)
+    longest, before = 0.0, time.perf_counter()
+    worker.start()
+    while worker.is_alive():
+        time.sleep(0.001)
+        now = time.perf_counter()
+        longest, before = max(longest, now - before), now
+    return longest
+
+
 class TestBounds:
     """However large a value is, what is kept of it is bounded, and says what is missing."""
 
@@ -489,6 +516,16 @@ class TestBounds:
         started = time.perf_counter()
         Encoder().jsonable(unit * 20_000)
         assert time.perf_counter() - started < 30
+
+    @pytest.mark.parametrize("kind", LONG)
+    def test_no_text_keeps_other_threads_waiting(self, kind: str) -> None:
+        """While a long text is made JSON, whatever it consists of, other threads run at least every 50 ms."""
+        assert min(longest_wait(lambda: Encoder().dumps(LONG[kind])) for _ in range(5)) < 0.05
+
+    def test_no_very_long_text_keeps_other_threads_waiting(self) -> None:
+        """Of a text of which only the ends are kept, too, no single look at all of it keeps others waiting."""
+        text = "a longer one, " * 10_000_000
+        assert min(longest_wait(lambda: Encoder().dumps({"text": text})) for _ in range(2)) < 0.05
 
 
 AROUND = ["{}", "see {} there", '{{"x": "{}"}}', "a\\n{}\\n", "%3D{}&", "({})", "é{}é"]
@@ -803,6 +840,31 @@ telling = st.recursive(
 )  # fmt: skip
 
 
+#: Secrets longer than a look ahead.
+LONG_SECRETS = {
+    "jwt": "eyJ" + "hbGciOi" * 500 + ".eyJ" + "zdWIi" * 500 + ".dozjgNryP4J3jVmNHl0w5N",
+    "bearer": "Bearer" + " " * 3_000 + "abcdefghij0123456789",
+    "token": "xai-" + "abcdefg123" * 300,
+    "pem": "-----BEGIN PRIVATE KEY-----" + "MIIEowIBAAKC\n" * 300 + "-----END PRIVATE KEY-----",
+    "password": "password = '" + "hunter2 " * 500 + "'",
+}
+#: What a secret begins with, or what stands before one, and what is in it.
+BEGINNINGS = [
+    "sk-", "xai-", "GOCSPX-", "github_pat_", "ghp_", "pl_", "pl_live_", "pcsk_", "sk_live_", "lsv2_pt_", "eyJ", "AKIA",
+    "AIza", "-----BEGIN PRIVATE KEY-----", "-----END PRIVATE KEY-----", "://", "Bearer ", "password='", '"api_key": "',
+    "token=", "api_key: ", "\\n", "%2F", "'", '"', "@", ":", "=", ".", " ", "\n", "é",
+]  # fmt: skip
+pieces_of_text = st.one_of(
+    st.sampled_from([*SECRETS.values(), *LONG_SECRETS.values()]),
+    st.sampled_from(BEGINNINGS),
+    st.tuples(st.sampled_from(sorted(SECRETS.values())), st.integers(1, 60)).map(lambda cut: cut[0][: cut[1]]),
+    st.tuples(st.sampled_from("a-_ .:=1A\\"), st.sampled_from([1, 7, 19, 40, 300, 1_500, 3_000])).map(
+        lambda run: run[0] * run[1]
+    ),
+    st.text("abkx-_ .:=\"'\\\n1AJ/@%", max_size=30),
+)
+
+
 def built(plan: Any) -> Any:
     """Build the value that a plan describes."""
     if isinstance(plan, Plan):
@@ -890,6 +952,27 @@ class TestProperties:
             text = Encoder(max_string=limit).dumps({"in": planted, "password": [secret, value]})
             assert secret not in text
             assert secret[-10:] not in text
+
+    @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.lists(pieces_of_text, max_size=20).map("".join), st.sampled_from([50, 211, 1_000, 4_000]))
+    def test_a_text_in_pieces_is_redacted_as_a_whole(self, text: str, piece: int) -> None:
+        """Long texts, which are looked at piece by piece, lose just what they would lose if looked at in one go."""
+        assert Rules((), piece=piece).mask(text) == Rules((), piece=1_000_000).mask(text)
+
+    @pytest.mark.parametrize(
+        "secret",
+        [*SECRETS.values(), *LONG_SECRETS.values()],
+        ids=[*SECRETS, *(f"long {kind}" for kind in LONG_SECRETS)],
+    )
+    @pytest.mark.parametrize("filler", ["a ", "-", "= "])
+    def test_no_border_of_pieces_cuts_a_secret(self, secret: str, filler: str) -> None:
+        """Wherever in a long text a secret stands, it is gone."""
+        whole, pieces = Rules((), piece=1_000_000), Rules((), piece=500)
+        for before in range(400, 520, 3):
+            text = (filler * 400)[:before] + " " + secret + " " + filler * 1_500
+            masked = pieces.mask(text)
+            assert masked == whole.mask(text)
+            assert secret not in masked
 
     @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
     @given(plans)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from pltrace._encoding._leaves import TOO_DEEP, Bounds, Json, Redact, broken
+from pltrace._encoding._leaves import SHORT, TOO_DEEP, Bounds, Json, Redact, broken
 from pltrace._encoding._quick import CarefulError, Quick, json_of
 from pltrace._encoding._walk import Walk
 from pltrace._redaction import Rules
@@ -116,7 +116,9 @@ class Encoder:
     def _walked(
         self, value: object, redact: Redact | None, rules: Rules | None, *, texts: bool = False, key: str = ""
     ) -> Json:
-        if value is None or (type(value) is str and rules is not None and value in rules.harmless):
+        if value is None or (
+            type(value) is str and len(value) <= SHORT and rules is not None and value in rules.harmless
+        ):
             return value
         try:
             return Walk(self._bounds, redact, rules, texts).value(value, key, 0)

@@ -95,9 +95,9 @@ class Quick:
         Raises:
             CarefulError: It takes a walk to tell.
         """
+        if len(text) > self._most_text:  # First: to look a very long one up takes long.
+            raise CarefulError
         if text not in self._harmless:
-            if len(text) > self._most_text:
-                raise CarefulError
             self._look_at(text)
         return quoted(text)
 
@@ -137,14 +137,14 @@ class Quick:
         else:
             places = enumerate(made)
         harmless = self._harmless
-        used = _NODE * len(made)
+        used, most = _NODE * len(made), room[0]
         for place, item in places:
             kind = type(item)
             if kind is str:
                 used += len(item)
+                if used > most:
+                    raise CarefulError
                 if item not in harmless:
-                    if used > room[0]:
-                        raise CarefulError
                     self._look_at(item)
             elif kind is int:
                 if not _LEAST <= item <= _MOST:

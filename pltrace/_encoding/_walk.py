@@ -64,7 +64,7 @@ class Walk(Leaves):
         """Convert anything."""
         cls = type(value)
         if cls is str:
-            return value if value in self._harmless else self.text(value, key, depth)
+            return value if len(value) <= SHORT and value in self._harmless else self.text(value, key, depth)
         if value is None:
             return None
         if cls is bool or cls is int or cls is float:
@@ -111,7 +111,7 @@ class Walk(Leaves):
             # Log-probabilities list the `token`s of the model's answer, which are no secrets.
             if secret and not _empty(value) and not (name == "token" and any(other == "logprob" for other, _ in pairs)):
                 out[name] = REDACTED
-            elif value is None or (type(value) is str and value in harmless):
+            elif value is None or (type(value) is str and len(value) <= SHORT and value in harmless):
                 out[name] = value  # The commonest, without a call.
             else:
                 out[name] = self.value(value, name, depth)
@@ -177,7 +177,10 @@ class Walk(Leaves):
     def members(self, items: list[Any], key: str, depth: int) -> list[Json]:
         """Convert the members of a sequence."""
         harmless = self._harmless
-        return [item if type(item) is str and item in harmless else self.value(item, key, depth) for item in items]
+        return [
+            item if type(item) is str and len(item) <= SHORT and item in harmless else self.value(item, key, depth)
+            for item in items
+        ]
 
     def fields(self, value: Any, names: Iterable[str], depth: int) -> Json:
         """Convert an object by its attributes; those not set are left out."""
