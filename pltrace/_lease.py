@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -40,6 +41,20 @@ WITH RECURSIVE found (owner) AS (
     FROM found WHERE found.owner IS NOT NULL
 ) SELECT owner FROM found WHERE owner IS NOT NULL
 """
+
+
+def _image() -> str:
+    """Return what tells this program from those that its process was before `exec`; empty where nothing does.
+
+    All interpreters in the process have it in common: where the kernel has put things in memory, this time.
+    """
+    try:
+        return sha256(Path("/proc/self/auxv").read_bytes()).hexdigest()[:8]
+    except OSError:
+        return ""
+
+
+_IMAGE = _image()
 
 
 class _Part(NamedTuple):
@@ -84,7 +99,7 @@ class Lease:
 
     def forked(self) -> None:
         """Start afresh, as in the child of a fork: a new owner."""
-        self.owner = f"{uuid4().hex}@{self._account}" if self._account else uuid4().hex
+        self.owner = f"{_IMAGE}{uuid4().hex}" + (f"@{self._account}" if self._account else "")
         _own.add(self.owner)
         self._seen_at = 0.0  # When this process last renewed its lease,
         self._seen_in = 0  # and at which opening of the file.
@@ -198,7 +213,11 @@ class Lease:
         age_s = (time.monotonic_ns() - row["seen_at_ns"]) / 1e9
         if not -LEASE_S <= age_s <= LEASE_S:  # A lease from the future is from before the machine started.
             return True
-        return row["host"] == _host() and not _is_alive(row["pid"])
+        if row["host"] != _host():
+            return False
+        # In the process of this program another has ended that was there before `exec`.
+        was_before = row["pid"] == os.getpid() and not row["owner"].startswith(_IMAGE)
+        return was_before or not _is_alive(row["pid"])
 
     def leave(self) -> None:
         """Give it up: the next process takes over what is left, at once."""

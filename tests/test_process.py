@@ -639,6 +639,32 @@ def test_only_the_first_process_is_python(tmp_path: Path, settings: dict[str, ob
     assert Counter(stored(store)) == once("call")
 
 
+def test_a_program_that_starts_itself_anew(
+    tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], store: Path
+) -> None:
+    """What a program has left as it replaced itself, in the same process, it delivers as any other would."""
+    source = """
+if len(sys.argv) == 1:
+    record(name="before")
+    pltrace.flush(0)
+    os.execv(sys.executable, [sys.executable, *sys.argv, "again"])
+print("ready", flush=True)
+sys.stdin.readline()
+record(name="after")
+assert pltrace.flush(30)
+"""
+    promptlayer.fault = Fault(status=503)
+    program = start(RECORDS + source, tmp_path, **settings)
+    assert program.stdout is not None
+    assert program.stdout.readline() == "ready\n"
+    promptlayer.fault = None
+    assert program.stdin is not None
+    program.stdin.write("go\n")
+    assert ended(program).code == 0
+    assert arrived(promptlayer) == once("before", "after")
+    assert set(deliveries(store).values()) == {"delivered"}
+
+
 def test_a_fork_while_a_warning_is_logged(tmp_path: Path) -> None:
     """A fork waits until our threads have logged what they are at: its child inherits no lock of a stream's."""
     source = """
