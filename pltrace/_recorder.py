@@ -385,7 +385,7 @@ class SpanRecorder:
         """Take items off the queue and encode them, one by one: what is encoded needn't be held any more."""
         most = min(_MOST_IN_COMMIT, self._bound.most)
         queue = self._queue
-        slices = Slices(behind=len(queue) > _BEHIND)
+        slices = Slices(long=len(queue) > _BEHIND)
         before = 0
         while queue and len(commit) < most and before < _MOST_BYTES_IN_COMMIT:
             slices.between()

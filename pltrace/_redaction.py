@@ -18,7 +18,7 @@ _Pattern: TypeAlias = "re.Pattern[str]"
 _CACHED_KEYS = _CACHED_TEXTS = 4_096
 _LONGEST_NAME = 100
 #: Longer texts are looked at in pieces of so many characters, as a pattern lets no other thread run meanwhile.
-_PIECE = 32_768
+_PIECE = 65_536
 #: So far a look goes beyond its piece: further than it takes to tell whether something begins at a character.
 _OVERLAP = 1_500
 
@@ -164,7 +164,7 @@ def clean(text: str) -> str:
         if len(text) <= _PIECE:
             text.encode()
         else:
-            slices = Slices()
+            slices = Slices(long=True)
             for begin in range(0, len(text), _PIECE):
                 text[begin : begin + _PIECE].encode()
                 slices.between()
@@ -275,7 +275,7 @@ class _Pieces:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._slices = Slices()
+        self._slices = Slices(long=True)
 
     def replaced(self, text: str, rare: str, gate: _Pattern, start: _Pattern, whole: _Pattern, instead: str) -> str:
         """Return a text as `whole.sub` would."""

@@ -19,14 +19,14 @@ class Slices:
     """Cuts a long piece of work up; made when it begins.
 
     Args:
-        behind: More comes in than is worked off. To get the interpreter back from a thread that never waits takes 5 ms,
-            whatever one does with it then.
+        long: For what is seldom, such as a long text, and where more comes in than is worked off: to get the
+            interpreter back from a thread that never waits takes 5 ms, whatever one does with it then.
     """
 
     __slots__ = ("_length", "_until")
 
-    def __init__(self, *, behind: bool = False) -> None:
-        self._length = _LONG_SLICE_S if behind else _SLICE_S
+    def __init__(self, *, long: bool = False) -> None:
+        self._length = _LONG_SLICE_S if long else _SLICE_S
         self._until = perf_counter() + self._length
 
     def between(self) -> None:
