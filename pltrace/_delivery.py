@@ -112,12 +112,12 @@ class Worker(ABC):
         """
         if not self._is_left(up_to):
             return True
-        failures = None if patient else self.pace.failures
+        failed_tries = None if patient else self.pace.failed_tries
         self.pace.hurry()
         if not self.start():
             return False
         while self._is_left(up_to):
-            if not self.pace.wait_for_round(deadline, failures):
+            if not self.pace.wait_for_round(deadline, failed_tries):
                 return False
         return True
 
@@ -335,7 +335,8 @@ class DeliveryWorker(Worker):
 class OperationWorker(Worker):
     """Sends what was asked of requests, in order, once their ids are known.
 
-    A thread of its own, so that spans needn't wait for it.
+    A thread of its own, so that spans needn't wait for it. What fails keeps back what else was asked of the same
+    request, whose order stays, and not what was asked of others.
 
     Args:
         outbox: What is pending.
@@ -348,6 +349,11 @@ class OperationWorker(Worker):
         self._exporter = exporter
         super().__init__(f"{name} (scores, metadata, links)", 0.0)
 
+    def forked(self) -> None:
+        """Start afresh, as in the child of a fork."""
+        super().forked()
+        self._put_off: dict[int, PutOff] = {}  # By request.
+
     def _is_left(self, up_to: int) -> bool:
         return bool(self._outbox.due_operations(1) or self._outbox.hopeless_operations(1))
 
@@ -356,21 +362,35 @@ class OperationWorker(Worker):
         while not self.pace.pausing:
             for number, kind, span_id, reason in self._outbox.hopeless_operations(_MOST_OPERATIONS):
                 self._refused(number, kind, f"the request of span {span_id}", reason)
-            due = self._outbox.due_operations(_MOST_OPERATIONS)
+            due = self._due()
             if not due:
-                self.pace.finished()
+                self.pace.finished(min([one.remaining_s for one in self._put_off.values()], default=math.inf))
                 return
             for operation in due:
                 result = self._operate(operation)
                 if result.outcome in ("retry", "unauthorized"):
+                    self._put_off.setdefault(operation.request_id, PutOff()).failed(result.retry_after_s)
                     self.pace.back_off(result)
                     return
+                self._put_off.pop(operation.request_id, None)
                 if result.outcome == "rejected":
                     which = f"request {operation.request_id}"
                     self._refused(operation.number, operation.kind, which, result.reason)
                 else:
                     self._outbox.operated(operation.number)
                 self.pace.succeeded()
+
+    def _due(self) -> list[Operation]:
+        """Return the oldest operations on requests at which none has failed, or on that one whose turn it is."""
+        due = self._outbox.due_operations(_MOST_OPERATIONS, self._put_off)
+        while self._put_off and not due:
+            request_id, first = min(self._put_off.items(), key=lambda item: item[1].due_at)
+            if first.remaining_s and not self.pace.hurried:
+                break
+            due = self._outbox.due_operations(_MOST_OPERATIONS, self._put_off.keys() - {request_id})
+            if not due:  # Another process has sent them.
+                del self._put_off[request_id]
+        return due
 
     def _operate(self, operation: Operation) -> ExportResult:
         """Send one operation on a thread that can be left behind: promptlayer's client waits without a limit."""

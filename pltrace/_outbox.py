@@ -302,15 +302,16 @@ class Outbox:
         """Return whether the batch on its way is from a file that was replaced meanwhile: its numbers mean nothing."""
         return self._sent_from.get(exporter, self._database.files) != self._database.files
 
-    def due_operations(self, most: int) -> list[Operation]:
-        """Return this process's oldest operations whose request has its id."""
+    def due_operations(self, most: int, without: Iterable[int] = ()) -> list[Operation]:
+        """Return this process's oldest operations whose request has its id, without those of some requests."""
         with self._database.reading() as connection:
             rows = connection.execute(
                 "SELECT operations.id, operations.kind, arguments,"
                 " coalesce(operations.request_id, requests.request_id) AS known_id"
                 " FROM operations LEFT JOIN spans USING (span_id) LEFT JOIN requests USING (seq)"
-                " WHERE operations.state = 0 AND owner = ? AND known_id IS NOT NULL ORDER BY operations.id LIMIT ?",
-                (self.lease.owner, most),
+                " WHERE operations.state = 0 AND owner = ? AND known_id IS NOT NULL"
+                " AND known_id NOT IN (SELECT value FROM json_each(?)) ORDER BY operations.id LIMIT ?",
+                (self.lease.owner, json.dumps([*without]), most),
             ).fetchall()
         return [Operation(row[0], row[1], row[3], json.loads(row[2])) for row in rows]
 

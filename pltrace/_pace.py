@@ -34,19 +34,20 @@ class PutOff:
     def __init__(self) -> None:
         #: Whether it has failed just now: other things are to show whether it alone does.
         self.just_now = False
-        self._due_at = 0.0
+        #: Monotonic time.
+        self.due_at = 0.0
         self._failures = 0
 
     def failed(self, retry_after_s: float | None) -> None:
         """Take note that it failed."""
         self.just_now = True
-        self._due_at = monotonic() + max(_backoff_s(self._failures), retry_after_s or 0.0)
+        self.due_at = monotonic() + max(_backoff_s(self._failures), retry_after_s or 0.0)
         self._failures += 1
 
     @property
     def remaining_s(self) -> float:
         """How long it isn't due yet."""
-        return max(self._due_at - monotonic(), 0.0)
+        return max(self.due_at - monotonic(), 0.0)
 
 
 class Pace:
@@ -74,7 +75,8 @@ class Pace:
         self._obey = False  # The other side asked for the pause: nobody's hurry cuts it short.
         self._looked_at = monotonic() + _FIRST_LOOK_S - every_s
         self._stopped = False
-        self.failures = 0
+        self.failures = 0  # Since the other side took something.
+        self.failed_tries = 0  # In all.
         self.last_error: str | None = None
 
     def work(self) -> None:
@@ -175,13 +177,14 @@ class Pace:
         self._since = self._since or monotonic()
         self.last_error = result.reason
         self.failures += 1
+        self.failed_tries += 1
 
-    def wait_for_round(self, deadline: float, failures: int | None) -> bool:
+    def wait_for_round(self, deadline: float, failed_tries: int | None) -> bool:
         """Wait, on another thread, until the worker has been round once more.
 
         Args:
             deadline: Monotonic time to give up at.
-            failures: `failures` when the waiting began, to give up when a try failed since; None goes on waiting.
+            failed_tries: Those when the waiting began, to give up when one failed since; None goes on waiting.
 
         Returns:
             False when it is time to give up.
@@ -189,7 +192,7 @@ class Pace:
         now = monotonic()
         # A back-off of our own doesn't count: the hurry cuts it short.
         paused = self._obey and now < self._not_before
-        stuck = failures is not None and (self.failures > failures or paused)
+        stuck = failed_tries is not None and (self.failed_tries > failed_tries or paused)
         if stuck or now >= deadline:
             return False
         word = threading.Lock()

@@ -329,25 +329,29 @@ _OPERATIONS: dict[str, Callable[[Any, int, Mapping[str, Any]], None]] = {
     "prompt": _prompt,
     "group": _group,
 }
-#: What promptlayer's exceptions mean, by class name along their causes: it wraps one in another.
-_REFUSALS = {
-    "PromptLayerAuthenticationError": "unauthorized",
-    "PromptLayerPermissionDeniedError": "unauthorized",
-    "PromptLayerBadRequestError": "rejected",
-    "PromptLayerNotFoundError": "rejected",
-    "PromptLayerConflictError": "rejected",
-    "PromptLayerUnprocessableEntityError": "rejected",
-    "PromptLayerValidationError": "rejected",
-}
+#: Answers of 400 to 499 that others may follow: they are no refusal for what is asked.
+_MAY_PASS = frozenset({401, 402, 403, 407, 408, 421, 423, 424, 425, 429})
 
 
 def _judged_error(error: BaseException) -> ExportResult:
+    """Return what an exception of promptlayer's means: it wraps the one with the answer in others."""
     cause: BaseException | None = error
     while cause is not None:
-        outcome = _REFUSALS.get(type(cause).__name__)
-        if outcome == "unauthorized":
-            return ExportResult("unauthorized", str(error))
-        if outcome == "rejected":
+        if type(cause).__name__ == "PromptLayerValidationError":
             return ExportResult("rejected", str(error))
+        answer = getattr(cause, "response", None)
+        if answer is not None and isinstance(getattr(answer, "status_code", None), int):
+            headers = {name.lower(): value for name, value in answer.headers.items()}
+            return _judged_answer(Answer(answer.status_code, headers, b""), str(error))
         cause = cause.__cause__ or cause.__context__
     return ExportResult("retry", f"failed: {error}")
+
+
+def _judged_answer(answer: Answer, reason: str) -> ExportResult:
+    if answer.status == 401:
+        return ExportResult("unauthorized", reason)
+    if 400 <= answer.status < 500 and answer.status not in _MAY_PASS:
+        return ExportResult("rejected", reason)
+    if answer.status == 403:
+        reason += " (403: the API key may not do this, or not for this request)"
+    return ExportResult("retry", f"failed: {reason}", retry_after_s=answer.retry_after_s())

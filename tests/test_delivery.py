@@ -1074,6 +1074,98 @@ def test_refused_operation(deliver: Deliver, promptlayer: PromptLayerServer, cap
     promptlayer.violations.clear()  # That there is no such group is what this is about.
 
 
+def fail_scores(server: PromptLayerServer, name: str, fault: Fault) -> None:
+    """Gives all posts of a score of this name a fault; they go to another path than spans do."""
+
+    def rule(request: Any) -> Fault | None:
+        return fault if "score" in request.path and request.json().get("name") == name else None
+
+    server.faults.append(rule)
+
+
+@pytest.mark.parametrize("status", [500, 403, 429, 402])
+def test_an_operation_that_promptlayer_fails_at(
+    deliver: Deliver, promptlayer: PromptLayerServer, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    """It keeps back what else was asked of its request, whose order stays, and nothing that was asked of others."""
+    fail_scores(promptlayer, "bad", Fault(status=status))
+    deliver()
+    (first,) = ask().requests
+    first.score(10, "bad")
+    first.add_metadata({"asked": "later"})
+    assert not pltrace.flush()
+    for number in range(5):
+        (other,) = ask(f"other-{number}").requests
+        other.score(number)
+        assert not pltrace.flush()
+        promptlayer.wait_for(lambda: len(promptlayer.operations) > number)  # noqa: B023
+    assert {operation["request_id"] for operation in promptlayer.operations}.isdisjoint({int(first)})
+    assert not [warning for warning in warnings(caplog) if "refuses" in warning]
+    promptlayer.faults.clear()
+    assert pltrace.flush(20.0)
+    assert [operation["op"] for operation in promptlayer.operations if operation["request_id"] == int(first)] == [
+        "score", "metadata",
+    ]  # fmt: skip
+    assert len(promptlayer.operations) == 7
+
+
+@pytest.mark.parametrize("status", [404, 405, 413, 431])
+def test_an_operation_that_promptlayer_can_never_take(
+    deliver: Deliver, promptlayer: PromptLayerServer, store: Path, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    """An answer that says so is a refusal for good, which is told, and all else goes on."""
+    fail_scores(promptlayer, "bad", Fault(status=status))
+    deliver()
+    (request,) = ask().requests
+    request.score(10, "bad")
+    request.score(20)
+    assert pltrace.flush(20.0)
+    assert [operation["score"] for operation in promptlayer.operations] == [20]
+    assert [row["state"] for row in rows(store, "SELECT state FROM operations ORDER BY id")] == [2, 1]
+    assert any("refuses a score" in warning for warning in warnings(caplog))
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_retry_after_an_operation(deliver: Deliver, promptlayer: PromptLayerServer, status: int) -> None:
+    """`Retry-After` is obeyed there too: no operation comes before, on whichever request."""
+    deliver()
+    first, second = ask("first"), ask("second")
+    assert pltrace.flush(10.0)
+    promptlayer.faults.append(lambda request: None if "score" not in request.path else asked_to_wait(request))
+    waited: list[Any] = []
+
+    def asked_to_wait(request: Any) -> Fault | None:
+        waited.append(request)
+        return Fault(status=status, headers={"Retry-After": "2"}) if len(waited) == 1 else None
+
+    first.requests[0].score(1)
+    assert not pltrace.flush()
+    second.requests[0].score(2)
+    assert not pltrace.flush()
+    assert len(waited) == 1
+    assert pltrace.flush(20.0)
+    assert waited[1].time - waited[0].time >= 1.9
+    assert sorted(operation["score"] for operation in promptlayer.operations) == [1, 2]
+
+
+def test_promptlayer_fails_at_all_operations(deliver: Deliver, promptlayer: PromptLayerServer) -> None:
+    """While it does, a try is one operation, however many wait; all arrive later, once each."""
+    deliver()
+    requests = [ask(f"ask-{number}").requests[0] for number in range(8)]
+    assert pltrace.flush(10.0)
+    promptlayer.fault = Fault(status=500)
+    before = len(promptlayer.requests)
+    for number, request in enumerate(requests):
+        request.score(number)
+    tries = 12
+    for _ in range(tries):
+        assert not pltrace.flush()
+    assert len(promptlayer.requests) - before <= tries + 1
+    promptlayer.fault = None
+    assert pltrace.flush(20.0)
+    assert sorted(operation["score"] for operation in promptlayer.operations) == list(range(8))
+
+
 def test_the_counts_of_the_cache_arrive(deliver: Deliver, promptlayer: PromptLayerServer) -> None:
     """What was read from a provider's cache and what was written to it goes with the span."""
     deliver()
