@@ -140,8 +140,8 @@ class DeliveryWorker(Worker):
         gave_up: Callable[[str], None],
     ) -> None:
         self.exporter = exporter
-        #: Called when something was taken over from a process that ended; it may be operations alone.
-        self.adopted: Callable[[], object] = int
+        #: Called after each look at what processes left, with how much was taken over; it may be operations alone.
+        self.looked_round: Callable[[int], object] = int
         self._outbox = outbox
         self._resolved = resolved
         self._gave_up = gave_up
@@ -164,8 +164,7 @@ class DeliveryWorker(Worker):
     def _round(self) -> None:
         """Deliver batches until nothing is pending or something stands in the way."""
         self._outbox.lease.renew()
-        if self._outbox.lease.adopt():
-            self.adopted()
+        self.looked_round(self._outbox.lease.adopt())
         while not self.pace.pausing:
             batch = self._batch or self._suspicion.next() or self._claim()
             if not batch:

@@ -101,6 +101,8 @@ class Lease:
         """Start afresh, as in the child of a fork: a new owner."""
         self.owner = f"{_IMAGE}{uuid4().hex}" + (f"@{self._account}" if self._account else "")
         _own.add(self.owner)
+        #: Counts the times that others took over what this process had to deliver: it was stopped for too long.
+        self.losses = 0
         self._seen_at = 0.0  # When this process last renewed its lease,
         self._seen_in = 0  # and at which opening of the file.
 
@@ -113,6 +115,9 @@ class Lease:
     def renew_in(self, connection: Any) -> None:
         """Renew it in a transaction that is open anyway."""
         if self.is_old:
+            if self._seen_at and self._seen_in == self._database.openings:
+                known = connection.execute("SELECT 1 FROM owners WHERE owner = ?", (self.owner,)).fetchone()
+                self.losses += known is None
             connection.execute(
                 "INSERT OR REPLACE INTO owners VALUES (?, ?, ?, ?)",
                 (self.owner, _host(), os.getpid(), time.monotonic_ns()),

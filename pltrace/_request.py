@@ -318,6 +318,11 @@ class Registry:
             del self._waiting[next(iter(self._waiting))]
             return 1
 
+    def waiting(self) -> set[int]:
+        """Return the bits of the spans of those requests whose id an `on_request` waits for."""
+        with self._changed:
+            return {*self._waiting}
+
     def resolve(self, ids: Mapping[int, int]) -> None:
         """Tell the handles, and whoever waits, that requests got their ids: the bits of their spans → id."""
         told: list[tuple[tuple[Callback, ...], Request]] = []

@@ -86,8 +86,10 @@ class Tracing:
         self._is_shut = False
         self._ended, self._ending_by, self._closes = threading.Event(), 0, True
         self._prune_at = monotonic()
+        #: How often the lease was lost as far as is known, and the requests that others may have sent since.
+        self._losses, self._taken = 0, set[int]()
         for worker in self._deliveries:
-            worker.adopted = self._adopted
+            worker.looked_round = self._looked_round
         self._before = before
         self._is_beside = before is not None and before.store.database is self.store.database
         if before is None:
@@ -186,9 +188,20 @@ class Tracing:
             for worker in self._operations:
                 worker.work()
 
-    def _adopted(self) -> None:
-        self.store.asks = True  # It may be operations alone.
-        self._work_on_operations()
+    def _looked_round(self, adopted: int) -> None:
+        if adopted:
+            self.store.asks = True  # It may be operations alone.
+            self._work_on_operations()
+        if self._losses != self.store.lease.losses:
+            self._losses, self._taken = self.store.lease.losses, self.recorder.registry.waiting()
+        if self._taken:
+            self._look_for_ids()
+
+    def _look_for_ids(self) -> None:
+        """Give out the ids that other processes got, which took over what this one had to deliver."""
+        found = {span_bits: self.recorder.request_of(span_bits) for span_bits in self._taken}
+        self._taken = {span_bits for span_bits, (number, can_come) in found.items() if number is None and can_come}
+        self.recorder.registry.resolve({bits: number for bits, (number, _) in found.items() if number is not None})
 
     def _gave_up(self, span_id: str) -> None:
         self.recorder.registry.give_up(int(span_id, 16))

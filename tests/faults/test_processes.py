@@ -342,10 +342,20 @@ assert pltrace.flush(20)
 def test_lease_lost_while_stopped(
     tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], store: Path
 ) -> None:
-    """What a stopped process was about to try again is delivered by another, and not by both when it goes on."""
+    """What a stopped process was about to try again is delivered by another, not by both, and both know the ids."""
     promptlayer.fault = Fault(status=503, headers={"Retry-After": "10"})  # Not before it is stopped.
     first = start(
-        PRELUDE + "warm()\ntimed(ask, 20)\nprint('ready', flush=True)\nsys.stdin.readline()\nassert pltrace.flush(30)",
+        PRELUDE
+        + """
+warm()
+told = threading.Semaphore(0)
+with traced("all", on_request=lambda request: told.release()):
+    timed(ask, 20)
+print("ready", flush=True)
+sys.stdin.readline()
+assert pltrace.flush(30)
+assert all(told.acquire(timeout=30) for _ in range(20))
+""",
         tmp_path,
         **settings,
     )
@@ -360,11 +370,11 @@ def test_lease_lost_while_stopped(
         connection.execute("UPDATE owners SET seen_at_ns = seen_at_ns - 61000000000")
         connection.commit()
     deliver_rest(tmp_path, **settings)
-    assert len(promptlayer.spans) == 40
+    assert len(promptlayer.spans) == 41
     os.kill(first.pid, signal.SIGCONT)
     go(first)
     assert ended(first).code == 0
-    all_delivered(promptlayer, store, 40)
+    all_delivered(promptlayer, store, 41)
     assert set(taken(promptlayer).values()) == {1}
 
 
