@@ -15,9 +15,10 @@ from typing import Any
 from pltrace._background import Background, sleep
 from pltrace._backpressure import Backpressure
 from pltrace._commit import Ask, Commit
-from pltrace._database import UNSTORABLE
+from pltrace._database import STORE_TROUBLE, UNSTORABLE
 from pltrace._encoding import Encoder
 from pltrace._health import counts, failed, warn_sometimes
+from pltrace._lease import LEASE_S
 from pltrace._record import row_of
 from pltrace._request import Registry, Request, Waiting
 from pltrace._rows import Rows, record_of
@@ -267,8 +268,18 @@ class SpanRecorder:
             self._asleep = True
             # Looked at again after `_asleep` is set: who recorded before that didn't wake us.
             if not self._queue:
-                self._wake.acquire()
+                while not self._wake.acquire(timeout=LEASE_S / 4):
+                    self._keep_lease()
             self._asleep = False
+
+    def _keep_lease(self) -> None:
+        """Renew it if that is time: whoever delivers may be at one batch for long."""
+        try:
+            self.store.lease.renew()
+        except STORE_TROUBLE:
+            pass  # Others write; next time.
+        except Exception:
+            failed("renewing the lease")
 
     def drain(self, timeout: float | None = None) -> bool:
         """Commit all that is queued now; from any thread.

@@ -8,13 +8,17 @@ import os
 import signal
 import sqlite3
 import subprocess
+import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+import pltrace
+from pltrace import ExportResult, StoredSpan, traced
 from tests.faults.support import PRELUDE, Measured, all_delivered, balance, deliver_rest, measure_worst, taken, told
 from tests.support.http_double import Fault
 from tests.support.programs import ended, rows, run, start, stored
@@ -376,6 +380,36 @@ assert all(told.acquire(timeout=30) for _ in range(20))
     assert ended(first).code == 0
     all_delivered(promptlayer, store, 41)
     assert set(taken(promptlayer).values()) == {1}
+
+
+@pytest.mark.slow
+def test_an_exporter_takes_long(tmp_path: Path, store: Path) -> None:
+    """While an exporter is at one batch, an idle process keeps its lease: nobody else takes the batch over."""
+    began, goes_on = threading.Event(), threading.Event()
+
+    class Slow:
+        name = "slow"
+
+        def export(self, batch: Sequence[StoredSpan]) -> ExportResult:
+            began.set()
+            assert goes_on.wait(60)
+            return ExportResult("delivered")
+
+        def shutdown(self) -> None:
+            pass
+
+    pltrace.configure(store=store, exporters=[Slow()])
+    with traced("idle"):
+        pass
+    assert began.wait(10)
+    seen = "SELECT seen_at_ns FROM owners"
+    before = rows(store, seen)
+    give_up_at = time.monotonic() + 50
+    while rows(store, seen) == before:
+        assert time.monotonic() < give_up_at
+        time.sleep(0.5)
+    goes_on.set()
+    assert pltrace.flush(10)
 
 
 def test_killed_with_a_lease(
