@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import selectors
 import socket
@@ -69,6 +70,50 @@ class Answer(NamedTuple):
         return min(seconds, _LONGEST_RETRY_AFTER_S)
 
 
+class _BoundedReader(io.RawIOBase):
+    """Reads an answer from a socket; the time for it is bounded as a whole, not only that of each wait for a piece.
+
+    Args:
+        sock: Its timeout is the longest wait for a piece.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._reader = sock.makefile("rb", buffering=0)
+        self._longest_wait_s = sock.gettimeout() or _LONGEST_ANSWER_S
+        self._deadline = time.monotonic() + _LONGEST_ANSWER_S
+
+    def readable(self) -> bool:
+        """Return that it can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        """Read what is there into a buffer, waiting for it if nothing is.
+
+        Raises:
+            TimeoutError: Nothing came, or the time for the whole answer is over.
+        """
+        remaining = self._deadline - time.monotonic()
+        if remaining <= 0:
+            raise TimeoutError(f"the answer took longer than {_LONGEST_ANSWER_S:.0f} seconds")
+        self._sock.settimeout(min(remaining, self._longest_wait_s))
+        return self._reader.readinto(buffer)
+
+    def close(self) -> None:
+        """Let go of the socket."""
+        self._reader.close()
+        super().close()
+
+
+class _BoundedResponse(http.client.HTTPResponse):
+    """An answer whose time is bounded, that for its headers included."""
+
+    def __init__(self, sock: socket.socket, *arguments: Any, **named: Any) -> None:
+        super().__init__(sock, *arguments, **named)
+        self.fp.close()
+        self.fp = io.BufferedReader(_BoundedReader(sock))
+
+
 class JsonClient:
     """Speaks JSON with one server, from one thread.
 
@@ -119,14 +164,13 @@ class JsonClient:
         if proxy is not None and not self._secure:
             target = f"http://{self._headers['Host']}{target}"
             headers = {**headers, **_credentials(proxy)}
-        sock = connection.sock
         try:
             connection.request(method, target, _pieces(body), headers)
             response = connection.getresponse()
             answer = Answer(
                 response.status,
                 {name.lower(): value for name, value in response.getheaders()},
-                self._read(response, sock),
+                _body(response),
             )
         except (OSError, http.client.HTTPException) as error:
             self.close()
@@ -138,21 +182,6 @@ class JsonClient:
         self._used_at = time.monotonic()
         return answer
 
-    def _read(self, response: http.client.HTTPResponse, sock: socket.socket) -> bytes:
-        """Return the body; the time for it is bounded as a whole, not only for each piece."""
-        deadline = time.monotonic() + _LONGEST_ANSWER_S
-        pieces: list[bytes] = []
-        while piece := response.read1(_PIECE):
-            pieces.append(piece)
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
-                raise TimeoutError(f"the answer took longer than {_LONGEST_ANSWER_S:.0f} seconds")
-            sock.settimeout(min(remaining, self._answer_timeout_s))
-        if response.length:
-            raise http.client.IncompleteRead(b"", response.length)
-        response.close()  # Only of the answer; the connection can be used again.
-        return b"".join(pieces)
-
     def _connected(self) -> http.client.HTTPConnection:
         if self._connection is not None and self._is_usable(self._connection):
             self._connection.sock.settimeout(self._answer_timeout_s)
@@ -161,6 +190,7 @@ class JsonClient:
         self._proxy = self._named_proxy()  # A look at the whole environment.
         try:
             connection = self._new_connection(self._proxy)
+            connection.response_class = _BoundedResponse
             connection.connect()
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise NotSentError(f"{type(error).__name__}: {error}") from error
@@ -204,6 +234,16 @@ class JsonClient:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _body(response: http.client.HTTPResponse) -> bytes:
+    pieces: list[bytes] = []
+    while piece := response.read1(_PIECE):
+        pieces.append(piece)
+    if response.length:
+        raise http.client.IncompleteRead(b"", response.length)
+    response.close()  # Only of the answer; the connection can be used again.
+    return b"".join(pieces)
 
 
 def _described(body: bytes) -> dict[str, str]:

@@ -9,6 +9,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from promptlayer import PromptLayer
 
 import pltrace
 from pltrace import traced
-from pltrace._http import Answer, JsonClient, NoAnswerError
+from pltrace._http import Answer, JsonClient, NoAnswerError, NotSentError
 from tests.faults.support import (
     PRELUDE,
     Measured,
@@ -383,24 +384,48 @@ def test_an_address_that_does_not_work(
     all_delivered(promptlayer, store, 2)
 
 
+#: How answers begin, and what then comes again and again.
+_ENDLESS = {
+    "body": (b"HTTP/1.1 201 Created\r\nContent-Length: 100000\r\n\r\n", b" "),
+    "status": (b"HTTP/1.1 2", b"0"),
+    "header": (b"HTTP/1.1 201 Created\r\nX: ", b"y"),
+    "headers": (b"HTTP/1.1 200 OK\r\n", b"X: y\r\n"),
+    "continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "chunk": (b"HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\n1;", b"x"),
+    "trailer": (b"HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n", b"X: y\r\n"),
+}
+
+
 @pytest.mark.slow
-def test_an_answer_that_never_ends() -> None:
-    """An answer that goes on and on, a byte at a time, is given up: every request has a limit."""
+def test_an_answer_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that goes on and on, a little at a time, wherever in it, is given up: every request has a limit."""
 
-    def drip(connection: socket.socket) -> None:
-        connection.recv(65536)
+    def endless(connection: socket.socket) -> None:
+        request = connection.recv(65536)
+        beginning, again = _ENDLESS.get(request.split()[1].decode().strip("/"), _ENDLESS["headers"])
         try:
-            connection.sendall(b"HTTP/1.1 201 Created\r\nContent-Length: 100000\r\n\r\n")
-            while True:
-                connection.sendall(b" ")
-                time.sleep(0.2)
+            connection.sendall(beginning)
+            for _ in range(90):  # Longer than anybody should listen.
+                connection.sendall(again)
+                time.sleep(0.5)
         except OSError:
-            connection.close()
+            pass
+        connection.close()
 
-    with listening(drip) as port:
-        client = JsonClient(f"http://127.0.0.1:{port}", {})
-        with pytest.raises(NoAnswerError, match="TimeoutError"):
-            client.request("POST", "/spans-bulk", b"{}")
+    def give_up(url: str, path: str, expected: type[Exception]) -> float:
+        began = time.monotonic()
+        with pytest.raises(expected, match="TimeoutError"):
+            JsonClient(url, {}).request("POST", path, b"{}")
+        return time.monotonic() - began
+
+    with listening(endless) as port, ThreadPoolExecutor(len(_ENDLESS) + 1) as executor:
+        url = f"http://127.0.0.1:{port}"
+        monkeypatch.delenv("no_proxy")
+        monkeypatch.delenv("NO_PROXY")
+        monkeypatch.setenv("https_proxy", url)
+        waits = [executor.submit(give_up, url, f"/{which}", NoAnswerError) for which in _ENDLESS]
+        waits.append(executor.submit(give_up, "https://promptlayer.invalid", "/", NotSentError))
+        assert all(29.0 < wait.result(60.0) < 30.0 + MOST_S for wait in waits)
 
 
 @pytest.mark.parametrize("value", ["1000000000", "inf", "Fri, 01 Jan 2100 00:00:00 GMT"])
