@@ -12,6 +12,7 @@ import time
 import urllib.request
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -50,7 +51,7 @@ class Answer(NamedTuple):
         """Return the body as JSON, or None if it isn't."""
         try:
             return json.loads(self.body)
-        except ValueError:
+        except (ValueError, RecursionError):  # Brackets in brackets, without end.
             return None
 
     def retry_after_s(self) -> float | None:
@@ -223,11 +224,26 @@ class JsonClient:
         return connection
 
     def _named_proxy(self) -> Any:
-        """Return the proxy that the environment names for this host, or None."""
+        """Return the proxy that the environment names for this host, or None.
+
+        Raises:
+            NotSentError: What is named can't be one.
+        """
         if urllib.request.proxy_bypass(self._host):
             return None
-        url = urllib.request.getproxies().get("https" if self._secure else "http")
-        return urlsplit(url if "//" in url else f"//{url}") if url else None
+        scheme = "https" if self._secure else "http"
+        url = urllib.request.getproxies().get(scheme)
+        if not url:
+            return None
+        with suppress(ValueError):
+            proxy = urlsplit(url if "//" in url else f"//{url}")
+            if proxy.hostname and proxy.port != 0:
+                return proxy
+        # Without its value: that may hold a password.
+        raise NotSentError(
+            f"{scheme}_proxy in the environment isn't the address of a proxy; set it to one like "
+            "http://user:password@host:port, or unset it"
+        )
 
     def close(self) -> None:
         """Close the connection; the next request opens a new one."""

@@ -222,6 +222,7 @@ _NOT_PROMPTLAYER = {
     "other JSON": Fault(status=200, body={"status": "maintenance"}),
     "list": Fault(status=201, body=[1, 2]),
     "half": Fault(status=201, body=b'{"success": true, "spa'),
+    "deep": Fault(status=201, body=b"[" * 200_000),
     "accepted": Fault(status=202, body={}),
     "redirect": Fault(status=302, headers={"Location": "http://127.0.0.1:9/"}),
     "teapot": Fault(status=418),
@@ -230,7 +231,9 @@ _NOT_PROMPTLAYER = {
 
 
 @pytest.mark.parametrize("answer", _NOT_PROMPTLAYER)
-def test_somebody_else_answers(deliver: Deliver, promptlayer: PromptLayerServer, store: Path, answer: str) -> None:
+def test_somebody_else_answers(
+    deliver: Deliver, promptlayer: PromptLayerServer, store: Path, caplog: pytest.LogCaptureFixture, answer: str
+) -> None:
     """What isn't an answer of PromptLayer's never counts as delivered, and ends with PromptLayer's own."""
     promptlayer.faults.append(on("/spans-bulk", _NOT_PROMPTLAYER[answer], 2))
     deliver()
@@ -239,6 +242,7 @@ def test_somebody_else_answers(deliver: Deliver, promptlayer: PromptLayerServer,
     assert set(deliveries(store).values()) == {"pending"}
     recover()
     all_delivered(promptlayer, store, 2)
+    assert not [entry for entry in caplog.records if entry.exc_info]
 
 
 def test_a_call_that_is_not_logged(
@@ -365,6 +369,33 @@ def test_a_proxy(
     assert post.target == "http://promptlayer.invalid/spans-bulk"
     assert post.headers["host"] == "promptlayer.invalid"
     assert post.headers["proxy-authorization"] == "Basic dXNlcjpwYXNzIHdvcmQ="
+
+
+@pytest.mark.parametrize("proxy", ["http://[bad", "http://user:pass word@127.0.0.1:port", "//", "http://127.0.0.1:0"])
+def test_a_proxy_that_is_none(
+    deliver: Deliver,
+    promptlayer: PromptLayerServer,
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    proxy: str,
+) -> None:
+    """A variable that names no proxy is told once, with the remedy and without its value; all is kept meanwhile."""
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("http_proxy", proxy)
+    deliver()
+    ask()
+    for _ in range(3):
+        assert not pltrace.flush()
+    assert balance(store, 2).pending == 2
+    (warning,) = warnings(caplog)
+    assert "can't be reached: http_proxy in the environment isn't the address of a proxy; set it to one" in warning
+    assert "pass word" not in caplog.text
+    assert "Traceback" not in caplog.text
+    monkeypatch.delenv("http_proxy")
+    recover()
+    all_delivered(promptlayer, store, 2)
 
 
 @pytest.mark.parametrize("address", ["http://no-such-host.invalid", "https://127.0.0.1:{port}", "http://127.0.0.1:1"])
