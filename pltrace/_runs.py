@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable
 from itertools import count
 from threading import get_ident
+from types import FrameType
 from typing import Any
 
 from pltrace._attempts import and_another
@@ -38,32 +39,73 @@ _MOST = 100_000
 _LOOK_EVERY = 256
 
 
+#: What of LangChain's calls a model's own code, and what it calls the run manager, or the list of them.
+_CALLS_MODELS = {
+    "_generate_with_cache": "run_manager",
+    "_agenerate_with_cache": "run_manager",
+    "stream": "run_manager",
+    "astream": "run_manager",
+    "_generate_helper": "run_managers",
+    "_agenerate_helper": "run_managers",
+}
+_MODELS = frozenset({"langchain_core.language_models.chat_models", "langchain_core.language_models.llms"})
+
+
 def around(scope: Scope | None = None) -> Span | None:
     """Return the span of the LangChain run that the running code is in, or None.
 
     Args:
-        scope: The scope that holds here; its open retrievers are looked at too. LangChain says nothing of them in
-            their own code.
+        scope: The scope that holds here; its open models and retrievers are looked at too. LangChain says nothing of
+            them in their own code.
     """
-    if scope is not None and scope.open_runs:
-        retriever = _retriever_here(scope)
-        if retriever is not None:
-            return retriever
+    leaf = None if scope is None or not scope.open_runs else _leaf_here(scope)
     config = config_here()
     if config is None:
-        return None
+        return leaf
     run_id = getattr(config.get("callbacks"), "parent_run_id", None)
-    return None if run_id is None else open_runs.get(run_id.int)
+    run = None if run_id is None else open_runs.get(run_id.int)
+    # The code is in both: a chain calls it in the leaf's code, or calls the leaf.
+    return leaf if run is None or (leaf is not None and leaf.started_at_ns >= run.started_at_ns) else run
 
 
-def _retriever_here(scope: Scope) -> Span | None:
-    """Return the innermost open retriever that the running thread or task started: it is in there."""
+def _leaf_here(scope: Scope) -> Span | None:
+    """Return the innermost open retriever or model whose own code the running thread or task is in.
+
+    A model that streams counts until its first token: from then on its code runs only while somebody reads.
+    """
     here: Any = None
+    looked = False
     for span in reversed(scope.open_runs.copy().values()):
         if span.kind == "retriever":
             here = here or _starter_here()
             if span.starter == here:
                 return span
+        elif span.kind == "llm" and not looked and not span.first_token_at_ns:
+            here = here or _starter_here()
+            if span.starter == here or is_in_ainvoke():
+                looked = True
+                model = _model_here()
+                if model is not None:
+                    return model
+    return None
+
+
+def _model_here() -> Span | None:
+    """Return the innermost open run of a model whose own code is running; None if that answers several at once.
+
+    LangChain's function that called the code knows the run. Without it the code isn't in there: it is a handler's, or
+    another greenlet's of the same thread.
+    """
+    frame: FrameType | None = sys._getframe(3)
+    while frame is not None:
+        held = _CALLS_MODELS.get(frame.f_code.co_name)
+        if held is not None and frame.f_globals.get("__name__") in _MODELS:
+            manager = frame.f_locals.get(held)
+            if isinstance(manager, list):
+                manager = manager[0] if len(manager) == 1 else None
+            run_id = getattr(manager, "run_id", None)
+            return None if run_id is None else open_runs.get(run_id.int)
+        frame = frame.f_back
     return None
 
 

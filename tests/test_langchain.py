@@ -19,7 +19,7 @@ from langchain.agents import create_agent
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.documents import Document
-from langchain_core.language_models import FakeListChatModel
+from langchain_core.language_models import FakeListChatModel, FakeListLLM
 from langchain_core.messages import HumanMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
@@ -952,6 +952,126 @@ async def test_a_traced_function_inside_a_retriever(local: Path, way: str) -> No
             await Library().ainvoke("Hi")
         look_up("Hi")
     assert tree(local) == ("root block\n  Library retriever\n    look up function\n  look up function\n")
+
+
+class OwnModel(FakeListChatModel):
+    """A model whose own code is traced."""
+
+    @traced("own code")
+    def _generate(self, *args: Any, **settings: Any) -> Any:
+        return super()._generate(*args, **settings)
+
+    @traced("own code")
+    async def _agenerate(self, *args: Any, **settings: Any) -> Any:
+        await asyncio.sleep(0)
+        return super()._generate(*args, **settings)
+
+    @traced("own code")
+    def _stream(self, *args: Any, **settings: Any) -> Iterator[Any]:
+        yield from super()._stream(*args, **settings)
+
+    @traced("own code")
+    async def _astream(self, *args: Any, **settings: Any) -> AsyncIterator[Any]:
+        async for chunk in super()._astream(*args, **settings):
+            yield chunk
+
+
+class OwnCompletion(FakeListLLM):
+    """A completion model whose own code is traced."""
+
+    @traced("own code")
+    def _call(self, *args: Any, **settings: Any) -> str:
+        return super()._call(*args, **settings)
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke", "completion"])
+async def test_a_traced_function_inside_a_model(local: Path, way: str) -> None:
+    """A traced function that is a model's own code is its child, though LangChain sets no context there."""
+    with traced("root"):
+        if way == "ainvoke":
+            await asyncio.gather(*[OwnModel(responses=["Hello."]).ainvoke("Hi") for _ in range(2)])
+        else:
+            for text in ("Hi", "Ho"):
+                kind: Any = OwnModel if way == "invoke" else OwnCompletion
+                kind(responses=["Hello."], name="OwnModel").invoke(text)
+    assert tree(local) == "root block\n" + "  OwnModel llm\n    own code function\n" * 2
+
+
+@pytest.mark.parametrize("kind", [OwnModel, FakeListChatModel])
+@pytest.mark.parametrize("way", ["stream", "astream"])
+async def test_a_block_beside_a_stream(local: Path, way: str, kind: Any) -> None:
+    """What is done with each chunk of a stream isn't inside the model, whose own code is."""
+    model = kind(responses=["Hm"])
+    with traced("root"):
+        if way == "stream":
+            for _ in model.stream("Hi"):
+                with traced("chunk"):
+                    pass
+        else:
+            async for _ in model.astream("Hi"):
+                with traced("chunk"):
+                    pass
+    own = "    own code function\n" if kind is OwnModel else ""
+    chunks = "  chunk block\n" * 2
+    assert tree(local) in (
+        f"root block\n  {kind.__name__} llm\n{own}{chunks}", f"root block\n{chunks}  {kind.__name__} llm\n{own}"
+    )  # fmt: skip
+
+
+def test_what_else_runs_while_a_model_is_asked(local: Path) -> None:
+    """What another thread or a handler does meanwhile isn't inside the model; nor what answers several prompts."""
+
+    @traced("beside")
+    def beside(*_: object) -> None:
+        pass
+
+    class Handler(BaseCallbackHandler):
+        def on_llm_start(self, *_: object, **__: object) -> None:
+            beside()
+
+        def on_chat_model_start(self, *_: object, **__: object) -> None:
+            beside()
+
+    class Slow(FakeListChatModel):
+        def _call(self, *args: Any, **settings: Any) -> str:
+            with ThreadPoolExecutor() as executor:
+                executor.submit(bind(beside)).result()
+            return super()._call(*args, **settings)
+
+    with traced("root"):
+        Slow(responses=["Hello."]).invoke("Hi", config={"callbacks": [Handler()]})
+        OwnCompletion(responses=["1", "2"]).generate(["One", "Two"])
+    assert tree(local) == (
+        "root block\n" + "  OwnCompletion llm\n" * 2 + "  Slow llm\n" + "  beside function\n" * 2
+        + "  own code function\n" * 2
+    )  # fmt: skip
+
+
+def test_a_model_or_retriever_that_runs_a_chain(local: Path) -> None:
+    """Traced code in a chain that a model's or retriever's own code runs is inside the chain, and that inside of it."""
+
+    @traced("step")
+    def step(text: object) -> object:
+        return text
+
+    class Router(FakeListChatModel):
+        def _call(self, *args: Any, **settings: Any) -> str:
+            RunnableLambda(step).with_config(run_name="chain").invoke(1)
+            return str(OwnModel(responses=["Hello."]).invoke("Hi").content)
+
+    class Deep(BaseRetriever):
+        def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
+            RunnableLambda(step).with_config(run_name="chain").invoke(1, config={"callbacks": run_manager.get_child()})
+            return []
+
+    with traced("root"):
+        Router(responses=[]).invoke("Hi")
+        Deep().invoke("Hi")
+    # LangChain doesn't say what is called inside a model.
+    assert tree(local) == (
+        "root block\n  Deep retriever\n    chain chain\n      step function\n  OwnModel llm\n    own code function\n"
+        "  Router llm\n  chain chain\n    step function\n"
+    )
 
 
 def test_a_lost_scope_is_told_once(local: Path, llm: ScriptedOpenAI, caplog: pytest.LogCaptureFixture) -> None:
