@@ -173,7 +173,7 @@ def opened_file(path: Path, *, regardless: bool) -> sqlite3.Connection:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         # Those that open what is there don't wait for each other.
-        with _locked(path.parent, alone=False, regardless=regardless):
+        with _locked(path.parent, alone=False, regardless=regardless) as can_lock, _told_apart(can_lock=can_lock):
             _check_private(path)
             return _prepared(path)
     except FileNotFoundError:
@@ -181,7 +181,7 @@ def opened_file(path: Path, *, regardless: bool) -> sqlite3.Connection:
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError):
             raise
-    with _locked(path.parent, alone=True, regardless=regardless):
+    with _locked(path.parent, alone=True, regardless=regardless) as can_lock, _told_apart(can_lock=can_lock):
         _create_private(path)
         try:
             return _prepared(path)
@@ -248,7 +248,7 @@ def looked_at(path: str | Path) -> tuple[tuple[int, int] | None, bool]:
 
 
 @contextmanager
-def _locked(folder: Path, *, alone: bool, patience_s: float = 0.0, regardless: bool = False) -> Iterator[None]:
+def _locked(folder: Path, *, alone: bool, patience_s: float = 0.0, regardless: bool = False) -> Iterator[bool]:
     """Keep other processes from making or renaming the file: its log belongs to it by name alone.
 
     Args:
@@ -257,14 +257,18 @@ def _locked(folder: Path, *, alone: bool, patience_s: float = 0.0, regardless: b
         patience_s: The longest wait for them.
         regardless: Go on without it when they don't let go.
 
+    Yields:
+        Whether files can be locked there.
+
     Raises:
         BeingMadeError: They didn't let go.
     """
     try:
         import fcntl
     except ImportError:  # Windows doesn't let a file be renamed that is in use.
-        yield
+        yield True
         return
+    can_lock = True
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         give_up_at = time.monotonic() + patience_s
@@ -276,12 +280,24 @@ def _locked(folder: Path, *, alone: bool, patience_s: float = 0.0, regardless: b
                 if time.monotonic() >= give_up_at:
                     # A file system without such locks is no reason to fail either.
                     if regardless or error.errno not in _HELD:
+                        can_lock = error.errno != errno.ENOLCK
                         break
                     raise BeingMadeError("the store's folder is locked by another process") from error
             time.sleep(_LOOK_EVERY_S)
-        yield
+        yield can_lock
     finally:
         close_now(descriptor)
+
+
+@contextmanager
+def _told_apart(*, can_lock: bool) -> Iterator[None]:
+    """Tell a file that can't be locked from one that others have locked, for which SQLite takes it."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if can_lock or "locked" not in str(error):
+            raise
+        raise OSError("it can't be locked (ENOLCK), as on NFS without its lock service") from error
 
 
 def _connect(path: str) -> sqlite3.Connection:

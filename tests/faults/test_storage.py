@@ -297,6 +297,25 @@ def test_disk_is_read_only(
     remount(small_disk, "rw")
 
 
+def test_files_cannot_be_locked(
+    tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], store: Path
+) -> None:
+    """On a file system without locks, where SQLite takes the file for one that others keep, memory is used, as told."""
+    fails = """
+import errno, fcntl
+def flock(*arguments):
+    raise OSError(errno.ENOLCK, "No locks available")
+fcntl.flock = flock
+"""
+    store.parent.mkdir(mode=0o700)
+    with closing(sqlite3.connect(store, isolation_level=None)) as other:  # For SQLite it is the same.
+        other.execute("BEGIN EXCLUSIVE")
+        program = run(fails + PRELUDE + "timed(span, 20)\nassert pltrace.flush(20)", tmp_path, **settings)
+    assert program.code == 0, program.err
+    assert "it can't be locked" in program.err
+    assert len(promptlayer.spans) == 20
+
+
 def test_no_home(tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object]) -> None:
     """With no home folder, as in some containers, a program runs and its spans arrive."""
     del settings["PLTRACE_STORE"]
