@@ -235,19 +235,21 @@ class PromptLayerExporter:
         if not 200 <= answer.status < 300:
             return _refusal(answer)
         told = answer.json()
-        if not isinstance(told, dict) or not isinstance(told.get("spans"), list):
+        parts = ("spans", "request_logs", "rejected_span_ids")
+        spans, logs, rejected = [told.get(part) for part in parts] if isinstance(told, dict) else [None] * 3
+        if not (isinstance(spans, list) and isinstance(logs or [], list) and isinstance(rejected or [], list)):
             # Somebody else may have answered, such as a login page: the next try asks what arrived.
             return ExportResult("retry", f"answered {answer.status} with something unreadable", uncertain=True)
         request_ids = {
             log["span_id"]: log["id"]
-            for log in told.get("request_logs") or ()
+            for log in logs or ()
             if isinstance(log, dict) and isinstance(log.get("id"), int) and isinstance(log.get("span_id"), str)
         }
         reason = f"PromptLayer refused it: {told.get('rejection_reason') or 'rejected'}"
         return ExportResult(
             "delivered",
             request_ids=request_ids,
-            refused=dict.fromkeys(told.get("rejected_span_ids") or (), reason),
+            refused={span_id: reason for span_id in rejected or () if isinstance(span_id, str)},
         )
 
     def operate(self, operation: Operation) -> ExportResult:

@@ -222,6 +222,8 @@ _NOT_PROMPTLAYER = {
     "other JSON": Fault(status=200, body={"status": "maintenance"}),
     "list": Fault(status=201, body=[1, 2]),
     "half": Fault(status=201, body=b'{"success": true, "spa'),
+    "number of logs": Fault(status=201, body={"spans": [], "request_logs": 5}),
+    "number of spans": Fault(status=201, body={"spans": [], "rejected_span_ids": 7}),
     "deep": Fault(status=201, body=b"[" * 200_000),
     "accepted": Fault(status=202, body={}),
     "redirect": Fault(status=302, headers={"Location": "http://127.0.0.1:9/"}),
