@@ -522,6 +522,16 @@ class TestBounds:
         """While a long text is made JSON, whatever it consists of, other threads run at least every 50 ms."""
         assert min(longest_wait(lambda: Encoder().dumps(LONG[kind])) for _ in range(5)) < 0.05
 
+    @pytest.mark.parametrize("kind", ["list", "set", "text"])
+    def test_nothing_large_among_what_comes_again_keeps_other_threads_waiting(self, kind: str) -> None:
+        """Of metadata and the like, which are made once and kept, no large value keeps others waiting."""
+        large = {"list": [1] * 5_000_000, "set": set(range(300_000)), "text": "x" * 100_000_000}[kind]
+
+        def made(encoder: Encoder, metadata: Any) -> tuple[str, ...]:
+            return (str(len(metadata["v"])),)
+
+        assert min(longest_wait(lambda: Encoder().made_of(({"v": large},), made)) for _ in range(3)) < 0.05
+
     def test_no_very_long_text_keeps_other_threads_waiting(self) -> None:
         """Of a text of which only the ends are kept, too, no single look at all of it keeps others waiting."""
         text = "a longer one, " * 10_000_000

@@ -24,6 +24,9 @@ _MOST_REPEATED, _LONGEST_REPEATED = 1_000, 2_000
 #: And so many characters of what is made of several such, the tools of an agent among them, again up to a length.
 _MOST_CHARACTERS, _LONGEST_MADE = 2_000_000, 100_000
 _PLAIN = frozenset({str, int, float, bool, type(None)})
+#: Nothing is kept of what has a longer text or a larger container in it: for a large set `marshal` takes seconds.
+_LONGEST_PART = 10_000
+_PARTS = frozenset({str, bytes, bytearray, list, tuple, dict, set, frozenset})
 #: The version of `marshal`'s format. Those before it follow for ever what has itself in it. In this one a value may be
 #: told in several ways, by which objects in it are the same or held elsewhere; but no two are told in the same way.
 _FORMAT = 4
@@ -201,6 +204,11 @@ class Encoder:
 
 def _told_by(value: tuple[Any, ...]) -> bytes:
     """Return what tells plain values from all others, 1 from 1.0 and True too; nothing of what can't be told so."""
+    for one in value:
+        if type(one) is dict:
+            for part in [*one.values()]:  # Another thread may change it meanwhile.
+                if type(part) in _PARTS and len(part) > _LONGEST_PART:
+                    return b""
     try:
         return marshal.dumps(value, _FORMAT)
     except ValueError:

@@ -105,29 +105,19 @@ class Quick:
         """Return a container, one level inside of another, as lists and dicts that nobody else can change."""
         kind = type(value)
         made: Any
-        if kind is dict or kind is list:
-            made = value.copy()
-        elif kind is tuple:
-            made = list(value)
+        if kind is dict or kind is list or kind is tuple:
+            if len(value) > self._most_items or depth > self._most_depth:  # First: to copy millions takes long.
+                raise CarefulError
+            made = value.copy() if kind is not tuple else [*value]
             # Raw headers are pairs of a name and a value.
-            if len(made) == 2 and type(made[0]) is str:
+            if kind is tuple and len(made) == 2 and type(made[0]) is str:
                 self._learn(made[0])
         elif kind is Frozen:
             return self._copy(thawed(value), depth, room)
-        elif issubclass(kind, Said):
-            made = plain_notes(value)
-            if made is None:
-                raise CarefulError
-            depth += kind is SaidPrompt
         else:
-            made = plain_fields(value)
-            if made is None:
-                made = plain_prompt(value)
-                if type(made) is not list:
-                    raise CarefulError
-                made, depth = made.copy(), depth + 1
-        if len(made) > self._most_items or depth > self._most_depth:
-            raise CarefulError
+            made, depth = self._told(value, depth)
+            if len(made) > self._most_items or depth > self._most_depth:
+                raise CarefulError
         places: Any
         if type(made) is dict:
             places = made.items()
@@ -155,6 +145,21 @@ class Quick:
         if room[0] < 0:
             raise CarefulError
         return made
+
+    def _told(self, value: Any, depth: int) -> tuple[Any, int]:
+        """Return what is shown of messages or of a data object, and how deep that is."""
+        if issubclass(type(value), Said):
+            made: Any = plain_notes(value)
+            if made is None:
+                raise CarefulError
+            return made, depth + (type(value) is SaidPrompt)
+        made = plain_fields(value)
+        if made is not None:
+            return made, depth
+        made = plain_prompt(value)
+        if type(made) is not list:
+            raise CarefulError
+        return made.copy(), depth + 1
 
     def _learn(self, key: Any) -> None:
         """Take note of a key that names no secret and is shown as it is."""
