@@ -112,6 +112,10 @@ class Declaration:
         parent: Any = base if isinstance(base, ScopeSpan) else base.span
         if run is not None and (outer is None or (run is not base.entered_in and not _descends(parent, run))):
             parent = run
+            if run.scope is not base:
+                base = base.inside(run.scope)
+                inherited = base.inherited
+                recorder = inherited.recorder
         remote = self._parent if self._adds else None
         if remote is not None:
             parent, inherited = remote.span, remote.applied_to(inherited)

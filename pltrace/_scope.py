@@ -251,12 +251,17 @@ class ScopeSpan(Span, Scope):
     @property
     def totals(self) -> Totals:
         """Its totals, which know those of the spans around it; made when the first call needs them."""
-        found = self._totals
-        if found is None:
-            for around in self.lineage:  # The last of them is itself.
-                found = around.totals_below(found)
-            assert found is not None
-        return found
+        if self._totals is not None:
+            return self._totals
+        without: list[ScopeSpan] = []
+        scope = self.base
+        while isinstance(scope, ScopeSpan) and scope._totals is None:
+            without.append(scope)
+            scope = scope.base
+        above = scope.totals
+        for span in reversed(without):
+            above = span.totals_below(above)
+        return self.totals_below(above)
 
 
 keep_in_place(

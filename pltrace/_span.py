@@ -17,7 +17,7 @@ from pltrace._checks import (
 )
 from pltrace._forks import ForkLock
 from pltrace._snapshot import Arguments, snapshot
-from pltrace._usage import Run, Totals, Usage
+from pltrace._usage import Run, Totals, TotalsLink, Usage
 
 if TYPE_CHECKING:
     from pltrace._request import Request
@@ -247,7 +247,7 @@ class Span:
         found = self._totals
         return self.totals_below(None) if found is None else found
 
-    def totals_below(self, above: Totals | None) -> Totals:
+    def totals_below(self, above: Totals | TotalsLink | None) -> Totals:
         """Return its totals, which are made if there are none.
 
         Args:

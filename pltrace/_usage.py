@@ -125,7 +125,7 @@ class Totals(list[Any]):
 
     __slots__ = ("_sums", "_worked_off", "above")
 
-    def __init__(self, above: Totals | None) -> None:
+    def __init__(self, above: Totals | TotalsLink | None) -> None:
         self.above = above
         #: How many at the beginning are ids alone.
         self._worked_off = 0

@@ -930,6 +930,37 @@ def test_a_config_of_another_block_of_the_same_trace(local: Path, llm: ScriptedO
     assert (block.usage.requests, [request.id for request in seen]) == (2, [request.id for request in block.requests])
 
 
+def test_a_traced_function_further_in(local: Path, llm: ScriptedOpenAI) -> None:
+    """A traced function that runs in what was handed the `config` has the scope of both too, and blocks in it."""
+
+    @traced("step", tags=["step"])
+    def step(text: str) -> object:
+        with traced("block"):
+            return chat(llm).invoke(text)
+
+    @traced("helper", tags=["helper"])
+    def helper(text: str, config: RunnableConfig) -> Any:
+        RunnableLambda(step).invoke(text, config=config)
+        return pltrace.current_span()
+
+    def node(text: str, config: RunnableConfig) -> Any:
+        with ThreadPoolExecutor() as executor:
+            return executor.submit(helper, text, config).result()
+
+    seen: list[Any] = []
+    with traced("root", tags=["root"], session="S", on_request=seen.append) as root:
+        helped = RunnableLambda(node).invoke("Hi")
+    assert tree(local) == (
+        "helper function\nroot block\n  node chain\n"
+        "    step chain\n      step function\n        block block\n          ChatOpenAI llm\n"
+    )
+    (call,) = calls(local)
+    assert call["request_tags"] == ["root", "helper", "step"]
+    assert said(call["request_metadata"]) == {"conversation_id": "S"}
+    assert [request.span_id for request in seen] == [call["span_id"]]
+    assert (root.usage.requests, helped.usage.requests) == (1, 1)
+
+
 @pytest.mark.parametrize("way", ["invoke", "ainvoke"])
 async def test_a_traced_function_inside_a_retriever(local: Path, way: str) -> None:
     """A traced function that a retriever calls is its child, though LangChain sets no context there."""
