@@ -167,9 +167,9 @@ class Lease:
 
     def _of_them_ours(self, owner: str, parts: list[_Part], *, regardless: bool) -> list[_Part]:
         """Return what of that which a process left is this one's to deliver."""
-        if account_of(owner) in ("", self._account) or owner in _own:
+        if account_of(owner) in ("", self._account):
             return parts
-        if regardless:  # To another account the id of a request says nothing, or is another's.
+        if regardless or owner in _own:  # To another account the id of a request says nothing, or is another's.
             return [part if part.exporter else part._replace(only=_WITHOUT_ID) for part in parts]
         return [part for part in parts if not part.is_of_account]
 

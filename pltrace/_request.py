@@ -380,6 +380,8 @@ class Registry:
                     if self._changed.wait(remaining):
                         continue
             request._looked_up = False  # Another process may have delivered it.
+            if deadline is not None and deadline - monotonic() < LOOK_AGAIN_S:
+                continue  # To look for the span takes as long, where others keep the file.
             is_missing = self._is_missing(request)
             if is_missing and was_missing:
                 self.give_up(request._span_bits)

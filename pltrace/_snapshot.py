@@ -5,12 +5,17 @@ from __future__ import annotations
 import inspect
 from collections import UserDict, UserList, deque
 from collections.abc import Callable, Mapping, MappingView, Sequence, Set
+from datetime import date, time, timedelta, tzinfo
+from enum import Enum
 from io import IOBase
 from itertools import islice
+from numbers import Number
 from operator import is_
+from pathlib import PurePath
 from sys import getsizeof
 from types import AsyncGeneratorType, BuiltinFunctionType, CoroutineType, FunctionType, GeneratorType, MethodType
 from typing import Any
+from uuid import UUID
 
 from pltrace._health import pass_on
 from pltrace._messages import Said, SaidOnce, SaidPrompt, is_noted, note, said, said_by
@@ -228,7 +233,10 @@ def _by_class(value: Any) -> str:
 
 
 def _by_name(value: Any) -> str:
-    return f"{value.__module__}.{value.__qualname__}"
+    try:
+        return f"{value.__module__}.{value.__qualname__}"
+    except Exception:  # A method of a callable object, which has no such names.
+        return _by_class(value)
 
 
 def _steps(value: Any) -> str:
@@ -236,8 +244,11 @@ def _steps(value: Any) -> str:
 
 
 def _file(value: Any) -> str:
-    name = getattr(value, "name", None)
-    return _by_class(value) if not isinstance(name, str) else f"<{_class_name(type(value))} name={name!r}>"
+    try:
+        name = value.name
+    except Exception:  # It has none, or lost it with what it wrote to.
+        name = None
+    return f"<{_class_name(type(value))} name={name!r}>" if isinstance(name, (str, int)) else _by_class(value)
 
 
 #: The descriptor itself: no metaclass can get in between.
@@ -259,6 +270,11 @@ _HELD = _LISTED | {_dict}
 _TOLD = frozenset({_by_class, _by_name, _steps, _file})
 _FUNCTIONS = frozenset({FunctionType, BuiltinFunctionType, MethodType})
 _STEPS = frozenset({GeneratorType, CoroutineType, AsyncGeneratorType})
+#: Of these more is shown than their class, whatever their text.
+_SHOWN = (
+    Mapping, Sequence, Set, MappingView, str, int, float, bytes, tuple, frozenset, type, Enum, BaseException, tzinfo,
+    date, time, timedelta, PurePath, UUID, Number,
+)  # fmt: skip
 #: What copies a value of a type.
 _copies: dict[type, Callable[[Any], Any]] = {}
 #: Of them those whose objects have a dict of attributes.
@@ -316,9 +332,9 @@ def _way_of_others(kind: type, data: bool) -> Callable[[Any], Any]:
         return _steps
     if issubclass(kind, IOBase):
         return _file
-    if data or issubclass(kind, (Mapping, Sequence, Set, MappingView)) or hasattr(kind, "get_secret_value"):
+    if data or issubclass(kind, _SHOWN) or hasattr(kind, "get_secret_value"):
         return _as_it_is
-    return _by_class if kind.__repr__ is object.__repr__ or hasattr(kind, "__del__") else _as_it_is
+    return _by_class if hasattr(kind, "__del__") or kind.__repr__ is object.__repr__ else _as_it_is
 
 
 def thawed(value: Any, levels: int = 2) -> Any:
@@ -355,7 +371,11 @@ def _twin(value: Any, state: Any) -> Any:
     try:
         slotted = not hasattr(value, "__dict__")
         # By identity: what is alike may be another thing, as 1 and True, and an array tells of each of its items.
-        if not slotted and [*value.__dict__] == [*state] and all(map(is_, value.__dict__.values(), state.values())):
+        if (
+            not slotted
+            and [*value.__dict__] == [*state]
+            and all(map(_is_as_noted, value.__dict__.values(), state.values()))
+        ):
             return value
         twin = object.__new__(type(value))
         attributes = {name: thawed(item) for name, item in state.items()}
@@ -367,6 +387,11 @@ def _twin(value: Any, state: Any) -> Any:
         return twin
     except Exception:  # A class that objects can't be made of in this way.
         return value
+
+
+def _is_as_noted(value: Any, noted: Any) -> bool:
+    """Return whether an attribute is what it was; of some a text was noted."""
+    return value is noted or (type(noted) is str and _copies.get(type(value)) in _TOLD and _copied(value) == noted)
 
 
 #: What an object of pydantic has beside its attributes.

@@ -5,12 +5,15 @@ from __future__ import annotations
 import array
 import collections
 import gc
+import io
 import itertools
 import os
 import threading
+import types
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -442,3 +445,79 @@ def test_what_is_handed_on_ends_when_the_program_lets_go_of_it(
     if place == "result" and make in (_begun, _waits):  # It is consumed, or thrown away, after the call.
         shown = None
     assert (found[1] if place == "in a list" else found) == shown
+
+
+class Caller:
+    """A callable object, whose bound methods have no names."""
+
+    def __call__(self, *_: Any) -> None:
+        """Do nothing."""
+
+
+class Number(int):
+    """A number without a text of its own."""
+
+    __repr__ = object.__repr__
+
+
+class Failure(Exception):
+    """An error that has something to do at its end."""
+
+    def __del__(self) -> None:
+        pass
+
+
+class Letter(Enum):
+    """A member whose class has no text."""
+
+    A = "a"
+    __repr__ = object.__repr__
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (types.MethodType(Caller(), 3), "<method>"),
+        (Number(5), 5),
+        (Failure("no"), "Failure: no"),
+        (Letter.A, "a"),
+        (io.StringIO("a"), "<StringIO>"),
+    ],
+    ids=["method", "number", "error", "enum", "file without a name"],
+)
+def test_what_is_shown_of_what_is_not_held(value: Any, shown: Any) -> None:
+    """Only what would be shown by its class alone is kept so; and what is beside it is as it was at the call."""
+
+    @traced("take")
+    def take(value: Any, beside: list[Any]) -> None:
+        beside[1]["state"] = "later"
+
+    with capture_spans() as spans:
+        take(value, [value, {"state": "at the call"}])
+    assert spans[0].input == {"value": shown, "beside": [shown, {"state": "at the call"}]}
+
+
+@dataclass(slots=True)
+class Event:
+    """A data object with slots."""
+
+    number: int
+
+
+@dataclass
+class ToolEvent(Event):
+    """One with attributes beside the slots."""
+
+    handler: Any
+
+
+def test_an_object_that_holds_a_function() -> None:
+    """A data object that wasn't changed is recorded whole, also where it holds what is kept as a text."""
+
+    @traced("take")
+    def take(event: ToolEvent) -> None:
+        pass
+
+    with capture_spans() as spans:
+        take(ToolEvent(9, print))
+    assert spans[0].input == {"event": {"number": 9, "handler": "builtins.print"}}
