@@ -498,6 +498,22 @@ def test_another_key_of_the_same_process(
     assert set(deliveries(store).values()) == {"delivered"}
 
 
+def test_a_score_is_for_the_account_that_its_id_is_of(
+    tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object]
+) -> None:
+    """What a process asked of a request by its id goes to no other account that it delivers to later: it waits."""
+    program = run(
+        "import pltrace\npltrace.track.score(4242, 50)\npltrace.flush(1)\n"
+        f"pltrace.configure(api_key={promptlayer.api_key!r}, base_url={promptlayer.url!r})\n"
+        "with pltrace.traced('theirs'): pass\nassert pltrace.flush()",
+        tmp_path,
+        **{**settings, "PROMPTLAYER_API_KEY": "pl_other", "PROMPTLAYER_BASE_URL": "http://127.0.0.1:9"},
+    )
+    assert program.code == 0
+    assert (_names(promptlayer), promptlayer.operations) == (["theirs"], [])
+    assert "0 spans and 1 scores" in module("doctor", **settings).out
+
+
 @pytest.mark.parametrize("closes", [False, True], ids=["keeps its files", "closes its files"])
 def test_daemon(tmp_path: Path, store: Path, settings: dict[str, object], closes: bool) -> None:
     """A child that outlives its parent keeps all it records, whoever else uses the store and leaves it meanwhile."""
