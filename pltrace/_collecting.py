@@ -5,13 +5,25 @@ from __future__ import annotations
 import gc
 import sys
 import threading
+from typing import Any
 
 __all__ = ["is_collecting", "phases"]
 
 #: The phases of the collector, "start" and "stop", with what was said of each; the latest last.
 phases: dict[str, object] = {"start": None, "stop": None}
+
+
+def _thread_local() -> Any:
+    """Return what each thread of the system has its own of, also where gevent or eventlet have one for greenlets."""
+    gevent: Any = sys.modules.get("gevent.monkey")
+    eventlet: Any = sys.modules.get("eventlet.patcher")
+    if gevent is not None:
+        return gevent.get_original("threading", "local")()
+    return (threading if eventlet is None else eventlet.original("threading")).local()
+
+
 #: The same of the thread that it runs in: others may come in between, as finalizers wait for a network.
-_own = threading.local()
+_own = _thread_local()
 
 if sys.version_info < (3, 12):
     # All take a phase and what is said of it, and get the same of that. Not Python code: it is where a pending Ctrl+C
