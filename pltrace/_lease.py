@@ -16,7 +16,7 @@ from pltrace._database import Database
 from pltrace._forks import at_fork
 from pltrace._health import warn_once
 
-__all__ = ["LEASE_S", "Lease", "account_of"]
+__all__ = ["LEASE_S", "Lease"]
 
 #: An owner that hasn't been seen for so long has lost its lease, even if its process is still there (stopped, hung).
 LEASE_S = 60.0
@@ -167,7 +167,7 @@ class Lease:
 
     def _of_them_ours(self, owner: str, parts: list[_Part], *, regardless: bool) -> list[_Part]:
         """Return what of that which a process left is this one's to deliver."""
-        if account_of(owner) in ("", self._account):
+        if _account_of(owner) in ("", self._account):
             return parts
         if regardless or owner in _own:  # To another account the id of a request says nothing, or is another's.
             return [part if part.exporter else part._replace(only=_WITHOUT_ID) for part in parts]
@@ -231,7 +231,7 @@ class Lease:
             connection.execute("DELETE FROM owners WHERE owner = ?", (self.owner,))
 
 
-def account_of(owner: str) -> str:
+def _account_of(owner: str) -> str:
     """Return the account that an owner delivers to, as its lease was told it; empty without one."""
     return owner.partition("@")[2]
 

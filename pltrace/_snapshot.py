@@ -125,14 +125,13 @@ def _list(value: Any) -> Any:
     if way not in _HELD and way not in _TOLD:
         return items
     held = items if len(items) <= _MOST_OBJECTS else items[:_MOST_OBJECTS]
-    if way in _TOLD:
-        return [item if type(item) in PLAIN else _copied(item) for item in held] + items[len(held) :]
     if way is _message:
         try:
             return said(items, max(len(items) - _MOST_MESSAGES, 0))
         except Exception as error:  # There are other things among them.
             pass_on(error)
-            return [item if type(item) in PLAIN else _copied(item) for item in held] + items[len(held) :]
+    if way is _message or way in _TOLD:
+        return [item if type(item) in PLAIN else _copied(item) for item in held] + items[len(held) :]
     return Frozen((items, [item.__dict__.copy() if type(item) in _data else _state(item) for item in held]))
 
 
