@@ -9,10 +9,10 @@ from typing import Any
 
 from pltrace import _runtime
 from pltrace._calling import end, leave_all, was_interrupted
-from pltrace._collecting import is_collecting
+from pltrace._collecting import at_work, is_collecting
 from pltrace._declaration import Declaration
 from pltrace._health import failed, is_interruption
-from pltrace._scope import PassedOver, Scope, ScopeSpan, abandon, attach, current, detach, entry_of
+from pltrace._scope import PassedOver, Scope, ScopeSpan, abandon, attach, current, detach, entry_of, reattach
 from pltrace._span import INERT_SPAN, Span
 
 __all__ = ["Block"]
@@ -60,7 +60,7 @@ class Block(Declaration):
                 frame = sys._getframe(_depth)
                 scope.frame = id(frame) ^ id(frame.f_code)  # As `_mark`, without a call on the caller's path.
             self._open[scope] = scope
-            scope.token = attach(scope)
+            scope.token = attach(scope) if at_work else reattach(scope)  # Mostly without a call.
         except BaseException as error:
             if scope is not None:
                 self._open.pop(scope, None)

@@ -7,10 +7,14 @@ import sys
 import threading
 from typing import Any
 
-__all__ = ["is_collecting", "phases"]
+__all__ = ["at_work", "is_collecting"]
 
-#: The phases of the collector, "start" and "stop", with what was said of each; the latest last.
-phases: dict[str, object] = {"start": None, "stop": None}
+
+class _AtWork(set[str]):
+    """Has something in it from the start of a collection, in any thread, to its stop: what is told of it."""
+
+    start: Any = property(None, set.update)
+    stop: Any = property(None, set.difference_update)
 
 
 def _thread_local() -> Any:
@@ -22,13 +26,17 @@ def _thread_local() -> Any:
     return (threading if eventlet is None else eventlet.original("threading")).local()
 
 
-#: The same of the thread that it runs in: others may come in between, as finalizers wait for a network.
+#: Tested for truth before `is_collecting` is called, where nanoseconds count.
+at_work = _AtWork()
+#: What was told of the latest start and stop; the same of the thread that it runs in: others may come in between, as
+#: finalizers wait for a network.
+_latest: dict[str, object] = {}
 _own = _thread_local()
 
 if sys.version_info < (3, 12):
-    # All take a phase and what is said of it, and get the same of that. Not Python code: it is where a pending Ctrl+C
-    # would come up, to be lost. First, as others' may run traced code.
-    gc.callbacks[:0] = [phases.pop, phases.__setitem__, _own.__setattr__]
+    # All take a phase and what is told of it. Not Python code: it is where a pending Ctrl+C would come up, to be lost.
+    # First, as others' may run traced code.
+    gc.callbacks[:0] = [_latest.__setitem__, _own.__setattr__, at_work.__setattr__]
 
 
 def is_collecting() -> bool:
@@ -38,5 +46,4 @@ def is_collecting() -> bool:
     one, and Python would go on with memory that is freed, and crash. Since 3.12 the collector comes between two
     instructions of Python code.
     """
-    _, latest = phases
-    return latest == "start" and getattr(_own, "start", None) is phases["start"]
+    return bool(at_work) and getattr(_own, "start", None) is _latest["start"]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
-from pltrace._collecting import is_collecting, phases
+from pltrace._collecting import at_work, is_collecting
 from pltrace._errors import ConfigError
 from pltrace._span import INERT_SPAN, Span, keep_in_place
 from pltrace._usage import TotalsLink
@@ -364,8 +364,7 @@ if TYPE_CHECKING or sys.version_info < (3, 12):
 
         What it returns isn't needed to leave the scope, in any order, anywhere.
         """
-        _, latest = phases  # As `is_collecting`, without a call where it isn't.
-        if latest == "start" and is_collecting():
+        if at_work and is_collecting():
             return None
         return reattach(scope)
 
@@ -424,9 +423,8 @@ def detach(scope: Scope) -> None:
         scope.left_elsewhere = inner is None
     token, scope.token = scope.token, None
     if token is not None:
-        _, latest = phases
         try:
-            if latest == "start" and is_collecting():
+            if at_work and is_collecting():
                 scope.left_elsewhere = True
             else:
                 _reset(token)
