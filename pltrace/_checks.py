@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pltrace._errors import ConfigError
+from pltrace._snapshot import MOST_ITEMS, PLAIN, copied
 
 __all__ = [
     "CAPTURE_ALL", "INPUTS", "OUTPUTS", "checked_capture", "checked_group", "checked_metadata", "checked_name",
@@ -45,17 +46,21 @@ def checked_tags(argument: str, value: object) -> tuple[str, ...]:
 
 
 def checked_metadata(argument: str, value: object) -> dict[str, Any]:
-    """Return `value` as a dict with string keys; raise `ConfigError` naming `argument` otherwise."""
+    """Return `value` as a dict with string keys, the containers in it copied, of very long ones as much as is stored.
+
+    Raises:
+        ConfigError: It is something else, which the message tells by `argument`.
+    """
     if not isinstance(value, dict) and not isinstance(value, Mapping):
         raise ConfigError(f"{argument}={value!r}: expected a dict with string keys, got {type(value).__name__}")
-    for key in value:
+    given: Mapping[Any, Any] = value
+    if len(given) > MOST_ITEMS:
+        given = copied(given if type(given) is dict else dict(given))
+    for key in given:
         if not isinstance(key, str):
             raise ConfigError(f"{argument}={value!r}: expected string keys, got the key {key!r}")
     # What the caller does with them afterwards is no part of what was said.
-    return {key: item.copy() if type(item) in _CONTAINERS else item for key, item in value.items()}
-
-
-_CONTAINERS = frozenset({dict, list, set})
+    return {key: item if type(item) in PLAIN else copied(item) for key, item in given.items()}
 
 
 def checked_score(value: object) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import UserDict, UserList, deque
-from collections.abc import Callable, Mapping, MappingView, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, MappingView, Sequence, Set
 from datetime import date, time, timedelta, tzinfo
 from enum import Enum
 from io import IOBase
@@ -20,10 +20,14 @@ from uuid import UUID
 from pltrace._health import pass_on
 from pltrace._messages import Said, SaidOnce, SaidPrompt, is_noted, note, said, said_by
 
-__all__ = ["PLAIN", "Arguments", "arguments_of", "named", "snapshot", "thawed", "whole"]
+__all__ = [
+    "MORE", "MOST_ITEMS", "PLAIN", "Arguments", "arguments_of", "copied", "more_items", "named", "snapshot", "thawed",
+    "whole",
+]  # fmt: skip
 
-#: What is copied of one container; more isn't kept anyway. Of a list of objects, so many are copied too.
-_MOST_ITEMS = 10_000
+#: What is copied of one container, with a mark in the last place if there is more; more isn't kept anyway. Of a list of
+#: objects, so many are copied too.
+MOST_ITEMS = 10_000
 _MOST_OBJECTS = 1_000
 #: Of a longer buffer, only its size is noted: copying it would take longer than the rest of the call.
 _MOST_BYTES = 100_000
@@ -36,6 +40,8 @@ _MOST_MESSAGES = 8
 #: So many types are remembered; who makes types as the program runs must not fill the memory with them.
 _MOST_TYPES = 2_000
 
+#: The key under which a long dict tells how many more entries there were.
+MORE = "…"
 #: Where an object of pydantic has what its class has no field for.
 _EXTRA = "__pydantic_extra__"
 _NOTHING: Mapping[str, Any] = {}
@@ -69,7 +75,7 @@ def snapshot(value: Any) -> Any:
             if _way_of_items(value) in _LISTED:
                 return _list(value)
             if len(value) > _FEW:
-                return _copied_while_there_is_room(value[:_MOST_ITEMS])
+                return _copied_while_there_is_room(_first(value))
             return [item if type(item) in PLAIN else _copied(item) for item in value]
         return value if kind in PLAIN else _copied(value, within=True)
     except Exception as error:  # Another thread is changing it right now, or its class is a strange one.
@@ -109,6 +115,19 @@ def _copied_while_there_is_room(items: Sequence[Any]) -> list[Any]:
     return [*made, *items[len(made) :]]
 
 
+def copied(value: Any) -> Any:
+    """Return a dict, list or set copied, of a long one the first items and a mark; all else as it is."""
+    beginning = _BEGINNINGS.get(type(value))
+    if beginning is None:
+        return value
+    return value.copy() if len(value) <= MOST_ITEMS else beginning(value)
+
+
+def more_items(count: int) -> str:
+    """Return what stands for so many items of a long container."""
+    return f"[… {count} more]"
+
+
 def whole(messages: Sequence[Any]) -> Any:
     """Return what a model's messages say, each with all that it says."""
     try:
@@ -120,7 +139,7 @@ def whole(messages: Sequence[Any]) -> Any:
 
 def _list(value: Any) -> Any:
     """Return a copy of a list, with what the objects in it hold."""
-    items = value[:_MOST_ITEMS] if type(value) is list else _first(value)
+    items = value.copy() if type(value) is list and len(value) <= MOST_ITEMS else _first(value)
     way = _way_of_items(items)
     if way not in _HELD and way not in _TOLD:
         return items
@@ -137,8 +156,18 @@ def _list(value: Any) -> Any:
 
 def _first(value: Any) -> list[Any]:
     """Return the items of a list, tuple or deque, without running the methods of a subclass."""
-    base: Any = next(base for base in (list, tuple, deque) if isinstance(value, base))
-    return list(islice(base.__iter__(value), _MOST_ITEMS))
+    kind = type(value)
+    base: Any = (
+        kind if kind in (list, tuple) else next(base for base in (list, tuple, deque) if isinstance(value, base))
+    )
+    count = base.__len__(value)
+    return list(base.__iter__(value)) if count <= MOST_ITEMS else _beginning(base.__iter__(value), count)
+
+
+def _beginning(items: Iterable[Any], count: int) -> list[Any]:
+    """Return the first of very many items, and in the last place how many more there are."""
+    kept = MOST_ITEMS - 1
+    return [*islice(items, kept), more_items(count - kept)]
 
 
 def _way_of_items(items: Any) -> Any:
@@ -156,7 +185,7 @@ def _way_of_items(items: Any) -> Any:
 def _state(item: Any) -> Any:
     kind = type(item)
     if kind is dict:
-        return item.copy() if len(item) <= _MOST_ITEMS else None
+        return _dict(item)
     copy = _copies.get(kind) or _learn(kind)
     if copy is _message:
         return item.__dict__.copy()
@@ -164,7 +193,11 @@ def _state(item: Any) -> Any:
 
 
 def _dict(value: Any) -> Any:
-    return dict.copy(value) if dict.__len__(value) <= _MOST_ITEMS else dict(islice(dict.items(value), _MOST_ITEMS))
+    count = dict.__len__(value)
+    if count <= MOST_ITEMS:
+        return dict.copy(value)
+    kept = MOST_ITEMS - 1
+    return {**dict(islice(dict.items(value), kept)), MORE: more_items(count - kept)}
 
 
 def _named_tuple(value: Any) -> Any:
@@ -172,7 +205,11 @@ def _named_tuple(value: Any) -> Any:
 
 
 def _set(value: Any) -> Any:
-    return set(islice(set.__iter__(value), _MOST_ITEMS))
+    count = set.__len__(value)
+    return set(set.__iter__(value)) if count <= MOST_ITEMS else _beginning(set.__iter__(value), count)
+
+
+_BEGINNINGS: dict[type, Callable[[Any], Any]] = {dict: _dict, list: _first, set: _set}
 
 
 def _object(value: Any) -> Frozen:
@@ -349,6 +386,8 @@ def thawed(value: Any, levels: int = 2) -> Any:
         return [*map(_twin, frozen, state), *frozen[len(state) :]]
     if issubclass(kind, Said):
         return said_by(value)
+    if (kind is dict or kind is list) and len(value) > MOST_ITEMS:
+        return value  # Of ours none is so long.
     if kind is dict and levels:
         held = value.copy()  # It may be the user's own, which another thread changes.
         named = {key: thawed(item, levels - 1) for key, item in held.items()}

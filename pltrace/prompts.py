@@ -116,7 +116,9 @@ def publish(
         raise ConfigError(f"commit_message={commit_message!r}: expected at most {_LONGEST_MESSAGE} characters")
     from pltrace._to_blueprint import blueprint_from
 
-    kept = getattr(template, "prompt_metadata", {}) if metadata is None else checked_metadata("metadata", metadata)
+    if metadata is not None:
+        checked_metadata("metadata", metadata)
+    kept = getattr(template, "prompt_metadata", {}) if metadata is None else dict(metadata)
     body: dict[str, Any] = {"prompt_name": name, "prompt_template": blueprint_from(template)}
     optional = {
         "metadata": kept,

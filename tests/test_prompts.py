@@ -424,6 +424,13 @@ def test_publish_keeps_what_get_gave(registry: PromptLayerServer) -> None:
     assert len(latest.messages) == 3
 
 
+def test_publish_sends_all_metadata(registry: PromptLayerServer) -> None:
+    """What is published isn't cut as what is recorded is."""
+    examples = [*range(20_000)]
+    prompts.publish("joke", "Hi {name}", metadata={"examples": examples})
+    assert prompts.get("joke").prompt_metadata["examples"] == examples
+
+
 @pytest.mark.parametrize("template", ["Hi {name}, {{x}}", PromptTemplate.from_template("Hi {name}, {{x}}")])
 def test_publish_a_completion_prompt(registry: PromptLayerServer, template: Any) -> None:
     """A string and a `PromptTemplate` are prompts for completion models."""

@@ -534,6 +534,21 @@ def test_metadata_is_as_it_was_declared(local: Path) -> None:
     assert the_span(local, "block")["metadata"] == {"ids": [1], "plan": {"step": 1}, "more": [1]}
 
 
+def test_of_very_much_metadata_the_beginning_is_kept(local: Path) -> None:
+    """Of a container with a million items only as much as is stored is copied, and how much more there is is told."""
+    many = range(1_000_000)
+    metadata = {"list": [*many], "dict": dict.fromkeys(many), "set": {*many}}
+    with traced("block", metadata=metadata) as span:
+        span.update(metadata={"beside": metadata["list"], **dict.fromkeys(map(str, many))})
+    assert [len(span.metadata[name]) for name in ("list", "dict", "set", "beside")] == [10_000] * 4
+    assert len(span.metadata) == 10_003
+    stored = the_span(local, "block")["metadata"]
+    told = "[… 990001 more]"
+    assert stored["list"] == stored["beside"] == [*range(9_999), told]
+    assert stored["dict"] == {**dict.fromkeys(map(str, range(9_999))), "…": told}
+    assert stored["set"][-1] == told
+
+
 @pytest.mark.parametrize("kind", ["in another thread", "around it"])
 def test_a_block_entered_while_tracing_was_off(local: Path, kind: str) -> None:
     """What was entered before tracing was on leaves alone what its declaration opened since, or had open before."""

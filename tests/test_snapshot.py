@@ -213,6 +213,21 @@ def test_what_is_too_long_to_be_copied() -> None:
     assert len(lists) == 100
 
 
+@pytest.mark.parametrize("place", ["argument", "in a dict", "in a list of dicts"])
+def test_of_a_very_long_container_it_is_told_how_much_more_there_was(place: str) -> None:
+    """Of a list, dict or set with more items than are stored the last of those that are kept tells of the others."""
+    many = range(20_000)
+    for value in ([*many], (*many,), {*many}, dict.fromkeys(many), collections.deque(many), [Notes()] * 20_000):
+        given = {"argument": value, "in a dict": {"it": value}, "in a list of dicts": [{"it": value}]}[place]
+        with capture_spans() as seen:
+            traced("f")(lambda it: None)(given)
+        found: Any = seen[0].input["it"]
+        if place != "argument":
+            found = (found if place == "in a dict" else found[0])["it"]
+        assert len(found) <= 10_001
+        assert (found["…"] if isinstance(found, dict) else found[-1]) in ("[… 10001 more]", "[… 10000 more]")
+
+
 @pytest.mark.parametrize("value", [Strange(), Strange, [Strange()], {"a": Strange()}])
 def test_a_class_that_looks_like_another(value: Any) -> None:
     """What can't be copied is recorded as it is, and disturbs nothing."""

@@ -29,11 +29,11 @@ from pltrace._encoding._leaves import (
 )
 from pltrace._messages import Said, SaidOnce, SaidPrompt, message_of, told_by
 from pltrace._redaction import REDACTED, Rules, clean
+from pltrace._snapshot import MORE, more_items
 
 __all__ = ["Walk", "plain_fields", "plain_notes", "plain_prompt", "plain_text"]
 
 _CYCLE = "[cycle]"
-_MORE = "…"
 _UNSET = object()
 _MAX_NODES = 100_000
 
@@ -116,7 +116,7 @@ class Walk(Leaves):
             else:
                 out[name] = self.value(value, name, depth)
         if left_out > 0:
-            out[_unused(_MORE, out) if _MORE in out else _MORE] = f"[… {left_out} more]"
+            out[_unused(MORE, out) if MORE in out else MORE] = more_items(left_out)
         return out
 
     def name(self, key: Any) -> tuple[str, bool]:
@@ -171,7 +171,7 @@ class Walk(Leaves):
         out = self.members(items, key, depth)
         left_out = base.__len__(value) - len(items)
         if left_out > 0:
-            out.append(f"[… {left_out} more]")
+            out.append(more_items(left_out))
         return out
 
     def members(self, items: list[Any], key: str, depth: int) -> list[Json]:
