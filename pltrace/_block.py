@@ -84,7 +84,10 @@ class Block(Declaration):
             if len(self._open) > 1 and (kind is GeneratorExit or is_collecting()):
                 # What is current may be that of the code that the garbage collector interrupted.
                 frame = sys._getframe(_depth)
-                scope = self._meant_by(frame, scope) if kind is GeneratorExit else self._left_elsewhere(_mark(frame))
+                if kind is GeneratorExit:
+                    scope = self._meant_by(frame, scope, traceback)
+                else:
+                    scope = self._left_elsewhere(_mark(frame))
                 if scope is None:
                     return
             leave = abandon if kind is GeneratorExit and is_collecting() else detach
@@ -139,7 +142,7 @@ class Block(Declaration):
         found = theirs or opened
         return found[-1] if found else None
 
-    def _meant_by(self, leaving: FrameType, scope: Scope) -> Scope | None:
+    def _meant_by(self, leaving: FrameType, scope: Scope, traceback: Any) -> Scope | None:
         """Return the open block that a generator or coroutine leaves, as it is closed.
 
         The garbage collector may have closed it, and what is current is that of the code it came in between.
@@ -147,6 +150,7 @@ class Block(Declaration):
         Args:
             leaving: Who leaves it.
             scope: The latest of the current context.
+            traceback: It begins in who leaves it, if that has a `with` statement of its own.
         """
         entered: int = getattr(scope.span, "frame", 0)
         mark = _mark(leaving)
@@ -156,7 +160,8 @@ class Block(Declaration):
         theirs = [one for one in opened if one.frame == mark]
         if not theirs:
             # An exit stack's coroutine leaves what another one entered; but what code further out entered, that leaves.
-            if not entered or not _is_around(leaving, entered):
+            is_own = getattr(traceback, "tb_frame", None) is leaving
+            if not entered or not (is_own or _is_around(leaving, entered)):
                 return scope
             theirs = [one for one in opened if not one.frame]
         return theirs[-1] if theirs else None
