@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from time import monotonic
 
 from pltrace._background import Background, limited
 from pltrace._database import STORE_TROUBLE
@@ -17,7 +20,7 @@ from pltrace._pace import Pace, PutOff
 from pltrace._rows import ReadSpan
 from pltrace._search import PoisonSearch
 from pltrace._silence import be_silent
-from pltrace._suspicion import Suspicion
+from pltrace._suspicion import FailingRequests, Suspicion
 
 __all__ = ["DeliveryWorker", "OperationWorker"]
 
@@ -33,8 +36,8 @@ _LOOK_ROUND_EVERY_S = 15.0
 _MOST_BLAMED_AT_ONCE = 2
 _MOST_REFUSED_IN_A_ROW = 10
 _MOST_OPERATIONS = 50
-#: promptlayer's client tries for about 15 seconds by itself.
-LONGEST_OPERATION_S = 30.0
+#: promptlayer's client tries for about 15 seconds by itself. After the shorter time others needn't wait for it.
+LONGEST_OPERATION_S, _LONG_S = 30.0, 1.0
 
 
 class Worker(ABC):
@@ -331,11 +334,52 @@ class DeliveryWorker(Worker):
         )
 
 
+class _Sending:
+    """An operation on its way, on a thread that can be left behind: promptlayer's client waits without a limit.
+
+    Args:
+        operation: What is sent.
+        exporter: Where to.
+        ended: Called there when there is a result.
+    """
+
+    def __init__(self, operation: Operation, exporter: TracksRequests, ended: Callable[[], None]) -> None:
+        self.operation = operation
+        self._exporter = exporter
+        self._ended = ended
+        self._give_up_at = monotonic() + LONGEST_OPERATION_S
+        self._result: ExportResult | None = None
+
+    def wait(self, seconds: float) -> None:
+        """Send it, and wait for the result for so long."""
+        with suppress(TimeoutError):
+            limited(self._send, f"pltrace-{self.operation.kind}", seconds)
+
+    def _send(self) -> None:
+        be_silent()
+        try:
+            self._result = self._exporter.operate(self.operation)
+        except BaseException as error:  # One that calls sys.exit() ends itself alone.
+            self._result = self._failed(error)
+        self._ended()
+
+    @property
+    def result(self) -> ExportResult | None:
+        """What became of it; None while that isn't known."""
+        if self._result is None and monotonic() >= self._give_up_at:
+            return self._failed(TimeoutError(f"no answer within {LONGEST_OPERATION_S:.0f} seconds"))
+        return self._result
+
+    def _failed(self, error: BaseException) -> ExportResult:
+        reason = f"didn't take a {self.operation.kind}: {type(error).__name__}: {error}"
+        return ExportResult("retry", reason, suspect=True)
+
+
 class OperationWorker(Worker):
     """Sends what was asked of requests, in order, once their ids are known.
 
-    A thread of its own, so that spans needn't wait for it. What fails keeps back what else was asked of the same
-    request, whose order stays, and not what was asked of others.
+    A thread of its own, so that spans needn't wait for it. What fails or takes long keeps back what else was asked of
+    the same request, whose order stays, and not what was asked of others.
 
     Args:
         outbox: What is pending.
@@ -351,57 +395,96 @@ class OperationWorker(Worker):
     def forked(self) -> None:
         """Start afresh, as in the child of a fork."""
         super().forked()
-        self._put_off: dict[int, PutOff] = {}  # By request.
+        self._failing = FailingRequests()
+        self._slow: _Sending | None = None  # It takes long, and others go on meanwhile.
 
     def _is_left(self, up_to: int) -> bool:
         return bool(self._outbox.due_operations(1) or self._outbox.hopeless_operations(1))
 
     def _round(self) -> None:
         self._outbox.lease.renew()  # Also while a batch takes its time.
+        failure: ExportResult | None = None
         while not self.pace.pausing:
             for number, kind, span_id, reason in self._outbox.hopeless_operations(_MOST_OPERATIONS):
                 self._refused(number, kind, f"the request of span {span_id}", reason)
-            due = self._due()
+            failure = self._settle_slow() or failure
+            due = self._due(hurried=self.pace.hurried and failure is None)
             if not due:
-                self.pace.finished(min([one.remaining_s for one in self._put_off.values()], default=math.inf))
+                self.pace.finished(self._failing.next(self._underway)[0])
+                if failure is not None:  # Last: who waits for it hurries again.
+                    self.pace.put_off(failure)
                 return
-            for operation in due:
-                result = self._operate(operation)
-                if result.outcome in ("retry", "unauthorized"):
-                    self._put_off.setdefault(operation.request_id, PutOff()).failed(result.retry_after_s)
-                    self.pace.back_off(result)
-                    return
-                self._put_off.pop(operation.request_id, None)
-                if result.outcome == "rejected":
-                    which = f"request {operation.request_id}"
-                    self._refused(operation.number, operation.kind, which, result.reason)
-                else:
-                    self._outbox.operated(operation.number)
-                self.pace.succeeded()
+            failure = self._send(due) or failure
 
-    def _due(self) -> list[Operation]:
+    @property
+    def _underway(self) -> set[int]:
+        """The request that waits for what takes long."""
+        return set() if self._slow is None else {self._slow.operation.request_id}
+
+    def _due(self, *, hurried: bool) -> list[Operation]:
         """Return the oldest operations on requests at which none has failed, or on that one whose turn it is."""
-        due = self._outbox.due_operations(_MOST_OPERATIONS, self._put_off)
-        while self._put_off and not due:
-            request_id, first = min(self._put_off.items(), key=lambda item: item[1].due_at)
-            if first.remaining_s and not self.pace.hurried:
+        kept_back = self._failing.ids() | self._underway
+        due = self._outbox.due_operations(_MOST_OPERATIONS, kept_back)
+        if due and self._failing.is_in_doubt:  # Any: the oldest may be as the one that has failed.
+            firsts = {operation.request_id: operation for operation in reversed(due)}
+            return [random.choice([*firsts.values()])]
+        while not due:
+            remaining_s, request_id = self._failing.next(self._underway)
+            if remaining_s and not (hurried and remaining_s < math.inf):
                 break
-            due = self._outbox.due_operations(_MOST_OPERATIONS, self._put_off.keys() - {request_id})
+            due = self._outbox.due_operations(_MOST_OPERATIONS, kept_back - {request_id})
             if not due:  # Another process has sent them.
-                del self._put_off[request_id]
+                self._failing.forget(request_id)
         return due
 
-    def _operate(self, operation: Operation) -> ExportResult:
-        """Send one operation on a thread that can be left behind: promptlayer's client waits without a limit."""
+    def _send(self, due: Sequence[Operation]) -> ExportResult | None:
+        """Send operations until one fails or takes long; return the failure."""
+        for operation in due:
+            sending = _Sending(operation, self._exporter, self.pace.work)
+            sending.wait(_LONG_S if self._slow is None else LONGEST_OPERATION_S)
+            result = sending.result
+            if result is None:
+                self._slow = sending
+                return None
+            failure = self._settle(operation, result)
+            if failure is not None:
+                return failure
+        return None
 
-        def operate() -> ExportResult:
-            be_silent()
-            return self._exporter.operate(operation)
+    def _settle_slow(self) -> ExportResult | None:
+        """Take note of what takes long once there is a result; return the failure, if it is one."""
+        sending = self._slow
+        result = None if sending is None else sending.result
+        if sending is None or result is None:
+            return None
+        self._slow = None
+        return self._settle(sending.operation, result)
 
-        try:
-            return limited(operate, f"pltrace-{operation.kind}", LONGEST_OPERATION_S)
-        except BaseException as error:
-            return ExportResult("retry", f"didn't take a {operation.kind}: {type(error).__name__}: {error}")
+    def _settle(self, operation: Operation, result: ExportResult) -> ExportResult | None:
+        """Take note of what became of an operation; return the failure, if it is to be tried again."""
+        if result.outcome in ("retry", "unauthorized"):
+            may_be_trouble = self._failing.failed(operation, result)
+            if may_be_trouble or result.retry_after_s is not None or result.outcome == "unauthorized":
+                self.pace.back_off(result)
+            else:
+                warn_sometimes(
+                    f"operation_waits:{operation.kind}",
+                    "PromptLayer doesn't take a %s for request %d: it %s. All is kept in the store and sent when it "
+                    "works again; what is asked of other requests goes on.",
+                    operation.kind,
+                    operation.request_id,
+                    result.reason,
+                )
+            return result
+        self.pace.succeeded()
+        if result.outcome == "rejected":
+            self._failing.forget(operation.request_id)
+            self._refused(operation.number, operation.kind, f"request {operation.request_id}", result.reason)
+            return None
+        self._outbox.operated(operation.number)
+        for blamed, reason in self._failing.taken(operation):
+            self._refused(blamed.number, blamed.kind, f"request {blamed.request_id}", reason)
+        return None
 
     def _refused(self, number: int, kind: str, which: str, reason: str) -> None:
         counts["operations_refused"] += 1

@@ -116,6 +116,10 @@ def _store(config: Config, remedies: list[str]) -> dict[str, Any]:
         remedies.append(
             "Spans are in quarantine: see the reasons above; they stay in the store and are not sent again."
         )
+    if found["refused"]:
+        remedies.append(
+            "Scores, metadata, links or groups were refused: see the reasons above; they are not sent again."
+        )
     return {"path": str(config.store), **found}
 
 
@@ -145,6 +149,10 @@ def _store_lines(store: Mapping[str, Any]) -> list[str]:
     lines += [
         f"quarantine   span {entry['span_id']} ({entry['name']}) for {entry['exporter']}: {entry['error']}"
         for entry in store["quarantine"]
+    ]
+    lines += [
+        f"refused      {entry['kind']} for request {entry['request_id']} (span {entry['span_id']}): {entry['error']}"
+        for entry in store["refused"]
     ]
     lines += [
         f"count        {store['counts'][reason]:>8}  {text}"

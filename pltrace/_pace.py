@@ -87,8 +87,8 @@ class Pace:
 
     def hurry(self) -> None:
         """Let the worker try at once, once: after a failure the back-off holds again."""
-        self._hurry = True
         self._since = self._since or monotonic()
+        self._hurry = True
         self._rouse()
 
     def stop(self) -> None:
@@ -148,7 +148,8 @@ class Pace:
 
     def finished(self, look_again_s: float = math.inf) -> None:
         """Take note that nothing is left to do, for so many seconds."""
-        self._hurry = False
+        if self._since is None:  # Else somebody may have hurried after the worker looked.
+            self._hurry = False
         self._looked_at -= max(self._every_s - look_again_s, 0.0)
 
     def back_off(self, result: ExportResult) -> None:
@@ -173,10 +174,14 @@ class Pace:
             delay = result.retry_after_s + random.uniform(0, FIRST_BACKOFF_S)
         self._not_before = monotonic() + delay
         self._obey = result.retry_after_s is not None or result.outcome == "unauthorized"
-        self._hurry = False
         self._since = self._since or monotonic()
-        self.last_error = result.reason
         self.failures += 1
+        self.put_off(result)
+
+    def put_off(self, result: ExportResult) -> None:
+        """Take note of a failure after which all goes on but for what has failed."""
+        self._hurry = False
+        self.last_error = result.reason
         self.failed_tries += 1
 
     def wait_for_round(self, deadline: float, failed_tries: int | None) -> bool:

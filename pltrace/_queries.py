@@ -127,7 +127,7 @@ def trace_records(path: Path, trace_id: str) -> list[dict[str, Any]]:
 
 
 def store_state(path: Path, account: str) -> dict[str, Any]:
-    """Return how much the store holds, what waits, what is in quarantine, and what was counted.
+    """Return how much the store holds, what waits, what is in quarantine or refused, and what was counted.
 
     Args:
         path: The file.
@@ -153,6 +153,11 @@ def store_state(path: Path, account: str) -> dict[str, Any]:
             " WHERE state = 2"
             " ORDER BY seq DESC LIMIT 20"
         ).fetchall()
+        refused = connection.execute(
+            "SELECT operations.kind, coalesce(operations.request_id, requests.request_id) AS request_id, span_id, error"
+            " FROM operations LEFT JOIN spans USING (span_id) LEFT JOIN requests USING (seq)"
+            " WHERE state = 2 ORDER BY id DESC LIMIT 20"
+        ).fetchall()
         counted = connection.execute("SELECT reason, count FROM counters").fetchall()
     return {
         "spans": spans,
@@ -162,5 +167,6 @@ def store_state(path: Path, account: str) -> dict[str, Any]:
         "operations_pending": operations,
         "pending_for_other_keys": {"spans": elsewhere, "operations": operations_elsewhere},
         "quarantine": [dict(row) for row in quarantine],
+        "refused": [dict(row) for row in refused],
         "counts": {row[0]: row[1] for row in counted},
     }

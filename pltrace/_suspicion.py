@@ -1,11 +1,15 @@
-"""Narrows down, try after try, which span a backend fails at every time while it takes others."""
+"""Narrows down, try after try, which span or operation a backend fails at every time while it takes others."""
 
 from __future__ import annotations
 
-from pltrace._exporter import ExportResult
+import math
+from collections.abc import Collection
+
+from pltrace._exporter import ExportResult, Operation
+from pltrace._pace import PutOff
 from pltrace._rows import ReadSpan
 
-__all__ = ["Suspicion"]
+__all__ = ["FailingRequests", "Suspicion"]
 
 #: A batch that fails so often in a row may do so for what is in it.
 _FAILURES_UNTIL_SUSPECTED = 3
@@ -84,3 +88,90 @@ class Suspicion:
         self._failures_alone = 0
         if not self._rest:  # Else the next part is of what has failed.
             self._failures = 0
+
+
+class _Failure(PutOff):
+    """An operation that has failed, and keeps back what else was asked of its request."""
+
+    def __init__(self, operation: Operation) -> None:
+        super().__init__()
+        self.operation = operation
+        self.alone = 0  # How often another of its kind was taken right after it had failed.
+        self.reason = ""
+
+
+class FailingRequests:
+    """Says what is tried while a backend fails at operations on some requests: it may be in trouble, or it may be them.
+
+    Only their requests wait, each longer each time. If another operation of the kind is taken right after one has
+    failed, it has failed for what is in it; if another fails then, the backend is in trouble, and nobody is blamed.
+    """
+
+    def __init__(self) -> None:
+        #: Whether the first operation of a request has failed, and nothing was taken since.
+        self.is_in_doubt = False
+        self._failing: dict[int, _Failure] = {}  # By request.
+        self._again = PutOff()  # All of them, while nothing is taken.
+
+    def ids(self) -> set[int]:
+        """Return the ids of the requests."""
+        return set(self._failing)
+
+    def failed(self, operation: Operation, result: ExportResult) -> bool:
+        """Take note that an operation isn't taken; return whether the backend may be in trouble: then all wait."""
+        failure = self._failing.get(operation.request_id)
+        was_due, may_be_trouble = True, False
+        if failure is None or failure.operation.number != operation.number:
+            self._acquit(operation.kind)
+            failure = self._failing[operation.request_id] = _Failure(operation)
+            may_be_trouble, self.is_in_doubt = self.is_in_doubt, True
+        else:  # It says nothing new of the others.
+            was_due = not failure.remaining_s
+            self._again.failed(None)
+        awaits_word = failure.just_now
+        failure.failed(result.retry_after_s)
+        failure.just_now = awaits_word or (was_due and result.suspect)  # Hurried tries are no longer time.
+        failure.reason = result.reason
+        return may_be_trouble
+
+    def taken(self, operation: Operation) -> list[tuple[Operation, str]]:
+        """Take note that an operation is taken; return those that are blamed now, and why."""
+        self.is_in_doubt, self._again = False, PutOff()
+        if self._failing.pop(operation.request_id, None) is not None:  # When it failed, it was the backend.
+            for kind in {failure.operation.kind for failure in self._failing.values()}:
+                self._acquit(kind)
+            return []
+        for failure in self._of_kind(operation.kind):
+            failure.alone += failure.just_now
+            failure.just_now = False
+        blamed = [one for one in self._of_kind(operation.kind) if one.alone >= _FAILURES_UNTIL_BLAMED]
+        for failure in blamed:
+            self.forget(failure.operation.request_id)
+        return [
+            (one.operation, f"{one.reason} ({one.alone} times, and took another {one.operation.kind} after each)")
+            for one in blamed
+        ]
+
+    def forget(self, request_id: int) -> None:
+        """Take note that what has failed of a request doesn't wait any more."""
+        self._failing.pop(request_id, None)
+
+    def next(self, without: Collection[int]) -> tuple[float, int]:
+        """Return in how many seconds the next is due, and which one; if there is none, in infinitely many.
+
+        Args:
+            without: Not these.
+        """
+        again_s = self._again.remaining_s
+        due = [
+            (max(one.remaining_s, again_s), one_id) for one_id, one in self._failing.items() if one_id not in without
+        ]
+        return min(due, default=(math.inf, 0))
+
+    def _acquit(self, kind: str) -> None:
+        for failure in self._of_kind(kind):
+            failure.alone, failure.just_now = 0, False
+
+    def _of_kind(self, kind: str) -> list[_Failure]:
+        """Return what has failed of a kind: others go to another address, which may work or fail by itself."""
+        return [failure for failure in self._failing.values() if failure.operation.kind == kind]

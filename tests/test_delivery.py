@@ -31,7 +31,7 @@ from tests.support.http_double import (
     on,
     slow,
 )
-from tests.support.programs import deliveries, rows
+from tests.support.programs import deliveries, module, rows
 from tests.support.promptlayer_server import PromptLayerServer
 
 Deliver = Callable[..., None]
@@ -1074,13 +1074,18 @@ def test_refused_operation(deliver: Deliver, promptlayer: PromptLayerServer, cap
     promptlayer.violations.clear()  # That there is no such group is what this is about.
 
 
-def fail_scores(server: PromptLayerServer, name: str, fault: Fault) -> None:
-    """Gives all posts of a score of this name a fault; they go to another path than spans do."""
+def fail_scores(server: PromptLayerServer, name: str, fault: Fault) -> list[Any]:
+    """Gives all posts of a score of this name a fault, and gives these; they go to another path than spans do."""
+    failed: list[Any] = []
 
     def rule(request: Any) -> Fault | None:
-        return fault if "score" in request.path and request.json().get("name") == name else None
+        if "score" not in request.path or request.json().get("name") != name:
+            return None
+        failed.append(request)
+        return fault
 
     server.faults.append(rule)
+    return failed
 
 
 @pytest.mark.parametrize("status", [500, 403, 429, 402])
@@ -1107,6 +1112,103 @@ def test_an_operation_that_promptlayer_fails_at(
         "score", "metadata",
     ]  # fmt: skip
     assert len(promptlayer.operations) == 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "posts"),
+    [(Fault(status=500), 1), pytest.param(CLOSE, 3, id="closed")],  # promptlayer's client connects anew twice.
+)
+def test_an_operation_that_promptlayer_always_fails_at(
+    deliver: Deliver,
+    promptlayer: PromptLayerServer,
+    store: Path,
+    caplog: pytest.LogCaptureFixture,
+    fault: Fault,
+    posts: int,
+) -> None:
+    """Others go on at once; after five times, with one of its kind taken after each, it is set aside, and told."""
+    failed = fail_scores(promptlayer, "bad", fault)
+    deliver()
+    first, *others = [ask(f"ask-{number}").requests[0] for number in range(6)]
+    assert pltrace.flush(10.0)
+    first.score(10, "bad")
+    first.add_metadata({"asked": "later"})
+
+    for number, other in enumerate(others):
+        promptlayer.wait_for(lambda: len(failed) >= posts * (number + 1), 20.0)  # noqa: B023
+        other.score(number)
+        promptlayer.wait_for(lambda: len(promptlayer.operations) > number, 2.0)  # noqa: B023
+    promptlayer.wait_for(lambda: len(promptlayer.operations) == 6, 20.0)
+    assert [operation["op"] for operation in promptlayer.operations] == ["score"] * 5 + ["metadata"]
+    assert pltrace.flush(10.0)
+    assert len(failed) == 5 * posts
+    (refused,) = rows(store, "SELECT kind, error FROM operations WHERE state = 2")
+    assert refused["kind"] == "score"
+    assert "(5 times, and took another score after each)" in refused["error"]
+    (warning,) = [warning for warning in warnings(caplog) if "refuses" in warning]
+    assert f"refuses a score for request {int(first)}" in warning
+    told = module("doctor", "--store", store).out
+    assert f"refused      score for request {int(first)} (span {first.span_id}): {refused['error']}" in told
+
+
+def test_one_kind_of_operation_fails(deliver: Deliver, promptlayer: PromptLayerServer, store: Path) -> None:
+    """While PromptLayer fails at all of one kind, those of another show nothing of it: none is set aside."""
+    promptlayer.faults.append(lambda request: Fault(status=500) if "metadata" in request.path else None)
+    deliver()
+    requests = [ask(f"ask-{number}").requests[0] for number in range(3)]
+    for number, request in enumerate(requests):
+        request.add_metadata({"number": number})
+    for number in range(8):
+        requests[0].score(number)
+        (other,) = ask(f"other-{number}").requests
+        other.score(number)
+        assert not pltrace.flush()
+    promptlayer.wait_for(lambda: len(promptlayer.operations) == 8)
+    assert rows(store, "SELECT * FROM operations WHERE state = 2") == []
+    promptlayer.faults.clear()
+    insist()
+    assert Counter(operation["op"] for operation in promptlayer.operations) == {"score": 16, "metadata": 3}
+
+
+@pytest.mark.slow
+def test_promptlayer_fails_at_operations_on_several_requests(
+    deliver: Deliver, promptlayer: PromptLayerServer, store: Path
+) -> None:
+    """Those behind them needn't wait until each has failed often, and none is set aside for what others did."""
+    deliver()
+    requests = [ask(f"ask-{number}").requests[0] for number in range(30)]
+    assert pltrace.flush(10.0)
+    fail_scores(promptlayer, "bad", Fault(status=500))
+    for number, request in enumerate(requests):
+        request.score(number, "bad" if number < 10 else "good")
+    promptlayer.wait_for(lambda: len(promptlayer.operations) == 20, 30.0)
+    assert rows(store, "SELECT * FROM operations WHERE state = 2") == []
+    promptlayer.faults.clear()
+    assert pltrace.flush(30.0)
+    assert sorted(operation["score"] for operation in promptlayer.operations) == list(range(30))
+
+
+@pytest.mark.slow
+def test_an_operation_that_is_never_answered(deliver: Deliver, promptlayer: PromptLayerServer) -> None:
+    """After a second others needn't wait for it, in whatever order they come; what is asked of its request does."""
+    deliver()
+    first, *others = [ask(f"ask-{number}").requests[0] for number in range(4)]
+    assert pltrace.flush(10.0)
+    fail_scores(promptlayer, "bad", HANG)
+    first.score(10, "bad")
+    first.score(20)
+    for number, other in enumerate(others):
+        other.score(number)
+        other.add_metadata({"number": number})
+    promptlayer.wait_for(lambda: len(promptlayer.operations) == 6, 5.0)
+    assert int(first) not in {operation["request_id"] for operation in promptlayer.operations}
+    promptlayer.faults.clear()
+    promptlayer.release()
+    assert pltrace.flush(60.0)
+    assert [operation["score"] for operation in promptlayer.operations if operation["request_id"] == int(first)] == [
+        10, 20,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("status", [404, 405, 413, 431])
@@ -1149,7 +1251,7 @@ def test_retry_after_an_operation(deliver: Deliver, promptlayer: PromptLayerServ
 
 
 def test_promptlayer_fails_at_all_operations(deliver: Deliver, promptlayer: PromptLayerServer) -> None:
-    """While it does, a try is one operation, however many wait; all arrive later, once each."""
+    """While it does, a try is one operation, at first two, however many wait; all arrive later, once each."""
     deliver()
     requests = [ask(f"ask-{number}").requests[0] for number in range(8)]
     assert pltrace.flush(10.0)
@@ -1160,7 +1262,7 @@ def test_promptlayer_fails_at_all_operations(deliver: Deliver, promptlayer: Prom
     tries = 12
     for _ in range(tries):
         assert not pltrace.flush()
-    assert len(promptlayer.requests) - before <= tries + 1
+    assert len(promptlayer.requests) - before <= tries + 2
     promptlayer.fault = None
     assert pltrace.flush(20.0)
     assert sorted(operation["score"] for operation in promptlayer.operations) == list(range(8))

@@ -52,7 +52,7 @@ RANKS = {
     "_encoding._leaves": 5,
     "_pace": 2,
     "_search": 2,
-    "_suspicion": 2,
+    "_suspicion": 3,
     "_wire": 10,
     "_store_file": 3,
     "_blueprint._server_tools": 2,

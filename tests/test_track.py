@@ -106,7 +106,7 @@ def test_an_outage_is_told_in_a_sentence(
     track.score(number, 1)
     assert not pltrace.flush()
 
-    assert "(scores, metadata, links) can't be delivered to: it failed: While tracking your score" in caplog.text
+    assert f"doesn't take a score for request {number}: it failed: While tracking your score" in caplog.text
     promptlayer.faults.clear()
     assert pltrace.flush(30.0)
 
