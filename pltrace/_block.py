@@ -60,7 +60,7 @@ class Block(Declaration):
                 frame = sys._getframe(_depth)
                 scope.frame = id(frame) ^ id(frame.f_code)  # As `_mark`, without a call on the caller's path.
             self._open[scope] = scope
-            scope.token = attach(scope) if at_work else reattach(scope)  # Mostly without a call.
+            scope.token = attach(scope) if at_work else reattach(scope)  # Mostly not a call of Python code.
         except BaseException as error:
             if scope is not None:
                 self._open.pop(scope, None)

@@ -8,7 +8,7 @@ from weakref import ref
 
 from pltrace import _runs, _runtime
 from pltrace._checks import INPUTS, OUTPUTS
-from pltrace._collecting import is_collecting
+from pltrace._collecting import at_work, is_collecting
 from pltrace._health import failed, is_interruption
 from pltrace._scope import NO_RUNS, Scope, ScopeSpan, attach, current, detach, reattach
 from pltrace._snapshot import PLAIN, Arguments, snapshot
@@ -62,10 +62,17 @@ class Call:
     def resume(self) -> None:
         """Make current what the last step left; for the first one, open the scope."""
         try:
-            if self._scope is None:
-                self._open()
-            else:
-                attach(self._inside and self._inside.resumed_in(_runs.around()))
+            inside = self._inside
+            if inside is None:
+                if self._scope is None:
+                    self._open()
+                else:
+                    attach(None)
+                return
+            run = None if _runs.config_here() is None else _runs.around()
+            if run is not inside.entered_in:
+                inside = inside.resumed_in(run)
+            (attach if at_work else reattach)(inside)  # Mostly not a call of Python code.
         except Exception:
             failed("resuming a traced call")
 
