@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from pltrace._slices import Slices
 
@@ -14,6 +14,8 @@ __all__ = ["REDACTED", "Rules", "clean"]
 REDACTED = "[redacted]"
 
 _Pattern: TypeAlias = "re.Pattern[str]"
+#: One behind the other; each is short, or a run of characters of one kind, behind which nothing follows of that kind.
+_Steps: TypeAlias = tuple[_Pattern, ...]
 
 _CACHED_KEYS = _CACHED_TEXTS = 4_096
 _LONGEST_NAME = 100
@@ -69,65 +71,111 @@ def _at_edge(*prefixes: str, then: str) -> str:
 
 
 # Each alternative starts with a letter outside of any group: `re` only tries where one of these letters is.
+_KEY_BEGINS = r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----"
 _KEY_ENDS = r"-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----"
+# An empty group marks those that go on with letters and digits alone.
 _DASHED = (
     _at_edge("sk-", "glpat-", "nvapi-", "tvly-", "pplx-", "xai-", "GOCSPX-", "xox[a-z]-", then=rf"{_TAIL}{{16,}}")
-    + rf"|sk-(?:proj|ant-\w{{1,16}}|svcacct|admin|or-v1)-{_TAIL}{{32,}}|sk-[A-Za-z0-9]{{40,}}"
-    + r"|-(?P<key>----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----)"
-    + rf"[\s\S]*?(?:{_KEY_ENDS}|\Z)"
+    + rf"|sk-(?:proj|ant-\w{{1,16}}|svcacct|admin|or-v1)-{_TAIL}{{32,}}|sk-[A-Za-z0-9]{{40,}}()"
 )
 _UNDERSCORED = (
-    r"github_pat_\w{20,}|gh[pousr]_[A-Za-z0-9]{20,}|"
-    + _at_edge("pl_", then=r"(?:[a-z]{2,8}_)?[A-Za-z0-9]{16,}")
+    r"github_pat_\w{20,}|gh[pousr]_[A-Za-z0-9]{20,}()|"
+    + _at_edge("pl_", then=r"(?:[a-z]{2,8}_)?[A-Za-z0-9]{16,}()")
     + "|"
-    + _at_edge("hf_", "gsk_", "npm_", "r8_", "fw_", "pcsk_", "whsec_", "ls__", then=r"[A-Za-z0-9]{16,}")
+    + _at_edge("hf_", "gsk_", "npm_", "r8_", "fw_", "pcsk_", "whsec_", "ls__", then=r"[A-Za-z0-9]{16,}()")
     + "|"
     + _at_edge("sk_live_", "rk_live_", "sk_test_", "rk_test_", "lsv2_pt_", "lsv2_sk_", then=r"\w{10,}")
 )
 _JWT = _at_edge("eyJ", then=r"(?<![_-]eyJ)[\w-]{6}")
 
 
+class _Shape(NamedTuple):
+    """What a kind of secret looks like.
+
+    Attributes:
+        rare: A text that is rare in prose,
+        gate: a pattern that starts with a rare letter,
+        whole: and the shape, looked for only where both were found.
+        instead: What takes its place.
+        start: What tells it from another, within the overlap of pieces; group 1 is empty here.
+        kept: What stays of it, behind its start; most have nothing such.
+        rest: How it goes on for as long as it likes, behind its start,
+        marked: and how those alternatives do that a group marks;
+        end: or what it ends with, if it does, whatever is before.
+    """
+
+    rare: str
+    gate: _Pattern
+    whole: _Pattern
+    instead: str
+    start: _Pattern
+    kept: _Steps
+    rest: _Steps
+    marked: _Steps
+    end: _Pattern | None
+
+
+def _steps(*patterns: str, flags: int = 0) -> _Steps:
+    return tuple(re.compile(pattern, flags) for pattern in patterns)
+
+
 def _shape(
-    rare: str, gate: str, whole: str, instead: str, start: str = ""
-) -> tuple[str, _Pattern, _Pattern, _Pattern, str]:
-    found, begins, all_of_it = (re.compile(pattern, re.ASCII) for pattern in (gate, start or whole, whole))
-    return rare, found, begins, all_of_it, instead
+    rare: str, gate: str, whole: str, *rest: str,
+    instead: str = REDACTED, start: str = "", kept: tuple[str, ...] = (), letters: bool = False, end: str = "",
+) -> _Shape:  # fmt: skip
+    found, all_of_it, begins, ends = _steps(gate, whole, start or whole, end, flags=re.ASCII)
+    steps = _steps(*rest, flags=re.ASCII)
+    marked = _steps(r"[A-Za-z0-9]*") if letters else steps
+    return _Shape(rare, found, all_of_it, instead, begins, _steps(*kept), steps, marked, ends if end else None)
 
 
-_R = REDACTED
-# Ordinary text must stay cheap. Each row: a text rare in prose, a pattern that starts with a rare letter,
-# and only where both were found the shape, and what takes its place. A shape that may go on for long before it is
-# told from another has a pattern for its start.
+_TOKEN = r"[\w.~+/=-]"
+# Ordinary text must stay cheap, so each has a text that is rare in prose, and a gate. In this order: the body of a
+# private key, and what is behind `Bearer`, mustn't lose their beginnings to what stands directly before.
 _SHAPES = (
+    _shape("-----BEGIN ", _KEY_BEGINS, rf"{_KEY_BEGINS}[\s\S]*?(?:{_KEY_ENDS}|\Z)", start=_KEY_BEGINS, end=_KEY_ENDS),
+    _shape(
+        "earer ",
+        r"[Bb]earer ",
+        # Of many spaces all or none: without the reference `re` would try again from each of them.
+        rf"([Bb]earer(?=( +))\2)(?:{_TOKEN}{{20,}}|(?=[A-Za-z_.-]{{0,19}}\d){_TOKEN}{{6,}})",
+        *(rf"{_TOKEN}{{20}}|(?=[A-Za-z_.-]{{0,19}}\d){_TOKEN}{{6}}", rf"{_TOKEN}*"),
+        instead=rf"\1{REDACTED}",
+        start=r"[Bb]earer()(?= )",
+        kept=(" *",),
+    ),
     _shape(
         "-",
-        r"-(?:(?<=[a-zX]-)(?=[\w-]{10})(?:(?<=sk-)|(?<=glpat-)|(?<=nvapi-)|(?<=tvly-)|(?<=pplx-)|(?<=xai-)"
-        r"|(?<=GOCSPX-)|(?<=xox[a-z]-))|----BEGIN )",
+        r"-(?<=[a-zX]-)(?=[\w-]{10})(?:(?<=sk-)|(?<=glpat-)|(?<=nvapi-)|(?<=tvly-)|(?<=pplx-)|(?<=xai-)"
+        r"|(?<=GOCSPX-)|(?<=xox[a-z]-))",
         _DASHED,
-        _R,
+        rf"{_TAIL}*",
+        letters=True,
     ),
     _shape(
         "_",
         r"_(?<=[bcfhklmoprsu28w]_)(?=\w{12})(?:(?<=pl_)|(?<=gh[pousr]_)|(?<=hf_)|(?<=[sr]k_)|(?<=github_)"
         r"|(?<=lsv2_)|(?<=ls_)|(?<=npm_)|(?<=r8_)|(?<=fw_)|(?<=whsec_))",
         _UNDERSCORED,
-        _R,
+        r"\w*",
+        letters=True,
     ),
-    _shape("J", r"J(?<=eyJ)", _JWT + r"[\w-]*(?:\.[\w-]*){2,4}", _R, _JWT),
-    _shape("K", r"K(?<=AK)IA[A-Z0-9]{16}", r"AKIA[A-Z0-9]{16,}", _R),
-    _shape("S", r"S(?<=AS)IA[A-Z0-9]{16}", r"ASIA[A-Z0-9]{16,}", _R),
-    _shape("z", r"z(?<=AIz)a", _at_edge("AIza", then=r"[\w-]{30,}"), _R),
-    _shape("@", "@", r"://[^\s/?#@:\"'<>\\]{0,256}:[^\s/\"'<>\\]{1,1024}@", f"://{_R}@"),
     _shape(
-        "earer ",
-        r"[Bb]earer ",
-        # Of many spaces all or none: without the reference `re` would try again from each of them.
-        r"([Bb]earer(?=( +))\2)(?:[\w.~+/=-]{20,}|(?=[A-Za-z_.-]{0,19}\d)[\w.~+/=-]{6,})",
-        rf"\1{_R}",
-        r"[Bb]earer (?: |[\w.~+/=-]{20}|(?=[A-Za-z_.-]{0,19}\d)[\w.~+/=-]{6})",
+        "J",
+        r"J(?<=eyJ)",
+        _JWT + r"[\w-]*(?:\.[\w-]*){2,4}",
+        *(r"[\w-]*", r"\.", r"[\w-]*", r"\.", r"[\w-]*", r"\.?", r"[\w-]*", r"\.?", r"[\w-]*"),
+        start=_JWT,
     ),
+    _shape("K", r"K(?<=AK)IA[A-Z0-9]{16}", r"AKIA[A-Z0-9]{16,}", r"[A-Z0-9]*"),
+    _shape("S", r"S(?<=AS)IA[A-Z0-9]{16}", r"ASIA[A-Z0-9]{16,}", r"[A-Z0-9]*"),
+    _shape("z", r"z(?<=AIz)a", _at_edge("AIza", then=r"[\w-]{30,}"), r"[\w-]*"),
+    _shape("@", "@", r"://[^\s/?#@:\"'<>\\]{0,256}:[^\s/\"'<>\\]{1,1024}@", instead=f"://{REDACTED}@"),
 )
-_KEY_END = re.compile(_KEY_ENDS)
+#: What it takes to look at a whole text at once.
+_AT_ONCE = tuple(shape[:4] for shape in _SHAPES)
+#: What goes on behind a secret without a break: another one, whose beginning was taken for the first one's end.
+_BEHIND = _shape(REDACTED, r"\[redacted\][\w.-]{10}", r"\[redacted\][\w.-]{10,}", r"[\w.-]*")
 _SHORTEST_SECRET = 12
 
 # `"api_key": "…"`, `password='…'`, `?token=…`, `Authorization: Basic …` inside any text.
@@ -139,18 +187,21 @@ _ENDINGS = frozenset((
 ))  # fmt: skip
 _SEPARATORS = ((":", re.compile(r":\s{0,8}")), ("=", re.compile(r"=\s{0,8}")))
 _NAME_BACKWARDS = re.compile(r"""\s{0,4}(["']?\\{0,16})([\w.-]{2,100})""")
-_QUOTED = re.compile(
-    r"""[bruf]{0,2}(?P<quote>\\{0,16}["'])(?!(?P=quote))(?P<value>[^\n"'\\]*[^\n]*?)(?:(?<!\\)(?P=quote)|(?=\n)|\Z)"""
-)
+_QUOTE = re.compile(r"""[bruf]{0,2}(\\{0,16}["'])(?!\1)""")
 # What may stand without quotes, after a quoted name (JSON), after `name:` (headers, YAML) and `name=` (URLs,
 # environments): neither "Password: required" nor code such as `token = read()` and `f(token=token)`.
-_BARE_JSON = re.compile(r"\[[^\[\]]+\]|\{[^{}]+\}|-?\d[\w.]*")
+_BARE_JSON = (
+    _steps(r"\[(?=[^\[\]])", r"[^\[\]]*", r"\]"),
+    _steps(r"\{(?=[^{}])", r"[^{}]*", r"\}"),
+    _steps(r"-?\d", r"[\w.]*"),
+)
 _BARE = {
-    ":": re.compile(
-        r"""(?i:basic|bearer|digest|token|apikey)[ ]+[^\s"',\\]+|[\w.-]+=[^\n"'\\]+"""
-        r"""|(?=[^\s\d]{0,64}\d)[\w.~+/=!@#$%^&*-]{8,}"""
+    ":": (
+        _steps(r"(?i:basic|bearer|digest|token|apikey)(?= )", r" *", r"""(?=[^\s"',\\])""", r"""[^\s"',\\]*"""),
+        _steps(r"(?=[\w.-])", r"[\w.-]*", r"""=(?=[^\n"'\\])""", r"""[^\n"'\\]*"""),
+        _steps(r"(?=[^\s\d]{0,64}\d)[\w.~+/=!@#$%^&*-]{8}", r"[\w.~+/=!@#$%^&*-]*"),
     ),
-    "=": re.compile(r"""(?!=)[^\s&"'<>,;)\]}\\]+"""),
+    "=": (_steps(r"""(?!=)(?=[^\s&"'<>,;)\]}\\])""", r"""[^\s&"'<>,;)\]}\\]*"""),),
 }
 
 
@@ -223,16 +274,19 @@ class Rules:
         if len(text) > self._piece:
             pieces = _Pieces(self._piece)
             for shape in _SHAPES:
-                text = pieces.replaced(text, *shape)
+                text = pieces.replaced(text, shape)
             for char, separator in _SEPARATORS:
                 text = self._mask_assigned(text, char, chain.from_iterable(pieces.found(text, char, separator)))
+            text = pieces.replaced(text, _BEHIND)
         else:
-            for rare, gate, _, whole, instead in _SHAPES:
+            for rare, gate, whole, instead in _AT_ONCE:
                 if rare in text and gate.search(text):
                     text = whole.sub(instead, text)
             for char, separator in _SEPARATORS:
                 if char in text:
                     text = self._mask_assigned(text, char, separator.finditer(text))
+            if REDACTED in text:
+                text = _BEHIND.whole.sub(REDACTED, text)
         for pattern in self._patterns:
             text = pattern.sub(lambda _: REDACTED, text)
         return text
@@ -251,18 +305,22 @@ class Rules:
             name = _NAME_BACKWARDS.match(before)
             if name is None or not self.verdict(name[2][::-1])[1]:
                 continue
-            quoted = _QUOTED.match(text, found.end())
+            pieces = _Pieces(self._piece)
+            quoted = _QUOTE.match(text, found.end())
             quote = name[1][::-1]
             if quoted:
-                parts += text[done : quoted.start("value")], REDACTED
-                done = quoted.end("value")
+                parts += text[done : quoted.end()], REDACTED
+                done = pieces.end_of_quote(text, quoted.end(), quoted[1])
                 continue
             if char == "=" and (found[0] != "=" or name.start(2) or before[name.end() :][:1] == "("):
                 continue
-            bare = (_BARE_JSON if quote else _BARE[char]).match(text, found.end())
-            if bare and not bare[0].startswith(REDACTED):
-                parts += text[done : bare.start()], quote + REDACTED + quote
-                done = bare.end()
+            if text.startswith(REDACTED, found.end()):
+                continue
+            ends = (pieces.end(text, found.end(), steps) for steps in (_BARE_JSON if quote else _BARE[char]))
+            end = next((end for end in ends if end is not None), None)
+            if end is not None:
+                parts += text[done : found.end()], quote + REDACTED + quote
+                done = end
         return "".join(parts) + text[done:] if parts else text
 
 
@@ -277,22 +335,49 @@ class _Pieces:
         self._size = size
         self._slices = Slices(long=True)
 
-    def replaced(self, text: str, rare: str, gate: _Pattern, start: _Pattern, whole: _Pattern, instead: str) -> str:
+    def replaced(self, text: str, shape: _Shape) -> str:
         """Return a text as `whole.sub` would."""
         parts: list[str] = []
         done = at = 0
-        while begin := self._first(text, at, rare, gate, start):
-            if begin.lastgroup == "key":
-                # It may be long, and is slow in finding its end.
-                last = self._first(text, begin.end("key"), "-----END ", _KEY_END, _KEY_END)
-                parts += text[done : begin.start()], instead
-                done = at = last.end() if last else len(text)
-            elif found := whole.match(text, begin.start()):
-                parts += text[done : found.start()], found.expand(instead)
-                done = at = found.end()
+        while begin := self._first(text, at, shape.rare, shape.gate, shape.start):
+            start, behind = begin.span()
+            if shape.kept:
+                start = behind = self.end(text, behind, shape.kept) or behind
+            if shape.end:
+                last = self._first(text, behind, "-----END ", shape.end, shape.end)
+                end: int | None = last.end() if last else len(text)
             else:
+                end = self.end(text, behind, shape.marked if begin.lastindex else shape.rest)
+            if end is None:
                 at = begin.start() + 1
+            else:
+                parts += text[done:start], begin.expand(shape.instead)
+                done = at = end
         return "".join(parts) + text[done:] if parts else text
+
+    def end(self, text: str, at: int, steps: _Steps) -> int | None:
+        """Return where the last of some steps ends, the first of which begins here; None if one isn't there."""
+        window = self._size + _OVERLAP
+        for step in steps:
+            found = step.match(text, at, at + window)
+            while found and found.end() == at + window:  # It may go on.
+                at = found.end()
+                self._slices.between()
+                found = step.match(text, at, at + window)
+            if found is None:
+                return None
+            at = found.end()
+        return at
+
+    def end_of_quote(self, text: str, at: int, quote: str) -> int:
+        """Return where a text in quotes ends: at a quote without a backslash before it, or with the line."""
+        mark = re.escape(quote)
+        end = re.compile(rf"{mark}(?<!\\{mark})|\n")
+        for begin in range(at, len(text), self._size):
+            self._slices.between()
+            if found := end.search(text, begin, begin + self._size + len(quote)):
+                return found.start()
+        return len(text)
 
     def _first(self, text: str, at: int, rare: str, gate: _Pattern, start: _Pattern) -> re.Match[str] | None:
         """Return the first match of `start`, as far as what it looks at ahead is within the overlap."""

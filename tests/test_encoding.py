@@ -522,6 +522,16 @@ class TestBounds:
         """While a long text is made JSON, whatever it consists of, other threads run at least every 50 ms."""
         assert min(longest_wait(lambda: Encoder().dumps(LONG[kind])) for _ in range(5)) < 0.05
 
+    @pytest.mark.parametrize(
+        ("before", "unit"),
+        [("sk-", "Ab1"), ("eyJ", "Ab1"), ("Bearer ", "Ab1"), ("AKIA", "AB1"), ('"password": "', 'a\\"'),
+         ("password: ", "Ab1"), ("password=", "Ab1"), ('"password": [', "1, "), ("cookie: a=", "Ab1")],
+    )  # fmt: skip
+    def test_no_huge_secret_keeps_other_threads_waiting(self, before: str, unit: str) -> None:
+        """A text of 20 MB that is one secret, or may be one up to its end, is looked at while other threads run."""
+        text = before + unit * (20_000_000 // len(unit))
+        assert min(longest_wait(lambda: Rules(()).mask(text)) for _ in range(3)) < 0.05
+
     @pytest.mark.parametrize("kind", ["list", "set", "text"])
     def test_nothing_large_among_what_comes_again_keeps_other_threads_waiting(self, kind: str) -> None:
         """Of metadata and the like, which are made once and kept, no large value keeps others waiting."""
@@ -711,6 +721,34 @@ class TestDefaultRedaction:
                 text = roundtrip("." * before + " " + secret + " " + "." * 90, max_string=limit)
                 assert secret[:8] not in text
                 assert secret[-8:] not in text
+
+    @pytest.mark.parametrize("first", [*SECRETS, "url", "header"])
+    @pytest.mark.parametrize("between", ["", "\n"])
+    def test_secrets_back_to_back(self, first: str, between: str) -> None:
+        """Of two secrets one behind the other nothing of either stays, also in JSON, and in JSON in JSON."""
+        kinds = {**SECRETS, "url": "https://ann:hunter2345@", "header": "Bearer abcdefghij0123456789"}
+        for second in kinds:
+            if first == second == "header" and not between:
+                continue  # There the second word is the end of the first one's token.
+            text = kinds[first] + between + kinds[second]
+            for form in (text, json.dumps(text), json.dumps(json.dumps(text))):
+                masked = Rules(()).mask(form)
+                assert Rules((), piece=50).mask(form) == masked
+                for secret in ("MIIEo" if kind == "pem" else kinds[kind][-8:-1] for kind in (first, second)):
+                    assert secret not in masked, form
+
+    @pytest.mark.parametrize(
+        ("text", "kept"),
+        [
+            ("ghp_0123456789abcdefghij-main", "[redacted]-main"),
+            ("AKIAIOSFODNN7EXAMPLE.", "[redacted]."),
+            ("AKIAIOSFODNN7EXAMPLEauthorization: Basic dXNlcjpw", "[redacted]: [redacted]"),
+            ("password=sk-abcdefghijklmnopqrstuv", "password=[redacted]"),
+        ],
+    )
+    def test_what_is_directly_behind_a_secret(self, text: str, kept: str) -> None:
+        """A few letters behind a secret stay; as many as a secret has are hidden, after their own value is."""
+        assert roundtrip(text) == kept
 
     def test_extra_names_and_patterns(self) -> None:
         """More names and patterns add to the default, in data and in JSON text."""
