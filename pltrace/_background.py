@@ -6,22 +6,20 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from pltrace._forks import at_fork
+from pltrace._greenlets import before_gevent, idents, own_ident
 from pltrace._health import warn_once
 
-__all__ = ["Background", "close_now", "is_ours", "limited", "sleep"]
+__all__ = ["Background", "limited"]
 
 T = TypeVar("T")
 
 #: Signals of a thread's own faults, which can't be blocked.
 _FAULTS = {number for name in ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL") if (number := getattr(signal, name, None))}
-#: The running threads of ours.
-_idents: set[int] = set()
 
 
 class Background:
@@ -52,7 +50,7 @@ class Background:
             raise RuntimeError("threads don't run here")
         self._alive = True
         try:
-            native = _before_gevent("_thread", "start_new_thread")
+            native = before_gevent("_thread", "start_new_thread")
             if native is not None:
                 native(self._run, ())
             else:
@@ -67,8 +65,8 @@ class Background:
         return self._alive
 
     def _run(self) -> None:
-        ident = threading.get_ident()
-        _idents.add(ident)
+        ident = own_ident()
+        idents.add(ident)
         try:
             # A signal that the program blocks, to look at it later, would be given to the first thread that doesn't.
             if not self._is_users and hasattr(signal, "pthread_sigmask"):
@@ -76,12 +74,7 @@ class Background:
             self._work()
         finally:
             self._alive = False
-            _idents.discard(ident)
-
-
-def is_ours() -> bool:
-    """Return whether the running thread is one of ours."""
-    return threading.get_ident() in _idents
+            idents.discard(ident)
 
 
 def limited(work: Callable[[], T], name: str, seconds: float) -> T:
@@ -95,7 +88,7 @@ def limited(work: Callable[[], T], name: str, seconds: float) -> T:
     Raises:
         TimeoutError: It took longer.
     """
-    results: Any = (_before_gevent("queue", "SimpleQueue") or SimpleQueue)()
+    results: Any = (before_gevent("queue", "SimpleQueue") or SimpleQueue)()
 
     def run() -> None:
         try:
@@ -118,17 +111,7 @@ def limited(work: Callable[[], T], name: str, seconds: float) -> T:
     return result
 
 
-def sleep(seconds: float) -> None:
-    """Sleep, and no greenlet in the meantime: it is the thread that sleeps."""
-    (_before_gevent("time", "sleep") or time.sleep)(seconds)
-
-
-def close_now(descriptor: int) -> None:
-    """Close a file descriptor, and let go of its lock, at once: gevent does so when its loop comes to it."""
-    (_before_gevent("os", "close") or os.close)(descriptor)
-
-
-at_fork(in_child=_idents.clear)
+at_fork(in_child=idents.clear)
 
 
 def _may_run() -> bool:
@@ -145,11 +128,3 @@ def _may_run() -> bool:
         return False
     # It forks past Python: its children could never use what a thread of the master is in the middle of.
     return bool(os.getpid() != getattr(uwsgi, "masterpid", int)())
-
-
-def _before_gevent(module: str, name: str) -> Any:
-    """Return a function as it was before gevent patched it, or None if it didn't."""
-    monkey: Any = sys.modules.get("gevent.monkey")
-    if monkey is None or not monkey.is_module_patched("threading"):
-        return None
-    return monkey.get_original(module, name)

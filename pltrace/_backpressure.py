@@ -6,7 +6,7 @@ import time
 from collections.abc import Sized
 from typing import Any
 
-from pltrace._background import is_ours
+from pltrace._greenlets import is_ours
 from pltrace._snapshot import PLAIN
 from pltrace._span import Span
 

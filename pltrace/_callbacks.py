@@ -12,6 +12,7 @@ from time import monotonic
 from typing import Any
 
 from pltrace._background import Background
+from pltrace._greenlets import Condition
 from pltrace._health import counts, failed, log, warn_sometimes
 from pltrace._request import MOST_WAITING, Request
 from pltrace._scope import Callback, attach
@@ -27,7 +28,7 @@ class CallbackRunner:
 
     def forked(self) -> None:
         """Start empty, as in the child of a fork."""
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._queue: deque[tuple[tuple[Callback, ...], Request]] = deque()
         self._busy = False
         self._stopped = False

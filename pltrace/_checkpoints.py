@@ -6,13 +6,13 @@ import contextvars
 import os
 import sqlite3
 import sys
-import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 from weakref import WeakSet
 
 from pltrace._background import Background
+from pltrace._greenlets import new_lock, new_rlock, taken
 from pltrace._health import failed
 from pltrace._room import Room
 from pltrace._store_file import MOST_WAL_BYTES, close_quickly, opened_beside
@@ -37,7 +37,7 @@ _INTERRUPT_EVERY_S = 0.0005
 _LOG_HEADER, _FRAME_HEADER = 32, 24
 
 #: Held while a checkpoint's connection is open, and by a fork: a child must inherit no connection.
-_connecting = threading.RLock()
+_connecting = new_rlock()
 _connection: sqlite3.Connection | None = None
 _fork_waits = False
 #: What came through a fork in the middle of it: closing it would end what the parent is at.
@@ -58,7 +58,7 @@ class Checkpoints:
         _all.add(self)
 
     def _forked(self) -> None:
-        self._running = threading.Lock()
+        self._running = new_lock()
         self._next_at = self._looked_at = 0.0
         self._grown = 0  # About how much was written since it was looked at, in bytes.
 
@@ -99,7 +99,7 @@ class Checkpoints:
 
     def end(self) -> None:
         """Wait for the one that is going on, if there is one."""
-        if self._running.acquire(timeout=_LONGEST_WAIT_S):
+        if taken(self._running, _LONGEST_WAIT_S):
             self._running.release()
 
     def _run(self, path: Path, file: tuple[int, int] | None, most: int) -> None:
@@ -190,9 +190,9 @@ def after_fork_in_child() -> bool:
     """Start afresh; return whether no checkpoint was going on after all, in the middle of SQLite."""
     global _connecting, _connection, _fork_waits
     # Held by this thread since before the fork, or by none; else by one that isn't here any more.
-    usable = _connecting.acquire(blocking=False)
+    usable: bool = _connecting.acquire(blocking=False)
     _inherited.append(_connection)
-    _connecting, _connection, _fork_waits = threading.RLock(), None, False
+    _connecting, _connection, _fork_waits = new_rlock(), None, False
     for checkpoints in _all:
         checkpoints._forked()
     return usable

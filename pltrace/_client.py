@@ -10,7 +10,7 @@ __all__ = ["client_for"]
 
 _made: dict[tuple[str, str], Any] = {}
 #: The child of a fork that comes while a thread imports a module can never import it.
-_making = ForkLock()
+_making = ForkLock(is_short=False)
 
 
 def client_for(api_key: str, base_url: str, given: Any = None) -> Any:

@@ -15,10 +15,10 @@ from typing import Any
 from weakref import WeakSet, finalize
 
 from pltrace import _checkpoints
-from pltrace._background import close_now
 from pltrace._checkpoints import Checkpoints
 from pltrace._errors import StoreError
 from pltrace._forks import LONGEST_FORK_S, at_fork
+from pltrace._greenlets import close_now, new_rlock, rest, taken
 from pltrace._health import warn_once
 from pltrace._room import Room
 from pltrace._store_file import (
@@ -53,9 +53,8 @@ _MOST_DESCRIPTORS = 8
 
 #: Every use of SQLite in this process holds it, whatever the database, and so does a fork: SQLite's own mutexes are
 #: the process's, and a child of a fork that happened while a thread was inside SQLite would hang in them.
-_lock = threading.RLock()
-_holding = threading.Condition(_lock)  # Knows whether this thread holds it.
-_in_use = False
+_lock = new_rlock()
+_user = 0  # Which thread or greenlet holds it; 0 is none.
 _forking = threading.local()
 _databases: WeakSet[Database] = WeakSet()
 #: Connections inherited through a fork that came while they were in use: closing one would end what the parent is at.
@@ -221,7 +220,7 @@ class Database:
                 if not (replaced or _is_busy(error)) or time.monotonic() > give_up_at:
                     raise
             longest = min(max((time.monotonic() - began) * _PART_OF_WAIT, _SHORTEST_TRY_S), _LONGEST_TRY_S)
-            time.sleep(random.uniform(longest / 2, longest))
+            rest(random.uniform(longest / 2, longest))
 
     def _connected(self) -> sqlite3.Connection:
         if not _usable:
@@ -377,18 +376,24 @@ def _wait_for_lock(give_up_at: float) -> None:
         sqlite3.OperationalError: Others held it until then.
         InterruptedUseError: This very thread holds it: a signal handler runs in the middle of what it interrupted.
     """
-    global _in_use
-    with suppress(RuntimeError):  # It doesn't.
-        _holding.notify(0)
+    global _user
+    own = threading.get_ident()
+    if _user == own:
         raise InterruptedUseError("the store is locked: what uses it was interrupted")
-    if not _lock.acquire(timeout=max(give_up_at - time.monotonic(), 0.0)):
-        raise sqlite3.OperationalError("the store is locked by a thread of this process")
-    _in_use = True
+    while taken(_lock, max(give_up_at - time.monotonic(), 0.0)):
+        if not _user:
+            _user = own
+            return
+        _lock.release()  # It is another greenlet's of this thread, which let others run, as to log.
+        if time.monotonic() > give_up_at:
+            break
+        rest(_SHORTEST_TRY_S)
+    raise sqlite3.OperationalError("the store is locked by a thread of this process")
 
 
 def _give_back() -> None:
-    global _in_use
-    _in_use = False
+    global _user
+    _user = 0
     with suppress(RuntimeError):  # A signal handler forked meanwhile, and this is the child.
         _lock.release()
 
@@ -398,7 +403,7 @@ def _before_fork() -> None:
     give_up_at = time.monotonic() + LONGEST_FORK_S
     _forking.holds = _lock.acquire(timeout=LONGEST_FORK_S)
     _forking.holds_checkpoints = _checkpoints.before_fork(give_up_at)
-    if _forking.holds and not _in_use:
+    if _forking.holds and not _user:
         with suppress(sqlite3.Error):
             while _unused:
                 _unused.pop().close()
@@ -415,11 +420,10 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     """Start afresh: a new connection is opened when it is needed."""
-    global _lock, _holding, _in_use, _usable
+    global _lock, _user, _usable
     # Held by this thread since before the fork, or by none; else by one that isn't here any more.
     _usable = _checkpoints.after_fork_in_child() and _usable and _lock.acquire(blocking=False)
-    _lock, _in_use = threading.RLock(), False
-    _holding = threading.Condition(_lock)
+    _lock, _user = new_rlock(), 0
     _inherited.extend(_unused)
     _unused.clear()
     for database in _databases:

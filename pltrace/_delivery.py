@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import random
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -14,6 +13,7 @@ from time import monotonic
 from pltrace._background import Background, limited
 from pltrace._database import STORE_TROUBLE
 from pltrace._exporter import ExportResult, Operation, SpanExporter, TracksRequests
+from pltrace._greenlets import new_lock
 from pltrace._health import counts, failed, log, warn_sometimes
 from pltrace._outbox import Outbox
 from pltrace._pace import Pace, PutOff
@@ -59,7 +59,7 @@ class Worker(ABC):
         """Start afresh, as in the child of a fork."""
         self.pace = Pace(self._name, self._linger_s, _LOOK_ROUND_EVERY_S)
         self._thread: Background | None = None
-        self._starting = threading.Lock()
+        self._starting = new_lock()
 
     def work(self) -> None:
         """Take note of new work."""

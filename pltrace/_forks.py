@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from pltrace._greenlets import new_rlock
+
 __all__ = ["LONGEST_FORK_S", "ForkLock", "at_fork", "forked_past_python", "hook_uwsgi"]
 
 #: A fork waits so long for what must not be cut in two by it.
@@ -78,6 +80,7 @@ class ForkLock:
 
     Args:
         first: A fork takes it before any other: who holds it may want those.
+        is_short: No greenlet that holds it lets others run, so that our threads can share it.
 
     Attributes:
         lock: Re-entrant, to be held by `with`: not the object itself, whose entering would be Python code, after which
@@ -85,8 +88,9 @@ class ForkLock:
             gave up waiting.
     """
 
-    def __init__(self, *, first: bool = False) -> None:
-        self.lock = threading.RLock()
+    def __init__(self, *, first: bool = False, is_short: bool = True) -> None:
+        self._make = new_rlock if is_short else threading.RLock
+        self.lock = self._make()
         self._forking = threading.local()
         at_fork(
             before=self._before_fork,
@@ -103,7 +107,7 @@ class ForkLock:
             self.lock.release()
 
     def _after_fork_in_child(self) -> None:
-        self.lock = threading.RLock()
+        self.lock = self._make()
 
 
 def forked_past_python() -> None:

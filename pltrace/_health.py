@@ -6,11 +6,13 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from time import monotonic
 from types import FrameType
 from typing import Any
 
 from pltrace._forks import ForkLock
+from pltrace._greenlets import before_gevent, is_ours
 
 __all__ = [
     "counts", "failed", "is_interruption", "log", "logger", "pass_on", "pass_on_interrupt", "warn_once",
@@ -110,7 +112,9 @@ def warn_sometimes(cause: str, message: str, *arguments: object) -> None:
 
 def log(level: int, message: str, *arguments: object, exc_info: bool | BaseException | None = False) -> None:
     """Log `message`, in a way that no fork comes in the middle of."""
-    with _logging.lock:
+    # A greenlet that logs may let others of its thread run, which must not stand still until it is done.
+    is_greenlet = not is_ours() and before_gevent("_thread", "RLock") is not None
+    with nullcontext() if is_greenlet else _logging.lock:
         logger.log(level, message, *arguments, exc_info=exc_info)
 
 

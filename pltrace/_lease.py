@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from pltrace._background import sleep
 from pltrace._database import Database
 from pltrace._forks import at_fork
+from pltrace._greenlets import sleep
 from pltrace._health import warn_once
 
 __all__ = ["LEASE_S", "Lease"]

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from weakref import ref
 
 from pltrace._collecting import is_collecting
+from pltrace._greenlets import new_rlock
 from pltrace._health import failed
 from pltrace._snapshot import thawed
 from pltrace._span import Span
@@ -92,7 +93,7 @@ class Rendering:
 
 
 #: Reentrant: forgetting a rendering may run finalizers of the user's, which may render.
-_lock = threading.RLock()
+_lock = new_rlock()
 _size = 0
 #: By their own identity, in the order in which they were last of use.
 _renderings: OrderedDict[int, Rendering] = OrderedDict()
@@ -182,7 +183,7 @@ def forget() -> None:
 def forked() -> None:
     """Give the child of a fork a lock of its own; another thread of the parent may have held this one."""
     global _lock
-    _lock = threading.RLock()
+    _lock = new_rlock()
 
 
 def find(span: Span) -> Link | None:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from time import monotonic
 
 from pltrace._exporter import ExportResult
+from pltrace._greenlets import new_lock, taken
 from pltrace._health import warn_sometimes
 
 __all__ = ["Pace", "PutOff"]
@@ -66,7 +67,7 @@ class Pace:
         self.name = name
         self._linger_s = linger_s
         self._every_s = every_s
-        self._wake = threading.Lock()  # Free when the worker is to look at once.
+        self._wake = new_lock()  # Free when the worker is to look at once.
         self._wake.acquire()
         self._waiting: deque[threading.Lock] = deque()  # Held by those who wait for the worker, each its own.
         self._since: float | None = None  # When the work came that is waiting.
@@ -200,10 +201,10 @@ class Pace:
         stuck = failed_tries is not None and (self.failed_tries > failed_tries or paused)
         if stuck or now >= deadline:
             return False
-        word = threading.Lock()
+        word = new_lock()
         word.acquire()
         self._waiting.append(word)
-        if not word.acquire(timeout=min(_LOOK_AGAIN_S, deadline - now)):
+        if not taken(word, min(_LOOK_AGAIN_S, deadline - now)):
             with suppress(ValueError):  # It came just now.
                 self._waiting.remove(word)
         return True

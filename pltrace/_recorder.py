@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from pltrace._background import Background, sleep
+from pltrace._background import Background
 from pltrace._backpressure import Backpressure
 from pltrace._commit import Ask, Commit
 from pltrace._database import STORE_TROUBLE, UNSTORABLE
 from pltrace._encoding import Encoder
+from pltrace._greenlets import new_lock, new_rlock, rest, sleep, taken
 from pltrace._health import counts, failed, warn_sometimes
 from pltrace._lease import LEASE_S
 from pltrace._record import row_of
@@ -91,8 +92,8 @@ class SpanRecorder:
         #: indexes. Each random one would change another page of these, the more there are, and a commit write them all.
         self.new_span_bits: Callable[[], int] = itertools.count(self._random.getrandbits(63) + 1).__next__
         self._queue: deque[Span | Ask] = deque()
-        self._writing = threading.RLock()  # Held from taking items off the queue until they are committed.
-        self._is_writing = False
+        self._writing = new_rlock()  # Held from taking items off the queue until they are committed,
+        self._writer = 0  # and by which thread or greenlet; 0 is none.
         self._next = Commit()  # What is in flight: taken off the queue, and not committed yet.
         self._bound = Backpressure()
         self._taken = 0  # How many items were taken off the queue,
@@ -100,10 +101,10 @@ class SpanRecorder:
         #: Whether it was others that kept the last commit from the file.
         self.is_kept_out = False
         self._asleep = False
-        self._wake = threading.Lock()
+        self._wake = new_lock()
         self._wake.acquire()
         self._thread: Background | None = None
-        self._starting = threading.Lock()
+        self._starting = new_lock()
         self._start_after = 0.0
         self._counted = Counter(counts)  # What the store has of the process's counts, or isn't this recorder's.
         self._inline = False
@@ -300,11 +301,13 @@ class SpanRecorder:
         while True:
             left_s = max(give_up_at - time.monotonic(), 0.0)
             # The writer goes on as long as there is more: it may be done with ours.
-            if self._writing.acquire(timeout=min(left_s, _TRY_AGAIN_S)):
+            if taken(self._writing, min(left_s, _TRY_AGAIN_S)):
                 try:
-                    return self._drain(up_to, give_up_at)
+                    if self._writer in (0, threading.get_ident()):
+                        return self._drain(up_to, give_up_at)
                 finally:
                     self._writing.release()
+                rest(_LOOK_EVERY_S)  # Another greenlet of this thread is at it.
             if self._settled >= up_to:
                 return True
             if not left_s:
@@ -312,22 +315,22 @@ class SpanRecorder:
 
     def _drain(self, up_to: int | None, give_up_at: float) -> bool:
         """Commit what is queued, all of it or the first so many ever, with the lock held."""
-        if self._is_writing:  # A signal handler or finalizer runs in the middle of it, on the same thread.
+        if self._writer:  # A signal handler or finalizer runs in the middle of it, on the same thread.
             return False
-        self._is_writing = True
+        self._writer = threading.get_ident()
         try:
             while (self._queue or self._next) and (up_to is None or self._settled < up_to):
                 left_s = give_up_at - time.monotonic()
                 if not self._commit(_PATIENCE_S if up_to is None else min(max(left_s, 0.0), _PATIENCE_S)):
                     if time.monotonic() + _TRY_AGAIN_S > give_up_at:
                         return False
-                    sleep(_TRY_AGAIN_S)
+                    rest(_TRY_AGAIN_S)
             return True
         except Exception:
             failed("writing spans to the store")
             return False
         finally:
-            self._is_writing = False
+            self._writer = 0
 
     def _commit(self, patience_s: float) -> bool:
         """Write up to `_MOST_IN_COMMIT` items, which count as in flight until they are committed.
@@ -382,7 +385,7 @@ class SpanRecorder:
 
     def write_counts(self) -> None:
         """Put what was counted since the last commit into the store."""
-        if not self._new_counts() or not self._writing.acquire(timeout=_PATIENCE_S):
+        if not self._new_counts() or not taken(self._writing, _PATIENCE_S):
             return
         try:
             for _ in range(2):  # To write them may show that a file was lost, and what was in it counts too.

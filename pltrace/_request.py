@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from time import monotonic
 from typing import Any, Protocol
@@ -18,6 +17,7 @@ from pltrace._checks import (
     checked_timeout,
 )
 from pltrace._errors import PltraceError
+from pltrace._greenlets import Condition
 from pltrace._health import failed
 from pltrace._scope import Callback
 from pltrace._span import SpanStatus
@@ -295,7 +295,7 @@ class Registry:
 
     def forked(self) -> None:
         """Start empty, as in the child of a fork: what is waited for is the parent's to be told."""
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._handles: WeakValueDictionary[int, Request] = WeakValueDictionary()
         self._waiting: dict[int, tuple[int, tuple[Callback, ...]]] = {}
         self._shut = False

@@ -72,7 +72,7 @@ _stand_in: StandIn | None = None
 #: What was switched off; a block that was opened before may still end.
 _switched_off: WeakSet[Tracing] = WeakSet()
 #: A fork waits for who holds it, who may be in the middle of importing what switches tracing on.
-_deciding = ForkLock(first=True)
+_deciding = ForkLock(first=True, is_short=False)
 _is_deciding = False
 _hooked = False
 _when_on: list[Callable[[], None]] = []

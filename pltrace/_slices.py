@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from time import perf_counter
 
-from pltrace._background import sleep
+from pltrace._greenlets import sleep
 
 __all__ = ["Slices"]
 

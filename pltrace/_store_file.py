@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pltrace._background import close_now
+from pltrace._greenlets import close_now, rest
 from pltrace._health import warn_once
 
 __all__ = [
@@ -283,7 +283,7 @@ def _locked(folder: Path, *, alone: bool, patience_s: float = 0.0, regardless: b
                         can_lock = error.errno != errno.ENOLCK
                         break
                     raise BeingMadeError("the store's folder is locked by another process") from error
-            time.sleep(_LOOK_EVERY_S)
+            rest(_LOOK_EVERY_S)
         yield can_lock
     finally:
         close_now(descriptor)

@@ -13,8 +13,9 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any, Protocol
 
-from pltrace._background import Background, close_now, limited, sleep
+from pltrace._background import Background, limited
 from pltrace._forks import at_fork
+from pltrace._greenlets import close_now, sleep
 from pltrace._wrapping import when_imported
 
 __all__ = ["Work", "before_termination", "expect_termination"]

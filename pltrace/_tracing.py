@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from time import monotonic, sleep
+from time import monotonic
 
 from pltrace._callbacks import CallbackRunner
 from pltrace._config import Config
@@ -15,6 +15,7 @@ from pltrace._delivery import DeliveryWorker, OperationWorker
 from pltrace._encoding import Encoder
 from pltrace._errors import StoreError
 from pltrace._exporter import SpanExporter, TracksRequests
+from pltrace._greenlets import rest
 from pltrace._health import counts, failed, warn_once, warn_sometimes
 from pltrace._recorder import SpanRecorder
 from pltrace._rows import Rows
@@ -231,7 +232,7 @@ class Tracing:
             except STORE_TROUBLE:  # The disk may be full now and have room in a moment.
                 if not patient or monotonic() >= deadline:
                     return False
-            sleep(_TRY_AGAIN_S)
+            rest(_TRY_AGAIN_S)
 
     def _adopt(self) -> None:
         try:

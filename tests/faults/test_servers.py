@@ -191,6 +191,115 @@ assert time.monotonic() - began < 5.0
     assert [stored(tmp_path / f"{number}.db") for number in range(5)] == [["block"]] * 5
 
 
+_PATCHED = {
+    "first": "from gevent import monkey; monkey.patch_all(); import pltrace",
+    "after pltrace was loaded": "import pltrace._tracing; from gevent import monkey; monkey.patch_all()",
+}
+
+
+@pytest.mark.parametrize("patched", _PATCHED)
+@_needs("gevent")
+def test_gevent_delivers_in_time(tmp_path: Path, patched: str) -> None:
+    """Threads of ours that use one store under gevent don't stand still in each other's way."""
+    source = f"""
+{_PATCHED[patched]}
+import sys
+import time
+import gevent
+import pltrace
+
+class Exporter:
+    def __init__(self, name):
+        self.name, self.taken = name, 0
+
+    def export(self, spans):
+        self.taken += len(spans)
+        return pltrace.ExportResult("delivered")
+
+    def shutdown(self):
+        pass
+
+def record():
+    for _ in range(5):
+        with pltrace.traced("block"):
+            gevent.sleep(0.01)
+
+exporters = [Exporter(name) for name in "abcdefgh"]
+pltrace.configure(store=sys.argv[1], exporters=exporters, enabled=True)
+for number in range(1, 5):
+    gevent.joinall([gevent.spawn(record) for _ in range(6)])
+    deadline = time.monotonic() + 4.0
+    while any(exporter.taken < number * 30 for exporter in exporters):
+        assert time.monotonic() < deadline, [exporter.taken for exporter in exporters]
+        gevent.sleep(0.01)
+"""
+    done = run(source, tmp_path, tmp_path / "traces.db")
+    assert (done.code, done.err) == (0, "")
+
+
+@pytest.mark.parametrize("patched", _PATCHED)
+@_needs("gevent")
+def test_gevent_goes_on_meanwhile(tmp_path: Path, patched: str) -> None:
+    """While one greenlet waits for delivery, for a callback, for an id or for the disk, the others run."""
+    source = f"""
+{_PATCHED[patched]}
+import sqlite3
+import sys
+import time
+import gevent
+import pltrace
+from langchain_core.language_models.fake_chat_models import FakeListChatModel
+
+sleep = monkey.get_original("time", "sleep")
+
+class Slow:
+    name = "slow"
+
+    def export(self, spans):
+        sleep(0.7)
+        return pltrace.ExportResult("delivered")
+
+    def shutdown(self):
+        pass
+
+def ticked(work):
+    ticks = []
+    def tick():
+        while True:
+            ticks.append(time.monotonic())
+            gevent.sleep(0.01)
+    ticking = gevent.spawn(tick)
+    gevent.sleep(0)
+    found = work()
+    ticking.kill()
+    assert ticks[-1] - ticks[0] > 0.4, ticks[-1] - ticks[0]
+    assert len(ticks) > (ticks[-1] - ticks[0]) * 25, (work, len(ticks), ticks[-1] - ticks[0])
+    return found
+
+store = sys.argv[1]
+model = FakeListChatModel(responses=["Hello."])
+pltrace.configure(store=store, exporters=[Slow()], enabled=True)
+with pltrace.traced("block", on_request=lambda request: sleep(0.7)) as span:
+    model.invoke("Hi!")
+assert ticked(lambda: pltrace.flush(5.0))
+
+with sqlite3.connect(store, isolation_level=None) as other:
+    other.execute("BEGIN IMMEDIATE")
+    with pltrace.traced("block") as span:
+        model.invoke("Hi!")
+    (request,) = span.requests
+    assert ticked(lambda: request.wait(0.7)) is None
+    assert not ticked(lambda: pltrace.flush(0.7))
+    other.execute("COMMIT")
+other.close()
+assert pltrace.flush(5.0)
+assert request.id
+
+"""
+    done = run(source, tmp_path, tmp_path / "traces.db")
+    assert (done.code, done.err) == (0, "")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @_needs("gunicorn")
