@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 from pltrace._encoding import Encoder
 from pltrace._record import row_of
+from pltrace._request import Registry
 from pltrace._rows import Rows
+from pltrace._runs import open_runs
 from pltrace._scope import Callback
 from pltrace._span import Span
 from pltrace._store import Asked
@@ -25,6 +27,7 @@ class Ask(NamedTuple):
     arguments: Mapping[str, Any]
     subtree: bool
     request_id: int | None = None
+    totals: Totals | None = None
 
 
 class Commit:
@@ -42,22 +45,32 @@ class Commit:
     def __len__(self) -> int:
         return len(self.rows) + len(self.operations)
 
-    def add(self, item: Span | Ask, encoder: Encoder, service: str) -> None:
+    def add(self, item: Span | Ask, encoder: Encoder, service: str, registry: Registry) -> None:
         """Encode a span, or what was asked, and add it."""
         if isinstance(item, Ask):
+            known = {} if item.totals is None else registry.known(_ended(item.totals))
             self.operations.append(
                 Asked(
                     item.kind, f"{item.trace_bits:032x}", f"{item.span_bits:016x}", encoder.dumps(item.arguments),
-                    item.subtree, item.request_id,
+                    item.subtree, item.request_id, {f"{bits:016x}": number for bits, number in known.items()},
                 )
             )  # fmt: skip
         else:
             self.rows.add(row_of(item, encoder, service))
             self.runs_seen += item.run_key is not None
             if item.kind == "llm":
+                for span in item.lineage:
+                    if span.trace_bits != item.trace_bits:
+                        self.rows.joined.add(span.trace_id)
                 totals = item.scope.totals
                 while totals is not None:
                     self.totals[id(totals)] = totals
                     totals = totals.above
                 if item.inherited.callbacks:
                     self.awaited.append((item.trace_bits, item.span_bits, item.inherited.callbacks))
+
+
+def _ended(totals: Totals) -> list[int]:
+    """Return the ids of the calls that have ended: what is asked holds for the others when they are stored."""
+    still_open = {run.span_bits for run in open_runs.copy().values()}
+    return [bits for bits in totals.request_bits if bits not in still_open]

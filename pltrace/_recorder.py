@@ -148,12 +148,17 @@ class SpanRecorder:
         trace_bits: int,
         span_bits: int,
         arguments: Mapping[str, Any],
-        *,
-        subtree: bool,
-        request_id: int | None = None,
+        request_id: int | None,
     ) -> None:
-        """Take something that is asked of a request, or of all requests under a span."""
-        self._put(Ask(kind, trace_bits, span_bits, dict(arguments), subtree, request_id))
+        """Take something that is asked of a request, whose id is given if it is known."""
+        self._put(Ask(kind, trace_bits, span_bits, dict(arguments), False, request_id))
+
+    def operate_under(self, span: Span, kind: str, arguments: Mapping[str, Any]) -> None:
+        """Take something that is asked of all requests under a span."""
+        # Of requests that aren't recorded nothing is kept; of those from before a fork the parent may have yet to come.
+        is_here = span.inherited.sampled and span.started_at_ns > self._forked_at_ns
+        totals = span._totals if is_here else None
+        self._put(Ask(kind, span.trace_bits, span.span_bits, dict(arguments), True, totals=totals))
 
     def track(self, kind: str, request_id: int, arguments: Mapping[str, Any]) -> None:
         """Take something that is asked of a request by its id."""
@@ -405,7 +410,7 @@ class SpanRecorder:
             slices.between()
             item = queue[0]  # Only then taken off: what interrupts us must not lose it.
             try:
-                commit.add(item, self._encoder, self._service)
+                commit.add(item, self._encoder, self._service, self.registry)
             except Exception:
                 self._drop("not_encodable", 1)
                 failed("encoding a span")
@@ -502,10 +507,11 @@ class SpanRecorder:
 
         def put(item: Span | Ask) -> None:
             # What is asked of a request is of use where the request's span is; those under a span may be in both.
+            if not same_store and type(item) is Ask:
+                item = item._replace(totals=None)  # Of those that either hasn't, nobody can tell whether it had them.
+                self._enqueue(item)
             if same_store or type(item) is not Ask or item.subtree:
                 successor._put(item)
-            if not same_store and type(item) is Ask:
-                self._enqueue(item)
 
         self._successor = put
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from time import monotonic
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
@@ -39,8 +39,6 @@ class Records(Protocol):
         trace_bits: int,
         span_bits: int,
         arguments: Mapping[str, Any],
-        *,
-        subtree: bool,
         request_id: int | None,
     ) -> None:
         """Take something that is asked of a request, whose id is given if it is known."""
@@ -249,14 +247,8 @@ class Request:
     def _ask(self, kind: str, arguments: Mapping[str, Any]) -> None:
         if not self._is_recorded:
             return  # There is nothing that it could be said of.
-        self._registry.records.operate(
-            kind,
-            self._trace_bits,
-            self._span_bits,
-            arguments,
-            subtree=False,
-            request_id=self._id,  # The store may not have the span any more.
-        )
+        # With the id, as the store may not have the span any more.
+        self._registry.records.operate(kind, self._trace_bits, self._span_bits, arguments, self._id)
 
     def _get(self, field: str) -> Any:
         if self._stored is None:
@@ -322,6 +314,11 @@ class Registry:
         """Return the bits of the spans of those requests whose id an `on_request` waits for."""
         with self._changed:
             return {*self._waiting}
+
+    def known(self, span_bits: Iterable[int]) -> dict[int, int | None]:
+        """Return the ids of requests as far as their handles know them, by the bits of their spans."""
+        handles = [(bits, self._handles.get(bits)) for bits in span_bits]
+        return {bits: None if request is None else request._id for bits, request in handles}
 
     def resolve(self, ids: Mapping[int, int]) -> None:
         """Tell the handles, and whoever waits, that requests got their ids: the bits of their spans → id."""

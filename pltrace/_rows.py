@@ -54,14 +54,16 @@ class Rows:
     Attributes:
         values: For each row its number, None at first, and its columns.
         calls: The places of those that are LLM calls.
+        joined: Traces that these are not in, but blocks around them are.
         characters: Of all bodies together.
     """
 
-    __slots__ = ("calls", "characters", "values")
+    __slots__ = ("calls", "characters", "joined", "values")
 
     def __init__(self, rows: Iterable[Row] = ()) -> None:
         self.values: list[Any] = []
         self.calls: list[int] = []
+        self.joined: set[str] = set()
         self.characters = 0
         for row in rows:
             self.add(row)

@@ -52,10 +52,8 @@ class Recorder(Protocol):
     def record(self, span: Span) -> None:
         """Take an ended span; never raises, never waits for a disk or a network."""
 
-    def operate(
-        self, kind: str, trace_bits: int, span_bits: int, arguments: Mapping[str, Any], *, subtree: bool
-    ) -> None:
-        """Take something that is asked of a request (`subtree`: of all requests under a span); never raises."""
+    def operate_under(self, span: Span, kind: str, arguments: Mapping[str, Any]) -> None:
+        """Take something that is asked of all requests under a span; never raises."""
 
     def readable(self, span: Span) -> Mapping[str, Any]:
         """Return what is kept of a span, as JSON-like data."""

@@ -33,9 +33,7 @@ class _DeafRecorder:
         counts["runs_seen"] += span.run_key is not None
         counts["dropped_in_own_work"] += 1
 
-    def operate(
-        self, kind: str, trace_bits: int, span_bits: int, arguments: Mapping[str, Any], *, subtree: bool
-    ) -> None:
+    def operate_under(self, span: Span, kind: str, arguments: Mapping[str, Any]) -> None:
         pass
 
     def readable(self, span: Span) -> Mapping[str, Any]:

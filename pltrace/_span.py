@@ -320,7 +320,7 @@ class Span:
             ConfigError: `value` is not a whole number from 0 to 100, or `name` is not a string.
         """
         arguments = {"score": checked_score(value), "score_name": checked_optional_name("name", name)}
-        self.inherited.recorder.operate("score", self.trace_bits, self.span_bits, arguments, subtree=True)
+        self.inherited.recorder.operate_under(self, "score", arguments)
 
     def count_call(self) -> None:
         """Add this LLM call, which has ended, to the totals of the spans around it."""
@@ -347,7 +347,7 @@ class Span:
             ConfigError: `group_id` is not a whole number.
         """
         arguments = {"group_id": checked_group(group_id)}
-        self.inherited.recorder.operate("group", self.trace_bits, self.span_bits, arguments, subtree=True)
+        self.inherited.recorder.operate_under(self, "group", arguments)
 
     def set_error(self, error: BaseException) -> None:
         """Set status and error from an exception.

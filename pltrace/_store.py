@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pltrace._database import CONFLICT, MANY_VALUES, STORE_TROUBLE, Database
@@ -32,14 +33,20 @@ SELECT (SELECT coalesce(max(seq), 0) FROM spans),
 
 
 class Asked(NamedTuple):
-    """An operation on its way to the store."""
+    """An operation on its way to the store.
+
+    Attributes:
+        request_id: If it is known; of what is asked by id there is no span.
+        requests: Of a subtree: its requests as far as they are known here, by their spans' ids → id if that is known.
+    """
 
     kind: str
     trace_id: str
     span_id: str
     arguments: str
     subtree: bool
-    request_id: int | None = None  # If it is known; of what is asked by id there is no span.
+    request_id: int | None = None
+    requests: Mapping[str, int | None] = MappingProxyType({})
 
 
 class Store:
@@ -127,8 +134,7 @@ class Store:
         self._is_alone = False  # Until that is known again.
         first = self._last + 1
         rows.number(first)
-        traces = list(dict.fromkeys(rows.values[place * WIDTH + _TRACE_ID] for place in rows.calls))
-        statement, values = self._of_commit(rows, 0, first, traces, counts)
+        statement, values = self._of_commit(rows, 0, first, _traces(rows), counts)
         with self.database.written(statement, values, rows.characters, patience_s):
             self.outbox.written(rows, first)
         self._last += len(rows)
@@ -159,14 +165,11 @@ class Store:
 
     def _new(self, connection: Any, rows: Rows) -> tuple[int, Rows]:
         """Return the last number, and the spans that are new, after replacing those that aren't."""
-        calls = [rows[place] for place in rows.calls]
-        span_ids = rows.column("span_id")
-        last, found, asks = connection.execute(
-            _LOOKING, [json.dumps(span_ids), json.dumps(list({row.trace_id for row in calls}))]
-        ).fetchone()
+        span_ids, traces = rows.column("span_id"), json.dumps(_traces(rows))
+        last, found, asks = connection.execute(_LOOKING, [json.dumps(span_ids), traces]).fetchone()
         known = set(found.split(",")) if found else set()
         if asks:
-            self._spread_known(connection, calls)
+            self._spread_known(connection, [rows[place] for place in rows.calls], traces)
         if not known and len(set(span_ids)) == len(span_ids):
             return last, rows
         new: dict[str, Row] = {}
@@ -240,12 +243,24 @@ class Store:
              LOCAL if asked.subtree else state, self.lease.owner),
         )  # fmt: skip
         if asked.subtree:
-            for row in connection.execute(
-                "SELECT span_id, body FROM spans WHERE trace_id = ? AND kind = 'llm' ORDER BY seq",
-                (asked.trace_id,),
-            ).fetchall():
-                if asked.span_id in lineage_of(row["body"]):
-                    self._spread(connection, cursor.lastrowid, row["span_id"])
+            for span_id, request_id in self._under(connection, asked).items():
+                self._spread(connection, cursor.lastrowid, span_id, request_id)
+
+    def _under(self, connection: Any, asked: Asked) -> dict[str, int | None]:
+        """Return the requests that what is asked of a subtree holds for, but for those that nothing is known of yet."""
+        rows = connection.execute(
+            "SELECT span_id, body FROM spans WHERE trace_id = ? AND kind = 'llm' ORDER BY seq", (asked.trace_id,)
+        ).fetchall()
+        under = dict.fromkeys(row["span_id"] for row in rows if asked.span_id in lineage_of(row["body"]))
+        others = {span_id: number for span_id, number in asked.requests.items() if span_id not in under}
+        if others and self._local_ids:  # There it is said of what is in the store, or comes into it.
+            (found,) = connection.execute(
+                "SELECT json_group_array(span_id) FROM spans WHERE span_id IN (SELECT value FROM json_each(?))",
+                (json.dumps(list(others)),),
+            ).fetchone()
+            others = dict.fromkeys(json.loads(found))
+        # They are in other traces, on their way here, or not there any more; of these it is told.
+        return {**under, **others}
 
     def _of_request(self, connection: Any, asked: Asked) -> Asked:
         """Return what was asked of a request with an id with its span, if this store has it; else with none."""
@@ -257,24 +272,26 @@ class Store:
         span_id, trace_id = ("", "") if row is None else row
         return asked._replace(span_id=span_id, trace_id=trace_id)
 
-    def _spread_known(self, connection: Any, calls: Sequence[Row]) -> None:
+    def _spread_known(self, connection: Any, calls: Sequence[Row], traces: str) -> None:
         """Make what was asked of whole subtrees hold for the LLM calls that this commit adds to them."""
         lineages = [(row.span_id, lineage_of(row.body)) for row in calls]
         for source, above in connection.execute(
             "SELECT id, span_id FROM operations WHERE subtree = 1 AND trace_id IN (SELECT value FROM json_each(?))"
             " ORDER BY id",
-            (json.dumps(list({row.trace_id for row in calls})),),
+            (traces,),
         ).fetchall():
             for span_id, lineage in lineages:
                 if above in lineage:
                     self._spread(connection, source, span_id)
 
-    def _spread(self, connection: Any, source: int, span_id: str) -> None:
+    def _spread(self, connection: Any, source: int, span_id: str, request_id: int | None = None) -> None:
         self.asks = True
+        state = LOCAL if self._local_ids else ASKED
         connection.execute(
-            "INSERT OR IGNORE INTO operations (span_id, trace_id, subtree, source, kind, arguments, state, owner)"
-            " SELECT ?, trace_id, 0, id, kind, arguments, ?, ? FROM operations WHERE id = ?",
-            (span_id, LOCAL if self._local_ids else ASKED, self.lease.owner, source),
+            "INSERT OR IGNORE INTO operations"
+            " (span_id, trace_id, request_id, subtree, source, kind, arguments, state, owner)"
+            " SELECT ?, trace_id, ?, 0, id, kind, arguments, ?, ? FROM operations WHERE id = ?",
+            (span_id, request_id, state, self.lease.owner, source),
         )
 
     # Reading back.
@@ -314,6 +331,11 @@ class Store:
     def close(self) -> None:
         """Close the file; it opens again if something comes yet."""
         self.database.close()
+
+
+def _traces(rows: Rows) -> list[str]:
+    """Return the traces that LLM calls are in, or blocks around them."""
+    return list({*rows.joined, *[rows.values[place * WIDTH + _TRACE_ID] for place in rows.calls]})
 
 
 @cache

@@ -18,7 +18,7 @@ from langchain_core.language_models.fake_chat_models import FakeListChatModel, G
 from langchain_core.messages import AIMessage
 
 import pltrace
-from pltrace import ExportResult, Span, StoredSpan, _runtime, traced
+from pltrace import ExportResult, Span, StoredSpan, _health, _runtime, traced
 from pltrace._promptlayer import PromptLayerExporter
 from tests.support.http_double import (
     CLOSE,
@@ -1044,22 +1044,55 @@ def test_operations_during_an_outage(deliver: Deliver, promptlayer: PromptLayerS
     assert promptlayer.operations[2]["metadata"] == {"rating": "5"}
 
 
+def make_room(*span_ids: str) -> None:
+    """Has the store give up these spans for others."""
+    give_up_at = time.monotonic() + 30
+    while any(_runtime.active().store.record(span_id) is not None for span_id in span_ids):
+        assert time.monotonic() < give_up_at
+        for _ in range(100):
+            with traced("large", metadata={"text": "x" * 50_000}):
+                pass
+        assert pltrace.flush(20.0)
+
+
 @pytest.mark.slow
 def test_operations_on_what_is_not_kept(deliver: Deliver, promptlayer: PromptLayerServer) -> None:
     """What is asked of a request with an id arrives though the store doesn't have its span any more."""
     deliver(store="off")
     (request,) = ask().requests
     request_id = request.wait(10)
-    give_up_at = time.monotonic() + 30
-    while _runtime.active().store.record(request.span_id) is not None:
-        assert time.monotonic() < give_up_at
-        for _ in range(100):
-            with traced("large", metadata={"text": "x" * 50_000}):
-                pass
-        assert pltrace.flush(20.0)
+    make_room(request.span_id)
     request.score(60)
     assert pltrace.flush(20.0)
     assert [(found["request_id"], found["score"]) for found in promptlayer.operations] == [(request_id, 60)]
+
+
+@pytest.mark.slow
+def test_a_score_for_calls_that_are_not_kept(
+    deliver: Deliver, promptlayer: PromptLayerServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A block's score reaches those of its calls that the store doesn't have any more by the ids that handles know.
+
+    For the others it is refused, which is told.
+    """
+    deliver(store="off")
+    with traced("around") as around:
+        known, unknown = ask("known").requests[0], ask("unknown").requests[0].span_id
+        request_id = known.wait(10)
+        make_room(known.span_id, unknown)
+        kept = ask("kept").requests[0]
+        around.score(60)
+        after = ask("after").requests[0]
+    assert pltrace.flush(20.0)
+    ids = [request_id, int(kept), int(after)]
+    promptlayer.wait_for(lambda: len(promptlayer.operations) == 3)
+    assert [(found["request_id"], found["score"]) for found in promptlayer.operations] == [(one, 60) for one in ids]
+    give_up_at = time.monotonic() + 30
+    while not _health.counts["operations_refused"]:
+        assert time.monotonic() < give_up_at
+        pltrace.flush(1.0)
+    assert f"refuses a score for the request of span {unknown}: its span isn't in the store" in caplog.text
+    assert _health.counts["operations_refused"] == 1
 
 
 def test_refused_operation(deliver: Deliver, promptlayer: PromptLayerServer, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables import RunnableConfig, RunnableLambda
 
 import pltrace
 from pltrace import ConfigError, ExportResult, PltraceError, StoredSpan, traced
@@ -293,6 +294,49 @@ def test_a_spans_score_reaches_every_request_under_it(
     ]
     assert len(ids) == 4
     assert sorted(operations(promptlayer), key=str) == sorted(expected, key=str)
+
+
+@pytest.mark.parametrize("is_local", [False, True], ids=["promptlayer", "local"])
+def test_a_spans_score_reaches_requests_in_another_trace(
+    deliver: Deliver, promptlayer: PromptLayerServer, llm: ScriptedOpenAI, tmp_path: Path, is_local: bool
+) -> None:
+    """A block's calls under a `config` of another trace are scored with it, those before it and after it, once each."""
+    deliver(**({"api_key": None} if is_local else {}))
+    model, blocks = chat(llm), list[Any]()
+
+    def helper(config: Any) -> None:
+        with traced("around"), traced("block") as block:
+            blocks.append(block)
+            model.invoke("before", config=config)
+            assert pltrace.flush(10)
+            block.score(80)
+            with traced("inner"):
+                model.invoke("after", config=config)
+        model.invoke("beside", config=config)
+
+    def node(_: str, config: RunnableConfig) -> None:
+        thread = threading.Thread(target=helper, args=(config,))
+        thread.start()
+        thread.join()
+
+    with traced("root"):
+        RunnableLambda(node).invoke("Hi")
+        model.invoke("beside")
+    (block,) = blocks
+    block.score(5, "late")
+    assert pltrace.flush(10)
+    found = rows(
+        tmp_path / "store" / "traces.db", "SELECT span_id, arguments FROM operations WHERE subtree = 0 ORDER BY id"
+    )
+    assert sorted((row["span_id"], json.loads(row["arguments"])["score"]) for row in found) == sorted(
+        (request.span_id, score) for request in block.requests for score in (80, 5)
+    )
+    assert len(found) == 4
+    if not is_local:
+        expected = [
+            (int(request), "score", *asked) for request in block.requests for asked in ((None, 80), ("late", 5))
+        ]
+        assert sorted(operations(promptlayer), key=str) == sorted(expected, key=str)
 
 
 def test_a_score_while_the_ids_arrive(deliver: Deliver, promptlayer: PromptLayerServer, llm: ScriptedOpenAI) -> None:
