@@ -39,7 +39,8 @@ _MOST = 100_000
 _LOOK_EVERY = 256
 
 
-#: What of LangChain's calls a model's own code, and what it calls the run manager, or the list of them.
+#: What of LangChain's calls a model's own code, and what it calls the run manager, or the list of them; and what calls
+#: handlers, whose code is no model's, and has none.
 _CALLS_MODELS = {
     "_generate_with_cache": "run_manager",
     "_agenerate_with_cache": "run_manager",
@@ -47,8 +48,18 @@ _CALLS_MODELS = {
     "astream": "run_manager",
     "_generate_helper": "run_managers",
     "_agenerate_helper": "run_managers",
+    "handle_event": "",
+    "ahandle_event": "",
 }
-_MODELS = frozenset({"langchain_core.language_models.chat_models", "langchain_core.language_models.llms"})
+_CALLERS = frozenset({
+    "langchain_core.language_models.chat_models", "langchain_core.language_models.llms",
+    "langchain_core.callbacks.manager",
+})  # fmt: skip
+
+#: What runs in the tasks that LangChain makes to tell handlers of an async completion model's start.
+_TELLS_HANDLERS = frozenset({"on_llm_start", "ahandle_event"})
+#: The starter of such a run: who waits for its answer isn't known then. It is no thread's number.
+_UNKNOWN = 0
 
 
 def around(scope: Scope | None = None) -> Span | None:
@@ -82,7 +93,7 @@ def _leaf_here(scope: Scope) -> Span | None:
                 return span
         elif span.kind == "llm" and not looked and not span.first_token_at_ns:
             here = here or _starter_here()
-            if span.starter == here or is_in_ainvoke():
+            if span.starter in (here, _UNKNOWN) or is_in_ainvoke():
                 looked = True
                 model = _model_here()
                 if model is not None:
@@ -99,7 +110,7 @@ def _model_here() -> Span | None:
     frame: FrameType | None = sys._getframe(3)
     while frame is not None:
         held = _CALLS_MODELS.get(frame.f_code.co_name)
-        if held is not None and frame.f_globals.get("__name__") in _MODELS:
+        if held is not None and frame.f_globals.get("__name__") in _CALLERS:
             manager = frame.f_locals.get(held)
             if isinstance(manager, list):
                 manager = manager[0] if len(manager) == 1 else None
@@ -118,7 +129,12 @@ def remember_starter(span: Span, key: int) -> None:
     """Note which task or thread started a run that LangChain may never end."""
     asyncio: Any = sys.modules.get("asyncio")  # As `_starter_here`, without its steps.
     loop = None if asyncio is None else asyncio._get_running_loop()
-    span.starter = get_ident() if loop is None else _starter_here()
+    if loop is None:
+        span.starter = get_ident()
+    elif span.kind == "llm" and not span.is_chat and _is_telling_handlers():
+        span.starter = _UNKNOWN
+    else:
+        span.starter = _starter_here()
     runs = span.scope.open_runs
     (span.scope.runs() if runs is NO_RUNS else runs)[key] = span
 
@@ -235,6 +251,12 @@ def is_in_ainvoke() -> bool:
     """Return whether the running code is in the task that LangChain makes for each answer it gives in one piece."""
     task = _current_task()
     return task is not None and getattr(task.get_coro(), "__name__", None) == "_agenerate_with_cache"
+
+
+def _is_telling_handlers() -> bool:
+    """Return whether it is in one that LangChain makes to tell handlers of an async completion model's start."""
+    task = _current_task()
+    return task is not None and getattr(task.get_coro(), "__name__", None) in _TELLS_HANDLERS
 
 
 def _is_gone(starter: Any, here: Any) -> bool:

@@ -492,8 +492,10 @@ async def test_a_cancelled_block(local: Path) -> None:
     assert tree(local) == "root block cancelled\n  weather_later tool cancelled\n"
 
 
-async def test_a_task_that_goes_on_is_not_closed(local: Path) -> None:
-    """A call that still runs in a task of its own when its block ends goes on, and ends by itself."""
+@pytest.mark.parametrize("make", [chat, completion])
+@pytest.mark.parametrize("status", ["ok", "cancelled"])
+async def test_a_task_that_goes_on_is_not_closed(status: str, make: Callable[..., Any], local: Path) -> None:
+    """A call that still runs in a task of its own when its block ends goes on, and ends as it ends."""
     go_on = threading.Event()
 
     def answer(_: Any) -> str:
@@ -502,13 +504,41 @@ async def test_a_task_that_goes_on_is_not_closed(local: Path) -> None:
 
     with ScriptedOpenAI(answer) as server:
         async with traced("root"):
-            task = asyncio.create_task(chat(server).ainvoke("Hi"))
+            task = asyncio.create_task(make(server).ainvoke("Hi"))
             await asyncio.to_thread(server.wait_for, lambda: server.bodies)
         assert len(open_runs) == 1
+        if status == "cancelled":
+            task.cancel()
+        else:
+            go_on.set()
+        await asyncio.wait([task])
         go_on.set()
-        assert (await task).content == "Late."
-    assert tree(local) == "root block\n  ChatOpenAI llm\n"
-    assert calls(local)[0]["output"]["messages"][0]["content"][0]["text"] == "Late."
+        if status == "cancelled":
+            await until(lambda: not open_runs)
+        else:
+            assert str(getattr(task.result(), "content", task.result())) == "Late."
+    (call,) = calls(local)
+    assert (call["status"], call["parent_id"]) == (status, the_span(local, "root")["span_id"])
+    assert ("Late." in str(call["output"])) == (status == "ok")
+
+
+async def test_a_completion_that_is_cancelled_as_it_starts(local: Path) -> None:
+    """One that is cancelled while other handlers are told of its start, in tasks of LangChain's own, is closed."""
+    started = asyncio.Event()
+
+    class Slow(AsyncCallbackHandler):
+        async def on_llm_start(self, *_: Any, **__: Any) -> None:
+            started.set()
+            await asyncio.Event().wait()
+
+    with traced("root"):
+        task = asyncio.create_task(FakeListLLM(responses=[""]).ainvoke("Hi", {"callbacks": [Slow()]}))
+        await started.wait()
+        task.cancel()
+        await asyncio.wait([task])
+    del task
+    await until(lambda: not open_runs)
+    assert tree(local) == "root block\n  FakeListLLM llm cancelled\n"
 
 
 @pytest.mark.parametrize("when", ["inside", "afterwards"])
@@ -1014,16 +1044,21 @@ class OwnCompletion(FakeListLLM):
     def _call(self, *args: Any, **settings: Any) -> str:
         return super()._call(*args, **settings)
 
+    @traced("own code")
+    async def _acall(self, *args: Any, **settings: Any) -> str:
+        await asyncio.sleep(0)
+        return super()._call(*args, **settings)
 
-@pytest.mark.parametrize("way", ["invoke", "ainvoke", "completion"])
-async def test_a_traced_function_inside_a_model(local: Path, way: str) -> None:
+
+@pytest.mark.parametrize("kind", [OwnModel, OwnCompletion])
+@pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+async def test_a_traced_function_inside_a_model(local: Path, way: str, kind: Any) -> None:
     """A traced function that is a model's own code is its child, though LangChain sets no context there."""
     with traced("root"):
         if way == "ainvoke":
-            await asyncio.gather(*[OwnModel(responses=["Hello."]).ainvoke("Hi") for _ in range(2)])
+            await asyncio.gather(*[kind(responses=["Hello."], name="OwnModel").ainvoke("Hi") for _ in range(2)])
         else:
             for text in ("Hi", "Ho"):
-                kind: Any = OwnModel if way == "invoke" else OwnCompletion
                 kind(responses=["Hello."], name="OwnModel").invoke(text)
     assert tree(local) == "root block\n" + "  OwnModel llm\n    own code function\n" * 2
 
@@ -1047,6 +1082,27 @@ async def test_a_block_beside_a_stream(local: Path, way: str, kind: Any) -> None
     assert tree(local) in (
         f"root block\n  {kind.__name__} llm\n{own}{chunks}", f"root block\n{chunks}  {kind.__name__} llm\n{own}"
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ["stream", "astream"])
+async def test_a_handler_of_a_streams_tokens(local: Path, way: str) -> None:
+    """What a handler does with each token of a stream, the first one too, isn't inside the model."""
+
+    class Handler(BaseCallbackHandler):
+        run_inline = True
+
+        def on_llm_new_token(self, *_: object, **__: object) -> None:
+            with traced("token"):
+                pass
+
+    model, config = FakeListChatModel(responses=["Hm"]), RunnableConfig(callbacks=[Handler()])
+    with traced("root"):
+        if way == "stream":
+            list(model.stream("Hi", config))
+        else:
+            async for _ in model.astream("Hi", config):
+                pass
+    assert tree(local) == "root block\n  FakeListChatModel llm\n" + "  token block\n" * 2
 
 
 def test_what_else_runs_while_a_model_is_asked(local: Path) -> None:
