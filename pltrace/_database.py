@@ -24,6 +24,7 @@ from pltrace._room import Room
 from pltrace._store_file import (
     MOST_BUSY_FOLDER_S,
     BeingMadeError,
+    can_lock,
     close_quickly,
     looked_at,
     opened_file,
@@ -138,8 +139,8 @@ class Database:
         try:
             yield connection
         except sqlite3.DatabaseError as error:
-            if self._replace_if_damaged(error):
-                raise sqlite3.OperationalError(f"it is damaged: {error}") from error
+            if self._replace_if_useless(error):
+                raise sqlite3.OperationalError(f"it is of no use any more: {error}") from error
             raise
         finally:
             _give_back()
@@ -170,8 +171,8 @@ class Database:
             if not grows and self.path is not None and _is_full(error) and self._room.spend(self.path):
                 # The next try has room, which others may take; the log's is its own once it is moved into the file.
                 self._checkpoints.committed(self.path, self._file, at_once=True)
-            if self._replace_if_damaged(error):
-                raise sqlite3.OperationalError(f"it is damaged: {error}") from error
+            if self._replace_if_useless(error):
+                raise sqlite3.OperationalError(f"it is of no use any more: {error}") from error
             raise
         finally:
             _give_back()
@@ -215,7 +216,7 @@ class Database:
                     connection.execute(begin, values)
                 return connection
             except BaseException as error:
-                replaced = self._replace_if_damaged(error)
+                replaced = self._replace_if_useless(error)
                 _give_back()
                 if not (replaced or _is_busy(error)) or time.monotonic() > give_up_at:
                     raise
@@ -277,20 +278,25 @@ class Database:
                 raise sqlite3.OperationalError(f"{error}: the process has too many files open") from error
             if not self._is_begun or _is_busy(error):
                 raise
-            warn_once(
-                "no_store",
-                "Can't use the store %r: %s. From now on spans are kept in memory, and lost with the process unless "
-                "they are delivered before.",
-                str(self.path),
-                error,
-            )
-            self.path = None
-            self.files += 1
+            self._use_memory(error)
             return opened_memory()
         self._being_made_since = None
         self._log_path = f"{self.path}-wal"
         self._file, self._log = looked_at(self.path)[0], looked_at(self._log_path)[0]
         return connection
+
+    def _use_memory(self, why: object) -> None:
+        """Go on in memory, with the lock held, after telling why; what is in the file stays for other processes."""
+        warn_once(
+            "no_store",
+            "Can't use the store %r: %s. From now on spans are kept in memory, and lost with the process unless "
+            "they are delivered before.",
+            str(self.path),
+            why,
+        )
+        self._disconnect()
+        self.path = None
+        self.files += 1
 
     def give_up_file(self) -> None:
         """Go on in memory: at the end of a process whose disk is full, what can be delivered needs no disk."""
@@ -319,9 +325,17 @@ class Database:
             self._collected.detach()
             connection.close()
 
-    def _replace_if_damaged(self, error: BaseException) -> bool:
-        """Have a new file begun, with the lock held, if this one has turned out to be damaged; return whether."""
-        if self.path is None or type(error) is not sqlite3.DatabaseError or self._connection is None:
+    def _replace_if_useless(self, error: BaseException) -> bool:
+        """Have a new file begun, with the lock held, if this one has turned out to be damaged; return whether.
+
+        Where files can't be locked any more, it is memory that takes its place.
+        """
+        if self.path is None or self._connection is None:
+            return False
+        if _is_never_locked(error) and not can_lock(self.path.parent):
+            self._use_memory("it can't be locked any more, as on NFS whose lock service is gone")
+            return True
+        if type(error) is not sqlite3.DatabaseError:
             return False
         self._disconnect()
         self.files += 1
@@ -343,6 +357,11 @@ class Database:
 
 def _is_busy(error: BaseException) -> bool:
     return isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
+
+
+def _is_never_locked(error: BaseException) -> bool:
+    """Return whether SQLite has tried for ten seconds to lock the file, and it wasn't others who had locked it."""
+    return isinstance(error, sqlite3.OperationalError) and "locking protocol" in str(error)
 
 
 def _is_full(error: BaseException) -> bool:

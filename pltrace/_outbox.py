@@ -74,16 +74,20 @@ class Outbox:
         #: By exporter, as far as it is known without a look: how many spans are pending, and how many of them are on
         #: their way. Nothing but that is known of them when the file is lost.
         self._waiting, self._underway = Counter[str](), Counter[str]()
-        self._losses = self._database.losses
+        self._files, self._losses = self._database.files, self._database.losses
         self._written = (0, 0)  # The first number of the last commit, and how many spans it had.
         self._missing_since: dict[int, float] = {}  # By operation, whose span is missing.
 
     def _see_losses(self) -> None:
         """Count what was lost with a file, if one was since the last look; with the lock on the database."""
-        if self._losses == self._database.losses:
+        if self._files == self._database.files:
             return
-        self._losses, self._written = self._database.losses, (0, 0)
-        lost = max((self._waiting - self._underway).values(), default=0)
+        if self._losses == self._database.losses:  # It was given up for memory: what is in it stays there for others.
+            self._underway.clear()
+            lost = 0
+        else:
+            lost = max((self._waiting - self._underway).values(), default=0)
+        self._files, self._losses, self._written = self._database.files, self._database.losses, (0, 0)
         self._waiting.clear()
         if lost:
             counts[LOST] += lost

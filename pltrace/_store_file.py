@@ -17,8 +17,8 @@ from pltrace._greenlets import close_now, rest
 from pltrace._health import warn_once
 
 __all__ = [
-    "MOST_BUSY_FOLDER_S", "MOST_WAL_BYTES", "SCHEMA_VERSION", "BeingMadeError", "check_ours", "close_quickly",
-    "looked_at", "opened_beside", "opened_file", "opened_memory", "set_aside",
+    "MOST_BUSY_FOLDER_S", "MOST_WAL_BYTES", "SCHEMA_VERSION", "BeingMadeError", "can_lock", "check_ours",
+    "close_quickly", "looked_at", "opened_beside", "opened_file", "opened_memory", "set_aside",
 ]  # fmt: skip
 
 _SUFFIXES = (".db", ".sqlite", ".sqlite3")
@@ -140,8 +140,8 @@ _BUSY_TIMEOUT_MS = 20
 MOST_BUSY_FOLDER_S, _LOOK_EVERY_S = 2.0, 0.001
 
 
-#: What says that others have a lock.
-_HELD = (errno.EWOULDBLOCK, errno.EACCES)
+#: What says that others have a lock, and that nobody can have one: the file system has none, or its service is gone.
+_HELD, _WITHOUT_LOCKS = (errno.EWOULDBLOCK, errno.EACCES), (errno.ENOLCK, errno.EIO)
 
 
 class BeingMadeError(sqlite3.OperationalError):
@@ -280,13 +280,22 @@ def _locked(folder: Path, *, alone: bool, patience_s: float = 0.0, regardless: b
                 if time.monotonic() >= give_up_at:
                     # A file system without such locks is no reason to fail either.
                     if regardless or error.errno not in _HELD:
-                        can_lock = error.errno != errno.ENOLCK
+                        can_lock = error.errno not in _WITHOUT_LOCKS
                         break
                     raise BeingMadeError("the store's folder is locked by another process") from error
             rest(_LOOK_EVERY_S)
         yield can_lock
     finally:
         close_now(descriptor)
+
+
+def can_lock(folder: Path) -> bool:
+    """Return whether files in a folder can be locked, be it that others have locked them."""
+    try:
+        with _locked(folder, alone=False, regardless=True) as can:
+            return can
+    except OSError:  # It was renamed, or the process has too many files open.
+        return True
 
 
 @contextmanager
@@ -297,7 +306,7 @@ def _told_apart(*, can_lock: bool) -> Iterator[None]:
     except sqlite3.OperationalError as error:
         if can_lock or "locked" not in str(error):
             raise
-        raise OSError("it can't be locked (ENOLCK), as on NFS without its lock service") from error
+        raise OSError("it can't be locked, as on NFS without its lock service") from error
 
 
 def _connect(path: str) -> sqlite3.Connection:

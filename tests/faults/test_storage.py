@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sqlite3
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -314,6 +316,64 @@ fcntl.flock = flock
     assert program.code == 0, program.err
     assert "it can't be locked" in program.err
     assert len(promptlayer.spans) == 20
+
+
+@pytest.fixture
+def failing_locks(tmp_path: Path) -> Path:
+    """A library to load before a program, whose locks fail while a file is there."""
+    library = tmp_path / "failing_locks.so"
+    source = Path(__file__).parents[1] / "support" / "failing_locks.c"
+    if shutil.which("cc") is None or sys.platform != "linux":
+        pytest.skip("to let the system's locks fail takes Linux and a C compiler")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True)
+    return library
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("error", ["ENOLCK", "EIO"])
+def test_locks_fail_later(
+    tmp_path: Path,
+    promptlayer: PromptLayerServer,
+    settings: dict[str, object],
+    store: Path,
+    failing_locks: Path,
+    error: str,
+) -> None:
+    """Where no lock is given any more, memory is used, as told once; what was pending in the file is sent later."""
+    source = """
+timed(span, 20)
+assert pltrace.flush(30)
+timed(span, 20, start=20)
+for fails in (True, False):
+    print("ready", flush=True)
+    sys.stdin.readline()
+    timed(span, 10, start=40 if fails else 50)
+assert pltrace.flush(60)
+timed.report(counts=pltrace._health.counts)
+"""
+    fails = tmp_path / error
+    program = start(PRELUDE + source, tmp_path, LD_PRELOAD=failing_locks, FAILING_LOCKS=fails, **settings)
+    promptlayer.wait_for(lambda: len(promptlayer.spans) == 20, 60.0)
+    promptlayer.fault = Fault(hang=True)
+    ready(program)
+    promptlayer.wait_for(lambda: any(not post.handled for post in promptlayer.posts), 60.0)
+    fails.touch()
+    go(program)
+    ready(program)
+    promptlayer.fault = None
+    promptlayer.release()  # What is on its way fails, and stays in the file.
+    go(program)
+    done = ended(program, timeout=90.0)
+    counts = told(done)["counts"]
+    assert (counts["recorded"], sum(counts[reason] for reason in counts if reason.startswith("dropped"))) == (60, 0)
+    assert done.err.count("it can't be locked any more") == 1, done.err
+    fails.unlink()
+    deliver_rest(tmp_path, **settings)
+    assert set(taken(promptlayer).values()) == {1}
+    assert len(promptlayer.spans) == 60
+    found = balance(store, 40)
+    assert (found.delivered, found.dropped) == (40, 0)
 
 
 def test_no_home(tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object]) -> None:
