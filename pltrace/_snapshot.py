@@ -13,7 +13,15 @@ from numbers import Number
 from operator import is_
 from pathlib import PurePath
 from sys import getsizeof
-from types import AsyncGeneratorType, BuiltinFunctionType, CoroutineType, FunctionType, GeneratorType, MethodType
+from types import (
+    AsyncGeneratorType,
+    BuiltinFunctionType,
+    CoroutineType,
+    FunctionType,
+    GeneratorType,
+    MemberDescriptorType,
+    MethodType,
+)
 from typing import Any
 from uuid import UUID
 
@@ -51,9 +59,10 @@ PLAIN = frozenset({type(None), str, int, float, bool, bytes})
 
 
 class Frozen(tuple[Any, Any]):
-    """A data object and a copy of its attributes; or a copy of a list, and for each item such a copy or None.
+    """The class of a data object, and its attributes; or the classes of a list's items, and for each attributes or None.
 
-    `thawed` makes a value of it again.
+    With None goes the item itself. `thawed` makes a value of it again. The objects aren't held: what they hold, or come
+    to hold later, has its end where the program lets go of it.
     """
 
     __slots__ = ()
@@ -88,14 +97,25 @@ def _copied(value: Any, *, within: bool = False) -> Any:
     kind = type(value)
     copy = _copies.get(kind) or _learn(kind)
     made = copy(value)
+    if copy in _OBJECTS:
+        if not within:
+            made = _told(made)
+        elif len(made) > _FEW:
+            made = dict(zip(made, _copied_while_there_is_room([*made.values()]), strict=True))
+        else:
+            made = {key: item if type(item) in PLAIN else _copied(item) for key, item in made.items()}
+        return Frozen((kind, made))
     if within and copy is _dict:
         return dict(zip(made, _copied_while_there_is_room([*made.values()]), strict=True))
-    if within and copy in _OBJECTS:
-        state = made[1]
-        if len(state) > _FEW:
-            return Frozen((value, dict(zip(state, _copied_while_there_is_room([*state.values()]), strict=True))))
-        return Frozen((value, {key: item if type(item) in PLAIN else _copied(item) for key, item in state.items()}))
     return made
+
+
+def _told(state: dict[str, Any]) -> dict[str, Any]:
+    """Return attributes with a text for each that has its end."""
+    if _lasting.issuperset(map(type, state.values())):
+        return state
+    ways = [_copies.get(type(item)) or _learn(type(item)) for item in state.values()]
+    return {key: way(item) if way in _TOLD else item for (key, item), way in zip(state.items(), ways, strict=True)}
 
 
 def _copied_while_there_is_room(items: Sequence[Any]) -> list[Any]:
@@ -151,7 +171,12 @@ def _list(value: Any) -> Any:
             pass_on(error)
     if way is _message or way in _TOLD:
         return [item if type(item) in PLAIN else _copied(item) for item in held] + items[len(held) :]
-    return Frozen((items, [item.__dict__.copy() if type(item) in _data else _state(item) for item in held]))
+    states = [item.__dict__.copy() if type(item) in _data else _state(item) for item in held]
+    # Whether any of them holds what has its end is told by the ends here, too.
+    if any(state is not None and _told(state) is not state for state in (states[0], states[-1])):
+        states = [state and _told(state) for state in states]
+    kinds = [item if state is None else type(item) for item, state in zip(held, states, strict=True)]
+    return Frozen(([*kinds, *items[len(held) :]], states))
 
 
 def _first(value: Any) -> list[Any]:
@@ -188,8 +213,8 @@ def _state(item: Any) -> Any:
         return _dict(item)
     copy = _copies.get(kind) or _learn(kind)
     if copy is _message:
-        return item.__dict__.copy()
-    return copy(item)[1] if copy in _OBJECTS else None
+        return {**item.__dict__, _EXTRA: item.__pydantic_extra__}
+    return copy(item) if copy in _OBJECTS else None
 
 
 def _dict(value: Any) -> Any:
@@ -212,12 +237,12 @@ def _set(value: Any) -> Any:
 _BEGINNINGS: dict[type, Callable[[Any], Any]] = {dict: _dict, list: _first, set: _set}
 
 
-def _object(value: Any) -> Frozen:
-    return Frozen((value, value.__dict__.copy()))
+def _object(value: Any) -> Any:
+    return value.__dict__.copy()
 
 
-def _extended(value: Any) -> Frozen:
-    return Frozen((value, {**value.__dict__, _EXTRA: snapshot(value.__pydantic_extra__)}))
+def _extended(value: Any) -> Any:
+    return {**value.__dict__, _EXTRA: snapshot(value.__pydantic_extra__)}
 
 
 def _message(value: Any) -> Any:
@@ -237,13 +262,13 @@ def _prompt(value: Any) -> Any:
     return SaidPrompt(items)
 
 
-def _slotted(value: Any) -> Frozen:
+def _slotted(value: Any) -> Any:
     names = getattr(value, "__dataclass_fields__", None) or [item.name for item in value.__attrs_attrs__]
-    return Frozen((value, {name: getattr(value, name) for name in names if hasattr(value, name)}))
+    return {name: getattr(value, name) for name in names if hasattr(value, name)}
 
 
 def _boxed(value: Any) -> Frozen:
-    return Frozen((value, {**value.__dict__, "data": snapshot(value.data)}))
+    return Frozen((type(value), {**_told(value.__dict__), "data": snapshot(value.data)}))
 
 
 def _buffered(copy: Callable[[Any], Any], size: Callable[[Any], int]) -> Callable[[Any], Any]:
@@ -299,6 +324,7 @@ _BUFFERS: dict[tuple[str, str], tuple[str, Callable[[Any], int]]] = {
     ("pandas", "DataFrame"): ("copy", lambda value: 8 * int(value.size)),
     ("pandas", "Series"): ("copy", lambda value: 8 * int(value.size)),
 }
+#: What gives the attributes of an object.
 _OBJECTS = frozenset({_object, _extended, _slotted})
 _LISTED = _OBJECTS | {_message}
 _HELD = _LISTED | {_dict}
@@ -313,8 +339,10 @@ _SHOWN = (
 )  # fmt: skip
 #: What copies a value of a type.
 _copies: dict[type, Callable[[Any], Any]] = {}
-#: Of them those whose objects have a dict of attributes.
+#: Of them those whose objects have a dict of attributes, which is all that they hold.
 _data: set[type] = set()
+#: And those whose objects may be held.
+_lasting: set[type] = set()
 
 
 def _learn(kind: type) -> Callable[[Any], Any]:
@@ -322,9 +350,12 @@ def _learn(kind: type) -> Callable[[Any], Any]:
     if len(_copies) >= _MOST_TYPES:
         _copies.clear()
         _data.clear()
+        _lasting.clear()
     copy = _copies[kind] = _way_of(kind)
-    if copy in (_object, _message):
+    if copy is _object:
         _data.add(kind)
+    if copy not in _TOLD:
+        _lasting.add(kind)
     return copy
 
 
@@ -344,12 +375,15 @@ def _way_of(kind: type) -> Callable[[Any], Any]:
     # A second object of a class that cleans up after its objects would do so twice.
     boxed = issubclass(kind, (UserDict, UserList))
     data = any(hasattr(kind, mark) for mark in ("__dataclass_fields__", "__attrs_attrs__", "__pydantic_validator__"))
-    if not (boxed or data) or hasattr(kind, "__del__"):
+    if not (boxed or data) or hasattr(kind, "__del__") or not _can_be_made(kind):
         return _way_of_others(kind, data)
     if boxed:
         return _boxed
-    if not kind.__dictoffset__:
-        return _slotted if not hasattr(kind, "__pydantic_validator__") else _as_it_is
+    if hasattr(kind, "__pydantic_validator__"):
+        if not kind.__dictoffset__:
+            return _as_it_is
+    elif any(type(item) is MemberDescriptorType for base in kind.__mro__ for item in vars(base).values()):
+        return _slotted
     if is_noted(kind):
         return _message
     if getattr(kind, "model_config", _NOTHING).get("extra") == "allow":
@@ -358,6 +392,14 @@ def _way_of(kind: type) -> Callable[[Any], Any]:
     if any(base.__name__ == "PromptValue" for base in kind.__mro__):
         return _prompt if kind.__name__ == "ChatPromptValue" else _as_it_is
     return _object
+
+
+def _can_be_made(kind: type) -> bool:
+    try:
+        object.__new__(kind)
+    except TypeError:  # Built upon a class in C.
+        return False
+    return True
 
 
 def _way_of_others(kind: type, data: bool) -> Callable[[Any], Any]:
@@ -374,16 +416,16 @@ def _way_of_others(kind: type, data: bool) -> Callable[[Any], Any]:
 
 
 def thawed(value: Any, levels: int = 2) -> Any:
-    """Return what a snapshot stands for: the objects themselves, or twins of those that were changed since.
+    """Return what a snapshot stands for, with twins of the data objects.
 
     It may have others in it, so many levels further down.
     """
     kind = type(value)
     if kind is Frozen:
-        frozen, state = value
-        if type(frozen) is not list:
-            return _twin(frozen, state)
-        return [*map(_twin, frozen, state), *frozen[len(state) :]]
+        kinds, states = value
+        if type(kinds) is not list:
+            return _twin(kinds, {name: item if type(item) in PLAIN else thawed(item) for name, item in states.items()})
+        return [*map(_twin, kinds, states), *kinds[len(states) :]]
     if issubclass(kind, Said):
         return said_by(value)
     if (kind is dict or kind is list) and len(value) > MOST_ITEMS:
@@ -402,38 +444,27 @@ def thawed(value: Any, levels: int = 2) -> Any:
     return value
 
 
-def _twin(value: Any, state: Any) -> Any:
-    """Return an object as it was when it had these attributes."""
-    if state is None or type(value) is dict:
-        return value if state is None else state
-    try:
-        slotted = not hasattr(value, "__dict__")
-        # By identity: what is alike may be another thing, as 1 and True, and an array tells of each of its items.
-        if (
-            not slotted
-            and [*value.__dict__] == [*state]
-            and all(map(_is_as_noted, value.__dict__.values(), state.values()))
-        ):
-            return value
-        twin = object.__new__(type(value))
-        attributes = {name: thawed(item) for name, item in state.items()}
-        beside = {name: getattr(value, name) for name in _PYDANTIC if hasattr(value, name)}
-        if _EXTRA in attributes:
-            beside[_EXTRA] = attributes.pop(_EXTRA)
-        for name, item in {**(attributes if slotted else {"__dict__": attributes}), **beside}.items():
+def _twin(kind: Any, state: Any) -> Any:
+    """Return an object of a class with these attributes."""
+    if state is None or kind is dict:
+        return kind if state is None else state
+    twin = object.__new__(kind)
+    if (_copies.get(kind) or _learn(kind)) is _slotted:
+        for name, item in state.items():
             object.__setattr__(twin, name, item)
         return twin
-    except Exception:  # A class that objects can't be made of in this way.
-        return value
+    if hasattr(kind, "__pydantic_validator__"):
+        if _EXTRA in state:
+            state = state.copy()
+        object.__setattr__(twin, _EXTRA, thawed(state.pop(_EXTRA, None)))
+        object.__setattr__(twin, "__pydantic_fields_set__", _NO_FIELDS)
+        object.__setattr__(twin, "__pydantic_private__", None)
+    object.__setattr__(twin, "__dict__", state)
+    return twin
 
 
-def _is_as_noted(value: Any, noted: Any) -> bool:
-    """Return whether an attribute is what it was; of some a text was noted."""
-    return value is noted or (type(noted) is str and _copies.get(type(value)) in _TOLD and _copied(value) == noted)
-
-
-#: What an object of pydantic has beside its attributes.
-_PYDANTIC = ("__pydantic_fields_set__", _EXTRA, "__pydantic_private__")
+#: Which fields were given to a model isn't shown.
+_NO_FIELDS: set[str] = set()
 
 
 #: The function that was called, and snapshots of its arguments.

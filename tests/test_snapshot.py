@@ -415,7 +415,41 @@ def _holding() -> Callable[[], Any]:
     return lambda: client
 
 
-@pytest.mark.parametrize("place", ["argument", "in a list", "result", "of a chain"])
+class Loose(BaseModel, arbitrary_types_allowed=True):
+    """A model that may hold anything."""
+
+    step: Any = None
+    lines: Any = None
+
+
+@dataclass(slots=True)
+class Held(Slots):
+    """More slots than those of its base."""
+
+    lines: Any = None
+
+
+class Named(dict[str, Any]):
+    """A dict of the user's."""
+
+
+#: What holds something under the name of `lines`, as an argument; and where it is in what is recorded of that.
+_HOLDERS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "in a list": (lambda made: [1, made], lambda found: found[1]),
+    "in a subclass of dict": (lambda made: Named(lines=made), lambda found: found["lines"]),
+    "in a dataclass": (Notes, lambda found: found["lines"]),
+    "in a model": (lambda made: Loose(lines=made), lambda found: found["lines"]),
+    "beside the fields of a model": (lambda made: Open(lines=made), lambda found: found["lines"]),
+    "in slots": (lambda made: Held(lines=made), lambda found: found["lines"]),
+    "in a user dict": (lambda made: collections.UserDict(lines=made), lambda found: found["lines"]),
+    "in a user list": (lambda made: collections.UserList([made]), lambda found: found[0]),
+    "in a dataclass in a dict": (lambda made: {"a": Notes(made)}, lambda found: found["a"]["lines"]),
+    "in dataclasses in a list": (lambda made: [Notes(made), Notes(made)], lambda found: found[1]["lines"]),
+    "in models in a list": (lambda made: [Loose(lines=made), 1], lambda found: found[0]["lines"]),
+}
+
+
+@pytest.mark.parametrize("place", ["argument", "result", "of a chain", *_HOLDERS])
 @pytest.mark.parametrize(
     ("make", "shown"),
     [
@@ -447,8 +481,8 @@ def test_what_is_handed_on_ends_when_the_program_lets_go_of_it(
     with capture_spans() as spans:
         if place == "argument":
             take(watched())
-        elif place == "in a list":
-            take([1, watched()])
+        elif place in _HOLDERS:
+            take(_HOLDERS[place][0](watched()))
         elif place == "of a chain":
             with traced("around"):
                 RunnableLambda(lambda given: None).invoke({"value": watched()}, {"run_name": "take"})
@@ -459,7 +493,27 @@ def test_what_is_handed_on_ends_when_the_program_lets_go_of_it(
     found = span.output if place == "result" else span.input["value"]
     if place == "result" and make in (_begun, _waits):  # It is consumed, or thrown away, after the call.
         shown = None
-    assert (found[1] if place == "in a list" else found) == shown
+    assert (_HOLDERS[place][1](found) if place in _HOLDERS else found) == shown
+
+
+@pytest.mark.parametrize("make", [Notes, Loose, Held, Open, lambda: [Notes()], lambda: {"a": Loose()}])
+def test_an_object_that_holds_the_stream_it_was_given_for(make: Callable[[], Any]) -> None:
+    """Who keeps the stream of a traced call in an argument of that call can be collected with it."""
+
+    @traced("take")
+    def take(value: Any) -> Iterator[int]:
+        yield from (1, 2)
+
+    with capture_spans() as spans:
+        given = make()
+        holder = given[0] if isinstance(given, list) else given["a"] if isinstance(given, dict) else given
+        holder.lines = take(given)
+        assert next(holder.lines) == 1
+        collected = weakref.ref(holder.lines)
+        del holder, given
+        gc.collect()
+        assert collected() is None
+    assert [span.name for span in spans] == ["take"]
 
 
 class Caller:

@@ -205,7 +205,8 @@ class Walk(Leaves):
         """Convert a pydantic model by its data: `model_dump` may run the user's serializers, and raise."""
         cls = type(value)
         data = dict(object.__getattribute__(value, "__dict__"))
-        known = getattr(cls, "model_fields", None) or getattr(cls, "__fields__", None) or {}
+        # Pydantic 2 warns of the name that pydantic 1 has for them.
+        known = getattr(cls, "model_fields" if hasattr(cls, "model_fields") else "__fields__", None) or {}
         for name, field in known.items():
             if getattr(field, "exclude", None) is True or getattr(field, "repr", True) is False:
                 data.pop(name, None)
