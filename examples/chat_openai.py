@@ -16,10 +16,14 @@ import os
 import sys
 
 from langchain_core.messages import HumanMessage
-from langchain_openai import ChatOpenAI
 
 import pltrace
 from pltrace import PromptLayerCallbackHandler, traced
+
+try:
+    from langchain_openai import ChatOpenAI
+except ModuleNotFoundError as error:
+    sys.exit(f"{error.name} isn't installed: this example needs `pip install langchain-openai`")
 
 MESSAGES = [HumanMessage(content="What comes after 1,2,3 ?"), HumanMessage(content="Tell me another joke?")]
 

@@ -14,11 +14,14 @@ other server that speaks OpenAI's protocol. It needs `pip install langchain-open
 import os
 import sys
 
-from langchain_openai import OpenAI
-
 import pltrace
 import pltrace as promptlayer
 from pltrace import PromptLayerCallbackHandler, prompts, traced
+
+try:
+    from langchain_openai import OpenAI
+except ModuleNotFoundError as error:
+    sys.exit(f"{error.name} isn't installed: this example needs `pip install langchain-openai`")
 
 
 def drop_in() -> None:

@@ -20,10 +20,14 @@ package of that name.)
 import os
 import sys
 
-from langchain_community.llms import GPT4All
-
 import pltrace
 from pltrace import PromptLayerCallbackHandler, traced
+
+try:
+    import gpt4all  # noqa: F401 - LangChain would look for it when the model is made
+    from langchain_community.llms import GPT4All
+except ModuleNotFoundError as error:
+    sys.exit(f'{error.name} isn\'t installed: this example needs `pip install "pltrace[examples]"`')
 
 MODEL = sys.argv[1] if len(sys.argv) > 1 else "./models/gpt4all-model.gguf"
 

@@ -186,10 +186,26 @@ def test_chat_openai_delivers_in_both_ways(tmp_path: Path, promptlayer: PromptLa
 )
 def test_what_is_missing_is_said(name: str, environment: dict[str, str], missing: str, tmp_path: Path) -> None:
     """Without its key or model, an example says what it needs in one line, and fails."""
-    if name == "gpt4all_local.py" and find_spec("langchain_community") is None:
-        pytest.skip("needs langchain-community: pip install 'pltrace[examples]'")
+    if name == "gpt4all_local.py" and (find_spec("langchain_community") is None or find_spec("gpt4all") is None):
+        pytest.skip("needs langchain-community and gpt4all: pip install 'pltrace[examples]'")
     ended = start(tmp_path, "-W", "ignore", EXAMPLES / name, **environment)
     assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", missing + "\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "remedy"),
+    [
+        ("chat_openai.py", "langchain_openai", "pip install langchain-openai"),
+        ("full_featured.py", "langchain_openai", "pip install langchain-openai"),
+        ("gpt4all_local.py", "gpt4all", 'pip install "pltrace[examples]"'),
+    ],
+)
+def test_a_package_that_is_missing_is_said(name: str, module: str, remedy: str, tmp_path: Path) -> None:
+    """Without a package that it needs, an example says in one line what to install, and fails."""
+    program = f"import runpy, sys; sys.modules[{module!r}] = None; runpy.run_path({str(EXAMPLES / name)!r})"
+    ended = start(tmp_path, "-W", "ignore", "-c", program)
+    told = f"{module} isn't installed: this example needs `{remedy}`\n"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", told)
 
 
 @pytest.mark.parametrize("enabled", ["", "1"], ids=["off", "local"])
