@@ -59,7 +59,7 @@ PLAIN = frozenset({type(None), str, int, float, bool, bytes})
 
 
 class Frozen(tuple[Any, Any]):
-    """The class of a data object, and its attributes; or the classes of a list's items, and for each attributes or None.
+    """The class of a data object and its attributes; or the classes of a list's items, and for each attributes or None.
 
     With None goes the item itself. `thawed` makes a value of it again. The objects aren't held: what they hold, or come
     to hold later, has its end where the program lets go of it.
