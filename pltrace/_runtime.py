@@ -391,6 +391,15 @@ def _at_last() -> None:
         if (open_call := call()) is not None:
             open_call.end(GeneratorExit())
     _at_exit(last=True)
+    _safely(_close)
+
+
+def _close() -> None:
+    """Close the stores of what was switched off; that of what is on may be recorded into by the last finalizers."""
+    from pltrace._database import close_at_exit  # It is there: tracing was on.
+
+    active = None if _active is None else _active.store.database
+    close_at_exit({tracing.store.database for tracing in _switched_off} - {active})
 
 
 def _after_fork_in_child() -> None:

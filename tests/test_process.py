@@ -706,3 +706,20 @@ if child == 0:
 assert os.waitpid(child, 0)[1] == 0
 """
     assert run(source, tmp_path, tmp_path / "traces.db").code == 0
+
+
+def test_python_warns_of_nothing_at_the_end(tmp_path: Path) -> None:
+    """Python's development mode finds no connection left open by stores that were replaced, shut, or for a test."""
+    source = """
+import gc, sys
+import pltrace
+from pltrace.testing import capture_spans
+
+for number, store in enumerate(("memory", "memory", sys.argv[1])):
+    pltrace.configure(store=store, service=str(number), enabled=True)
+    with capture_spans(), pltrace.traced("block"):
+        pass
+    gc.collect(number)
+"""
+    done = run(source, tmp_path, tmp_path / "traces.db", PYTHONDEVMODE="1", PYTHONWARNINGS="error")
+    assert (done.code, done.err) == (0, "")
