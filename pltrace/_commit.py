@@ -13,7 +13,7 @@ from pltrace._runs import open_runs
 from pltrace._scope import Callback
 from pltrace._span import Span
 from pltrace._store import Asked
-from pltrace._usage import Totals, TotalsLink
+from pltrace._usage import Totals, TotalsLink, place_of
 
 __all__ = ["Ask", "Commit"]
 
@@ -27,7 +27,7 @@ class Ask(NamedTuple):
     arguments: Mapping[str, Any]
     subtree: bool
     request_id: int | None = None
-    totals: Totals | None = None
+    under: Span | None = None  # The span that it is asked of all requests under, if they are known here.
 
 
 class Commit:
@@ -48,7 +48,7 @@ class Commit:
     def add(self, item: Span | Ask, encoder: Encoder, service: str, registry: Registry) -> None:
         """Encode a span, or what was asked, and add it."""
         if isinstance(item, Ask):
-            known = {} if item.totals is None else registry.known(_ended(item.totals))
+            known = {} if item.under is None else registry.known(_ended_calls(item.under))
             self.operations.append(
                 Asked(
                     item.kind, f"{item.trace_bits:032x}", f"{item.span_bits:016x}", encoder.dumps(item.arguments),
@@ -70,7 +70,8 @@ class Commit:
                     self.awaited.append((item.trace_bits, item.span_bits, item.inherited.callbacks))
 
 
-def _ended(totals: Totals) -> list[int]:
-    """Return the ids of the calls that have ended: what is asked holds for the others when they are stored."""
+def _ended_calls(span: Span) -> list[int]:
+    """Return the ids of the recorded calls under a span that have ended: the others are scored when they are stored."""
     still_open = {run.span_bits for run in open_runs.copy().values()}
-    return [bits for bits in totals.request_bits if bits not in still_open]
+    calls = [] if span._totals is None else span._totals.request_bits
+    return [bits for bits in calls if bits not in still_open and place_of(bits, span)[1]]

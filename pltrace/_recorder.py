@@ -29,6 +29,7 @@ from pltrace._silence import be_silent, silence
 from pltrace._slices import Slices
 from pltrace._span import Span
 from pltrace._store import Asked, Store
+from pltrace._usage import place_of
 
 __all__ = ["SpanRecorder"]
 
@@ -155,10 +156,9 @@ class SpanRecorder:
 
     def operate_under(self, span: Span, kind: str, arguments: Mapping[str, Any]) -> None:
         """Take something that is asked of all requests under a span."""
-        # Of requests that aren't recorded nothing is kept; of those from before a fork the parent may have yet to come.
-        is_here = span.inherited.sampled and span.started_at_ns > self._forked_at_ns
-        totals = span._totals if is_here else None
-        self._put(Ask(kind, span.trace_bits, span.span_bits, dict(arguments), True, totals=totals))
+        # Of requests from before a fork some may be the parent's to write yet.
+        under = span if span.started_at_ns > self._forked_at_ns else None
+        self._put(Ask(kind, span.trace_bits, span.span_bits, dict(arguments), True, under=under))
 
     def track(self, kind: str, request_id: int, arguments: Mapping[str, Any]) -> None:
         """Take something that is asked of a request by its id."""
@@ -489,8 +489,11 @@ class SpanRecorder:
 
     def requests_of(self, span: Span, request_bits: list[int]) -> list[Request]:
         """Return handles of the requests of those span ids."""
-        closed = not span.inherited.sampled
-        return [self.registry.handle(span.trace_bits, bits, closed=closed) for bits in request_bits]
+        places = [place_of(bits, span) for bits in request_bits]
+        return [
+            self.registry.handle(trace_bits, bits, closed=not is_recorded)
+            for bits, (trace_bits, is_recorded) in zip(request_bits, places, strict=True)
+        ]
 
     def succeed(self, before: SpanRecorder) -> None:
         """Take over from the recorder of earlier settings: what is still open there is recorded here when it ends."""
@@ -508,7 +511,7 @@ class SpanRecorder:
         def put(item: Span | Ask) -> None:
             # What is asked of a request is of use where the request's span is; those under a span may be in both.
             if not same_store and type(item) is Ask:
-                item = item._replace(totals=None)  # Of those that either hasn't, nobody can tell whether it had them.
+                item = item._replace(under=None)  # Of those that either hasn't, nobody can tell whether it had them.
                 self._enqueue(item)
             if same_store or type(item) is not Ask or item.subtree:
                 successor._put(item)

@@ -314,9 +314,11 @@ class ScopeCopy(Scope):
         """The totals of the innermost span of its lineage, which know those above; None outside of all blocks."""
         if self.joined_to is None:
             return self.lineage[-1].totals if self.lineage else None
-        found = self.joined_to.totals
+        found, around = self.joined_to.totals, self.joined_to
+        while around.joined_to is not None:
+            around = around.joined_to
         for span in self.lineage[len(self.joined_to.lineage) :]:
-            found = TotalsLink(span.totals, found)
+            found = TotalsLink(span.totals, found, around.span.trace_bits, is_recorded=self.inherited.sampled)
         return found
 
 

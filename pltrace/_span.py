@@ -17,7 +17,7 @@ from pltrace._checks import (
 )
 from pltrace._forks import ForkLock
 from pltrace._snapshot import Arguments, snapshot
-from pltrace._usage import Run, Totals, TotalsLink, Usage
+from pltrace._usage import Run, Totals, TotalsLink, Usage, elsewhere
 
 if TYPE_CHECKING:
     from pltrace._request import Request
@@ -253,6 +253,8 @@ class Span:
         Args:
             above: Those of the span around.
         """
+        if type(self.parent) is RemoteSpan:  # The blocks around are in another trace.
+            above = elsewhere(above, self.trace_bits, is_recorded=self.inherited.sampled)
         return self.own("_totals", None, lambda: Totals(above))
 
     def own(self, attribute: str, shared: object, make: Callable[[], T]) -> T:

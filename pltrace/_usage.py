@@ -12,7 +12,10 @@ from pltrace._health import failed
 if TYPE_CHECKING:
     from pltrace._span import Span
 
-__all__ = ["INTERNAL_TAGS", "Run", "Totals", "TotalsLink", "Usage", "forked", "model_of", "provider_of"]
+__all__ = [
+    "INTERNAL_TAGS", "Run", "Totals", "TotalsLink", "Usage", "elsewhere", "forked", "model_of", "place_of",
+    "provider_of",
+]  # fmt: skip
 
 _NOTHING: Mapping[str, Any] = {}
 
@@ -134,7 +137,7 @@ class Totals(list[Any]):
     @property
     def request_bits(self) -> list[int]:
         """The ids of the spans of the latest calls, in the order they began."""
-        return [item for item in self.copy() if type(item) is int][-MOST_REQUESTS:]
+        return [item for item in self.copy() if isinstance(item, int)][-MOST_REQUESTS:]
 
     def add(self, call: Span) -> None:
         """Add one ended call; safe from any thread and from a finalizer."""
@@ -160,7 +163,7 @@ class Totals(list[Any]):
         ids: list[int] = []
         changed: dict[_Key, list[int]] = {}
         for item in waiting:
-            if type(item) is int:
+            if isinstance(item, int):
                 ids.append(item)
                 continue
             try:
@@ -210,19 +213,61 @@ class Totals(list[Any]):
         )
 
 
+class CallElsewhere(int):
+    """The id of a call in another trace than the span whose totals it is in.
+
+    Attributes:
+        trace_bits: Its trace.
+        is_recorded: Whether that is.
+    """
+
+    trace_bits: int
+    is_recorded: bool
+
+    @classmethod
+    def of(cls, span_bits: int, trace_bits: int, *, is_recorded: bool) -> CallElsewhere:
+        """Return the id of a call."""
+        call = cls(span_bits)
+        call.trace_bits, call.is_recorded = trace_bits, is_recorded
+        return call
+
+
 class TotalsLink:
-    """Totals that have others above them for one run alone, where what is around it isn't around their span.
+    """Totals that have others above them for some runs alone, where what is around these isn't around their span.
 
     Args:
         totals: A span's.
         above: Those of the span around, or the link to them.
+        trace_bits: The trace of the runs.
+        is_recorded: Whether that is.
     """
 
-    __slots__ = ("above", "add", "append", "fold")
+    __slots__ = ("above", "add", "append", "fold", "totals")
 
-    def __init__(self, totals: Totals, above: Totals | TotalsLink | None) -> None:
-        self.append, self.add, self.fold = totals.append, totals.add, totals.fold
+    def __init__(
+        self, totals: Totals, above: Totals | TotalsLink | None, trace_bits: int, *, is_recorded: bool
+    ) -> None:
+        self.totals = totals
+        self.add, self.fold = totals.add, totals.fold
+        self.append = lambda bits: totals.append(CallElsewhere.of(bits, trace_bits, is_recorded=is_recorded))
         self.above = above
+
+
+def elsewhere(totals: Totals | TotalsLink | None, trace_bits: int, *, is_recorded: bool) -> TotalsLink | None:
+    """Return totals, and those above them, for runs in another trace than that of their spans."""
+    if totals is None:
+        return None
+    above = elsewhere(totals.above, trace_bits, is_recorded=is_recorded)
+    return TotalsLink(
+        totals.totals if isinstance(totals, TotalsLink) else totals, above, trace_bits, is_recorded=is_recorded
+    )
+
+
+def place_of(call: int, span: Span) -> tuple[int, bool]:
+    """Return the trace of a call in the totals of a span, and whether it is recorded."""
+    if isinstance(call, CallElsewhere):
+        return call.trace_bits, call.is_recorded
+    return span.trace_bits, span.inherited.sampled
 
 
 def forked() -> None:

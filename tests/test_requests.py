@@ -339,6 +339,46 @@ def test_a_spans_score_reaches_requests_in_another_trace(
         assert sorted(operations(promptlayer), key=str) == sorted(expected, key=str)
 
 
+@pytest.mark.parametrize("way", ["config", "parent"])
+@pytest.mark.parametrize("is_kept", [True, False], ids=["kept", "sampled out"])
+def test_a_handle_of_a_request_in_another_trace(local: Path, llm: ScriptedOpenAI, way: str, is_kept: bool) -> None:
+    """Whether an id can come for it, and what is asked is kept, is decided in its own trace, which the handle names."""
+    model, outside, inside = chat(llm), list[Any](), list[Any]()
+
+    def helper(config: RunnableConfig) -> None:
+        with traced("block", sample=float(not is_kept)) as block:
+            model.invoke("Hi", config=config)
+            outside.append(block)
+
+    def node(_: str, config: RunnableConfig) -> None:
+        thread = threading.Thread(target=helper, args=(config,))
+        thread.start()
+        thread.join()
+
+    if way == "config":
+        with traced("root", sample=float(is_kept)) as root:
+            RunnableLambda(node).invoke("Hi")
+        inside.append(root)
+    else:
+        with traced("far away", sample=float(is_kept)):
+            carrier = pltrace.inject()
+        with traced("block", sample=float(not is_kept)) as block:
+            outside.append(block)
+            with traced("here", parent=carrier) as here, traced("step"):
+                model.invoke("Hi")
+        inside.append(here)
+    (request,) = outside[0].requests
+    assert (request.trace_id, request) == (inside[0].trace_id, inside[0].requests[0])
+    request.score(7)
+    outside[0].score(8)
+    assert (request.wait() is not None) is is_kept
+    assert pltrace.flush(10)
+    found = rows(local, "SELECT span_id, arguments FROM operations WHERE subtree = 0 ORDER BY id")
+    assert [(row["span_id"], json.loads(row["arguments"])["score"]) for row in found] == [
+        (request.span_id, score) for score in (7, 8) if is_kept
+    ]
+
+
 def test_a_score_while_the_ids_arrive(deliver: Deliver, promptlayer: PromptLayerServer, llm: ScriptedOpenAI) -> None:
     """A score given while calls come in and ids go out still reaches each request exactly once."""
     deliver()
