@@ -29,8 +29,8 @@ from pltrace._health import pass_on
 from pltrace._messages import Said, SaidOnce, SaidPrompt, is_noted, note, said, said_by
 
 __all__ = [
-    "MORE", "MOST_ITEMS", "PLAIN", "Arguments", "arguments_of", "copied", "more_items", "named", "snapshot", "thawed",
-    "whole",
+    "MORE", "MOST_ITEMS", "PLAIN", "Arguments", "arguments_of", "copied", "id_of", "more_items", "named", "snapshot",
+    "thawed", "whole",
 ]  # fmt: skip
 
 #: What is copied of one container, with a mark in the last place if there is more; more isn't kept anyway. Of a list of
@@ -58,11 +58,11 @@ _NOTHING: Mapping[str, Any] = {}
 PLAIN = frozenset({type(None), str, int, float, bool, bytes})
 
 
-class Frozen(tuple[Any, Any]):
-    """The class of a data object and its attributes; or the classes of a list's items, and for each attributes or None.
+class Frozen(tuple[Any, Any, Any]):
+    """The class of a data object, its attributes and its `id`; or a list of each, for the items of a list.
 
-    With None goes the item itself. `thawed` makes a value of it again. The objects aren't held: what they hold, or come
-    to hold later, has its end where the program lets go of it.
+    Of an item that is no such object the second is None, and the first is the item itself. `thawed` makes a value of it
+    again. The objects aren't held: what they hold, or come to hold later, has its end where the program lets go of it.
     """
 
     __slots__ = ()
@@ -104,7 +104,10 @@ def _copied(value: Any, *, within: bool = False) -> Any:
             made = dict(zip(made, _copied_while_there_is_room([*made.values()]), strict=True))
         else:
             made = {key: item if type(item) in PLAIN else _copied(item) for key, item in made.items()}
-        return Frozen((kind, made))
+        return Frozen((kind, made, id(value)))
+    if copy is _boxed:
+        data = snapshot(value.data) if within else _copied(value.data)
+        return Frozen((kind, {**_told(made), "data": data}, id(value)))
     if within and copy is _dict:
         return dict(zip(made, _copied_while_there_is_room([*made.values()]), strict=True))
     return made
@@ -176,7 +179,7 @@ def _list(value: Any) -> Any:
     if any(state is not None and _told(state) is not state for state in (states[0], states[-1])):
         states = [state and _told(state) for state in states]
     kinds = [item if state is None else type(item) for item, state in zip(held, states, strict=True)]
-    return Frozen(([*kinds, *items[len(held) :]], states))
+    return Frozen(([*kinds, *items[len(held) :]], states, [*map(id, held)]))
 
 
 def _first(value: Any) -> list[Any]:
@@ -242,7 +245,7 @@ def _object(value: Any) -> Any:
 
 
 def _extended(value: Any) -> Any:
-    return {**value.__dict__, _EXTRA: snapshot(value.__pydantic_extra__)}
+    return {**value.__dict__, **(value.__pydantic_extra__ or {})}  # They are shown as one.
 
 
 def _message(value: Any) -> Any:
@@ -267,8 +270,8 @@ def _slotted(value: Any) -> Any:
     return {name: getattr(value, name) for name in names if hasattr(value, name)}
 
 
-def _boxed(value: Any) -> Frozen:
-    return Frozen((type(value), {**_told(value.__dict__), "data": snapshot(value.data)}))
+def _boxed(value: Any) -> Any:
+    return value.__dict__.copy()
 
 
 def _buffered(copy: Callable[[Any], Any], size: Callable[[Any], int]) -> Callable[[Any], Any]:
@@ -422,10 +425,11 @@ def thawed(value: Any, levels: int = 2) -> Any:
     """
     kind = type(value)
     if kind is Frozen:
-        kinds, states = value
+        kinds, states, ids = value
         if type(kinds) is not list:
-            return _twin(kinds, {name: item if type(item) in PLAIN else thawed(item) for name, item in states.items()})
-        return [*map(_twin, kinds, states), *kinds[len(states) :]]
+            attributes = {name: item if type(item) in PLAIN else thawed(item) for name, item in states.items()}
+            return _twin(kinds, attributes, ids)
+        return [*map(_twin, kinds, states, ids), *kinds[len(states) :]]
     if issubclass(kind, Said):
         return said_by(value)
     if (kind is dict or kind is list) and len(value) > MOST_ITEMS:
@@ -444,7 +448,23 @@ def thawed(value: Any, levels: int = 2) -> Any:
     return value
 
 
-def _twin(kind: Any, state: Any) -> Any:
+class _Attributes(dict[str, Any]):
+    """The attributes of a twin, and the `id` of what it stands for: what it holds may refer to that."""
+
+    __slots__ = ("id",)
+    id: int
+
+
+def id_of(value: Any) -> int:
+    """Return the `id` of an object, of a twin that of what it stands for."""
+    try:
+        attributes = object.__getattribute__(value, "__dict__")
+    except AttributeError:  # It has slots.
+        return id(value)
+    return attributes.id if type(attributes) is _Attributes else id(value)
+
+
+def _twin(kind: Any, state: Any, of: int) -> Any:
     """Return an object of a class with these attributes."""
     if state is None or kind is dict:
         return kind if state is None else state
@@ -453,13 +473,13 @@ def _twin(kind: Any, state: Any) -> Any:
         for name, item in state.items():
             object.__setattr__(twin, name, item)
         return twin
+    attributes = _Attributes(state)
+    attributes.id = of
     if hasattr(kind, "__pydantic_validator__"):
-        if _EXTRA in state:
-            state = state.copy()
-        object.__setattr__(twin, _EXTRA, thawed(state.pop(_EXTRA, None)))
+        object.__setattr__(twin, _EXTRA, attributes.pop(_EXTRA, None))
         object.__setattr__(twin, "__pydantic_fields_set__", _NO_FIELDS)
         object.__setattr__(twin, "__pydantic_private__", None)
-    object.__setattr__(twin, "__dict__", state)
+    object.__setattr__(twin, "__dict__", attributes)
     return twin
 
 

@@ -27,6 +27,7 @@ from pydantic import BaseModel
 from pydantic import Field as field_of_pydantic
 
 from pltrace import traced
+from pltrace._encoding import Encoder
 from pltrace._snapshot import named
 from pltrace.testing import capture_spans
 from tests.support.scripted_llm import ScriptedOpenAI
@@ -494,6 +495,39 @@ def test_what_is_handed_on_ends_when_the_program_lets_go_of_it(
     if place == "result" and make in (_begun, _waits):  # It is consumed, or thrown away, after the call.
         shown = None
     assert (_HOLDERS[place][1](found) if place in _HOLDERS else found) == shown
+
+
+def _ring(kind: type) -> Any:
+    first, second = kind(), kind()
+    first.step, second.step = second, first
+    return first
+
+
+def _tree(kind: type) -> Any:
+    root = kind()
+    root.lines = [kind() for _ in range(3)]
+    for child in root.lines:
+        child.step, child.lines = root, [kind()]
+        child.lines[0].step = child
+    return root
+
+
+def _box(kind: type) -> Any:
+    inner: Any = collections.UserDict(kind=kind.__name__)
+    outer = collections.UserList([inner])
+    inner["outer"] = outer
+    return outer
+
+
+@pytest.mark.parametrize("kind", [Notes, Loose, Open])
+@pytest.mark.parametrize("make", [_ring, _tree, _box])
+@pytest.mark.parametrize("place", [lambda value: value, lambda value: [value], lambda value: {"a": value}])
+def test_objects_that_hold_each_other(kind: type, make: Callable[[type], Any], place: Callable[[Any], Any]) -> None:
+    """Data objects that refer to those they are in are recorded once, with a mark where they come again."""
+    value = place(make(kind))
+    with capture_spans() as spans:
+        traced("take")(lambda value: None)(value)
+    assert spans[0].input == {"value": Encoder().jsonable(value)}
 
 
 @pytest.mark.parametrize("make", [Notes, Loose, Held, Open, lambda: [Notes()], lambda: {"a": Loose()}])

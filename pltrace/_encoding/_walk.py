@@ -29,7 +29,7 @@ from pltrace._encoding._leaves import (
 )
 from pltrace._messages import Said, SaidOnce, SaidPrompt, message_of, told_by
 from pltrace._redaction import REDACTED, Rules, clean
-from pltrace._snapshot import MORE, more_items
+from pltrace._snapshot import MORE, id_of, more_items
 
 __all__ = ["Walk", "plain_fields", "plain_notes", "plain_prompt", "plain_text"]
 
@@ -77,13 +77,14 @@ class Walk(Leaves):
                     return build(self, value, key, depth)
             if depth >= self._max_depth:
                 return TOO_DEEP
-            if id(value) in self._path:
+            number = id(value) if cls in _EXACT else id_of(value)
+            if number in self._path:
                 return _CYCLE
-            self._path.add(id(value))
+            self._path.add(number)
             try:
                 return build(self, value, key, depth + 1)
             finally:
-                self._path.discard(id(value))
+                self._path.discard(number)
         except RecursionError:
             return TOO_DEEP
         # Whatever a user's class raises, SystemExit included, must not end the background thread.
