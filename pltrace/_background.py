@@ -6,7 +6,10 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -14,10 +17,12 @@ from pltrace._forks import at_fork
 from pltrace._greenlets import before_gevent, idents, own_ident
 from pltrace._health import warn_once
 
-__all__ = ["Background", "limited"]
+__all__ = ["Background", "in_subinterpreter", "limited", "wait_for_threads"]
 
 T = TypeVar("T")
 
+#: What threads may be at when they are told to end, as a request that isn't answered.
+_LONGEST_END_S = 30.0
 #: Signals of a thread's own faults, which can't be blocked.
 _FAULTS = {number for name in ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL") if (number := getattr(signal, name, None))}
 
@@ -109,6 +114,23 @@ def limited(work: Callable[[], T], name: str, seconds: float) -> T:
     if error is not None:
         raise error
     return result
+
+
+def in_subinterpreter() -> bool:
+    """Return whether this is an interpreter of several in the process, which Python aborts if threads outlive it."""
+    for name in ("_interpreters", "_xxsubinterpreters"):  # Since Python 3.13, and before.
+        with suppress(ImportError):
+            interpreters: Any = import_module(name)
+            return bool(interpreters.get_current() != interpreters.get_main())
+    return False
+
+
+def wait_for_threads() -> None:
+    """Wait for the threads of ours, which were told to end."""
+    deadline = time.monotonic() + _LONGEST_END_S
+    for thread in threading.enumerate():
+        if thread.name.startswith("pltrace-"):
+            thread.join(max(deadline - time.monotonic(), 0.0))
 
 
 at_fork(in_child=idents.clear)

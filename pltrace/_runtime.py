@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet, ref
 
 from pltrace import _langchain, _links, _runs, _scope, _twice, _usage
+from pltrace._background import in_subinterpreter, wait_for_threads
 from pltrace._checks import checked_timeout
 from pltrace._errors import ConfigError
 from pltrace._forks import ForkLock, at_fork, forked_past_python, hook_uwsgi
@@ -391,6 +392,10 @@ def _at_last() -> None:
         if (open_call := call()) is not None:
             open_call.end(GeneratorExit())
     _at_exit(last=True)
+    if in_subinterpreter():  # Else the threads end with the process.
+        for tracing in _all():
+            _safely(tracing.end_threads)
+        wait_for_threads()
     _safely(_close)
 
 

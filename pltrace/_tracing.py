@@ -291,13 +291,17 @@ class Tracing:
         done = self._flush(monotonic() + timeout, patient)
         self._is_shut = True
         self.recorder.retire()
-        self.callbacks.stop()
-        for worker in (*self._deliveries, *self._operations):
-            worker.stop()
+        self.end_threads()
         self._leave()
         for exporter in self.exporters:
             _shut(exporter)
         return done
+
+    def end_threads(self) -> None:
+        """Let the threads end after what they are at; the writer's ends by itself at the end of the process."""
+        self.callbacks.stop()
+        for worker in (*self._deliveries, *self._operations):
+            worker.stop()
 
     def at_exit(self, *, last: bool) -> None:
         """Put all on disk, deliver for a bounded time, and leave the rest to the next process.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -723,3 +724,40 @@ for number, store in enumerate(("memory", "memory", sys.argv[1])):
 """
     done = run(source, tmp_path, tmp_path / "traces.db", PYTHONDEVMODE="1", PYTHONWARNINGS="error")
     assert (done.code, done.err) == (0, "")
+
+
+@pytest.mark.skipif(
+    shutil.which("cc") is None or sys.platform != "linux",
+    reason="to have such an interpreter takes Linux and a C compiler",
+)
+def test_a_subinterpreter_ends(tmp_path: Path) -> None:
+    """An interpreter of several in a process, as mod_wsgi has them, is ended without an abort, and all is delivered."""
+    inner = """
+import sys
+sys.path[:] = %r
+import pltrace
+
+class Exporter(pltrace.SpanExporter):
+    name = "exporter"
+
+    def export(self, batch):
+        return pltrace.ExportResult("delivered")
+
+    def shutdown(self):
+        pass
+
+pltrace.configure(store=%r, exporters=[Exporter()], enabled=True)
+with pltrace.traced("block"):
+    pass
+"""
+    source = f"""
+import ctypes, sys
+inner = {inner!r} % (sys.path, sys.argv[2])
+assert ctypes.PyDLL(sys.argv[1]).run(inner.encode()) == 0
+"""
+    library, store = tmp_path / "subinterpreter.so", tmp_path / "traces.db"
+    file = Path(__file__).parent / "support" / "subinterpreter.c"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(file)], check=True)
+    done = run(source, tmp_path, library, store)
+    assert (done.code, done.err) == (0, "")
+    assert deliveries(store, "exporter") == {"block": "delivered"}
