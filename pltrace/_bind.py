@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from pltrace._health import warn_once
 from pltrace._propagation import checked_carrier, inject
 from pltrace._scope import Scope, attach, current, still_open
 from pltrace._wrapping import (
+    TRANSFORMING,
     FunctionWrapper,
     ObjectProxy,
     RunnableProxy,
@@ -22,7 +24,7 @@ from pltrace._wrapping import (
     repr_of_wrapped,
 )
 
-__all__ = ["bind"]
+__all__ = ["bind", "reading"]
 
 T = TypeVar("T")
 
@@ -59,12 +61,12 @@ def _bound(fn: Any, scope: Scope) -> Any:
 
 
 class ScopeSteps:
-    """Puts a scope around the steps of something that is consumed; it has no span to end."""
+    """Puts a scope, or none, around the steps of something that is consumed; it has no span to end."""
 
     __slots__ = ("_inside", "is_awaited")
 
-    def __init__(self, scope: Scope) -> None:
-        self._inside: Scope | None = scope
+    def __init__(self, scope: Scope | None) -> None:
+        self._inside = scope
         self.is_awaited = False
 
     outside = staticmethod(current)
@@ -83,6 +85,34 @@ class ScopeSteps:
 
     def end(self, error: BaseException | None = None, value: Any = None) -> None:
         """Do nothing: the scope is somebody else's."""
+
+
+class _InputSteps(ScopeSteps):
+    """Puts the scope around them as it was, in whatever LangChain run the input is read: that is from outside of it."""
+
+    __slots__ = ()
+
+    def resume(self) -> None:
+        """Make current what the last step left."""
+        attach(self._inside)
+
+
+def reading(method: Any) -> Any:
+    """Return a Runnable's `transform` or `atransform`, whose steps may run in a scope of their own, but not its input.
+
+    That is a stream of what comes before it in a chain, which runs as the stream is read. It keeps the scope that
+    `method` is called in.
+    """
+
+    @functools.wraps(method)
+    def transform(input: Any, *args: Any, **kwargs: Any) -> Any:
+        drive = consumed(input) if _runtime.is_on() else None
+        if drive is not None:
+            scope = still_open(current())
+            input = drive(_InputSteps(scope and scope.carried()), input)
+        return method(input, *args, **kwargs)
+
+    return transform
 
 
 class _Binding:
@@ -188,6 +218,6 @@ def _bound_runnable(runnable: Any, carrier: Mapping[str, str], scope: Scope | No
     """Return a LangChain Runnable that runs inside a scope; pickled, it takes the scope along as a carrier."""
 
     def wrap(method: Any) -> BoundFunction:
-        return BoundFunction(method, scope, carrier)
+        return BoundFunction(reading(method) if method.__name__ in TRANSFORMING else method, scope, carrier)
 
     return RunnableProxy(runnable, wrap, (_bound_runnable, carrier), (scope,))

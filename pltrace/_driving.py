@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from pltrace._collecting import is_collecting
 from pltrace._health import pass_on
-from pltrace._wrapping import ObjectProxy, repr_of_wrapped
+from pltrace._wrapping import ObjectProxy, repr_of_wrapped, set_class
 
 __all__ = ["Steps", "async_generator", "consumed", "coroutine", "generator"]
 
@@ -302,10 +302,6 @@ def _response(steps: Steps, response: Any) -> Any:
     return response
 
 
-#: Of the proxy, not of what it stands for.
-_set_class: Any = vars(object)["__class__"].__set__
-
-
 class Driven(ObjectProxy):
     """A result whose steps run inside the scope, and which is in all else the one it stands for.
 
@@ -352,7 +348,7 @@ class Driven(ObjectProxy):
         steps, self._self_steps = self._self_steps, None
         if steps is not None:
             steps.end(error, value)
-            _set_class(self, type(self).__base__)
+            set_class(self, type(self).__base__)
 
     def __copy__(self) -> Any:
         return copy.copy(self.__wrapped__)
@@ -407,7 +403,8 @@ def _await(self: Driven) -> Any:
 
 _METHODS: dict[str, Any] = {
     **{name: _stepping(name) for name in ("__iter__", "__next__", "send", "throw", "__aiter__", "__enter__")},
-    **{name: _ending_with(_stepping(name)) for name in ("close", "__exit__")},
+    # The second is a database cursor's, by PEP 249: it reads to the end.
+    **{name: _ending_with(_stepping(name)) for name in ("close", "fetchall", "__exit__")},
     **{name: _async_stepping(name) for name in ("__anext__", "asend", "athrow", "__aenter__")},
     **{name: _async_ending_with(_async_stepping(name)) for name in ("aclose", "__aexit__")},
     "__await__": _await,

@@ -30,7 +30,7 @@ from pltrace._messages import Said, SaidOnce, SaidPrompt, is_noted, note, said, 
 
 __all__ = [
     "MORE", "MOST_ITEMS", "PLAIN", "Arguments", "arguments_of", "copied", "id_of", "more_items", "named", "snapshot",
-    "thawed", "whole",
+    "takes_its_object", "thawed", "whole",
 ]  # fmt: skip
 
 #: What is copied of one container, with a mark in the last place if there is more; more isn't kept anyway. Of a list of
@@ -501,7 +501,7 @@ def arguments_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: di
     writer's thread it could come to its end there.
     """
     try:
-        if args and type(args[0]) not in PLAIN and _takes_its_object(function):
+        if args and type(args[0]) not in PLAIN and takes_its_object(function):
             args = (_SELF, *args[1:])
         for item in args:
             if type(item) not in PLAIN:
@@ -519,7 +519,7 @@ def arguments_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: di
     return function, [snapshot(one) for one in args], {key: snapshot(one) for key, one in kwargs.items()}
 
 
-def _takes_its_object(function: Any) -> bool:
+def takes_its_object(function: Any) -> bool:
     """Return whether it is a method that the object is given to, as the first argument."""
     if type(function) is not FunctionType:
         return False

@@ -8,6 +8,7 @@ from sys import _getframe
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from pltrace import _runtime
+from pltrace._bind import reading
 from pltrace._block import Block
 from pltrace._calling import OpenCall, end, leave
 from pltrace._checks import (
@@ -24,9 +25,10 @@ from pltrace._errors import ConfigError
 from pltrace._health import failed
 from pltrace._propagation import checked_carrier
 from pltrace._scope import attach
-from pltrace._snapshot import arguments_of
+from pltrace._snapshot import arguments_of, takes_its_object
 from pltrace._typing import Capture
 from pltrace._wrapping import (
+    TRANSFORMING,
     RunnableProxy,
     Wrapped,
     code_flags,
@@ -119,7 +121,10 @@ class Traced(Block):
         name, module = str(runnable.get_name()), self._module
 
         def wrap(method: Any) -> Wrapped:
-            return self._wrapped(method, name, module)
+            wrapper = self._wrapper_for(method, name, module)
+            if method.__name__ in TRANSFORMING:
+                method = reading(method)
+            return wrapped_call(method, wrapper, _runtime.gate, self)
 
         return RunnableProxy(runnable, wrap, (_traced_again, self))
 
@@ -166,7 +171,7 @@ class Traced(Block):
                     end(scope, error)
                     scope = None  # All is done.
                     raise
-                if drive is None:
+                if drive is None or _is_made_by(result, wrapped, args):
                     leave(scope)
                     end(scope, None, result)
                     return result
@@ -180,6 +185,12 @@ class Traced(Block):
                 raise
 
         return call
+
+
+def _is_made_by(result: Any, method: Any, args: tuple[Any, ...]) -> bool:
+    """Return whether what could be consumed is a method's own object, or a new one of its class: no result of work."""
+    own = args[0] if args and takes_its_object(method) else getattr(method, "__self__", None)
+    return result is own or getattr(method, "__name__", None) == "__new__"
 
 
 _DRIVERS: tuple[tuple[int, Callable[[Any, Any], Any]], ...] = (

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import wrapt
 
 __all__ = [
+    "TRANSFORMING",
     "ObjectProxy",
     "RunnableProxy",
     "Wrapped",
@@ -28,6 +29,7 @@ __all__ = [
     "patched",
     "repr_of_wrapped",
     "rewrap",
+    "set_class",
     "when_imported",
     "wrapped_call",
 ]
@@ -255,11 +257,18 @@ def wrapped_call(wrapped: Any, wrapper: Wrapper, gate: list[Any], declaration: A
     return made
 
 
+#: So many types of Runnables are remembered.
+_MOST_KINDS = 500
+#: Of the object itself, also where it is a proxy: not of what it stands for.
+set_class: Any = vars(object)["__class__"].__set__
+
 #: The methods of a LangChain Runnable that run it.
 _RUNNABLE_METHODS = frozenset({
     "invoke", "ainvoke", "batch", "abatch", "batch_as_completed", "abatch_as_completed", "stream", "astream",
     "astream_log", "astream_events", "transform", "atransform",
 })  # fmt: skip
+#: Those of them that read a stream of what comes before it in a chain.
+TRANSFORMING = frozenset({"transform", "atransform"})
 
 
 #: Those that make another Runnable of it.
@@ -292,6 +301,8 @@ class RunnableProxy(ObjectProxy):
         self._self_wrap = wrap
         self._self_again = again
         self._self_here = here
+        kind: Any = type(self.__wrapped__)
+        set_class(self, _with_fields_of(kind))
 
     def __getattribute__(self, name: str) -> Any:
         if name in _COMPOSING_METHODS:
@@ -331,6 +342,12 @@ class RunnableProxy(ObjectProxy):
     def __deepcopy__(self, memo: Any) -> Any:
         """Return such a proxy of a copy."""
         return self._self_with(copy.deepcopy(self.__wrapped__, memo))
+
+
+@functools.lru_cache(_MOST_KINDS)
+def _with_fields_of(kind: Any) -> type[RunnableProxy]:
+    """Return such a proxy's class that has a model's fields: LangChain asks it for them where it makes JSON."""
+    return type(RunnableProxy.__name__, (RunnableProxy,), {"model_fields": getattr(kind, "model_fields", {})})
 
 
 def _deriving(proxy: RunnableProxy, method: Any) -> Any:

@@ -15,6 +15,7 @@ import io
 import os
 import pickle
 import re
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -1192,6 +1193,19 @@ def test_an_iterator_hides_nothing(seen: CapturedSpans, doing: Callable[[Any], N
     assert [span.status for span in seen] == ["ok", "ok", "ok"]
 
 
+def test_a_database_cursor(seen: CapturedSpans) -> None:
+    """A function that returns a database's cursor ends when all rows are fetched, in whatever way."""
+    database = sqlite3.connect(":memory:")
+    query = traced("query")(lambda: database.execute("VALUES (1), (2)"))
+    cursors = []
+    for number, fetch in enumerate((list, lambda cursor: cursor.fetchall()), 1):
+        cursors.append(query())
+        assert len(seen) == number - 1
+        assert fetch(cursors[-1]) == [(1,), (2,)]
+        assert len(seen) == number
+    database.close()
+
+
 class Local:
     """A proxy that has all special methods, as a web framework's objects of the current request are."""
 
@@ -1865,6 +1879,54 @@ async def test_what_traced_models_make(seen: CapturedSpans) -> None:
     assert {span.tags[0] for span in asked} == {"t"}
 
 
+async def test_what_comes_before_a_traced_runnable_in_a_stream(seen: CapturedSpans) -> None:
+    """In a chain that streams, as in one that doesn't, a decoration holds for its Runnable, not for what that reads."""
+    from langchain_core.output_parsers import StrOutputParser
+
+    heard: list[str] = []
+    with ScriptedOpenAI() as llm:
+        first, second = chat(llm), traced("second", tags=["second"], on_request=lambda _: heard.append("second"))
+        chain = first | StrOutputParser() | second(chat(llm)) | traced("parse")(StrOutputParser())
+
+        async def asynchronously() -> None:
+            assert [chunk async for chunk in chain.astream("Hi")]
+
+        trees = set()
+        for run in (lambda: chain.invoke("Hi"), lambda: list(chain.stream("Hi")), asynchronously):
+            seen.clear()
+            with traced("root", tags=["root"]):
+                waiting = run()
+                if waiting is not None and not isinstance(waiting, (str, list)):
+                    await waiting
+            names = {span.id: span.name for span in seen}
+            trees.add(tuple(sorted((span.name, names[span.parent_id or ""], span.tags[:2]) for span in seen[:-1])))
+            list(chain.stream("Hi"))  # The first model is in no scope of ours: nothing of it is recorded.
+            assert [span.tags[0] for span in seen if span.kind == "llm"].count("root") == 2
+    assert trees == {(
+        ("ChatOpenAI", "RunnableSequence", ("root", "seq:step:1")),
+        ("ChatOpenAI", "second", ("root", "second")),
+        ("RunnableSequence", "root", ("root",)),
+        ("StrOutputParser", "RunnableSequence", ("root", "seq:step:2")),
+        ("StrOutputParser", "parse", ("root", "seq:step:4")),
+        ("parse", "RunnableSequence", ("root",)),
+        ("second", "RunnableSequence", ("root", "second")),
+    )}  # fmt: skip
+    assert pltrace.flush(30)
+    assert heard == ["second"] * 6
+
+
+def test_traced_runnables_as_json(seen: CapturedSpans) -> None:
+    """LangChain's `dumps` makes the same of a decorated or bound Runnable, and of a chain with it, as of a bare one."""
+    from langchain_core.load import dumps
+    from langchain_core.output_parsers import StrOutputParser
+
+    with ScriptedOpenAI() as llm, traced("block"):
+        model = chat(llm)
+        for wrapped in (traced("ask")(model), pltrace.bind(model)):
+            assert dumps(wrapped) == dumps(model)
+            assert dumps(wrapped | StrOutputParser()) == dumps(model | StrOutputParser())
+
+
 def test_traced_runnables_are_copied_and_pickled(seen: CapturedSpans) -> None:
     """A decorated Runnable can be copied and pickled, tracing included."""
     from langchain_core.prompts import PromptTemplate
@@ -1873,6 +1935,43 @@ def test_traced_runnables_are_copied_and_pickled(seen: CapturedSpans) -> None:
     for again in (prompt, copy.copy(prompt), copy.deepcopy(prompt), pickle.loads(pickle.dumps(prompt))):
         assert again.invoke({"name": "Bo"}).to_string() == "Hi Bo"
     assert [span.name for span in seen] == ["PromptTemplate", "prompt"] * 4
+
+
+def test_methods_that_return_their_object(seen: CapturedSpans) -> None:
+    """A method that gives its own object, or makes it, ends with that, whatever can be consumed of it later."""
+
+    class Reader:
+        @traced
+        def __new__(cls) -> Reader:
+            return super().__new__(cls)
+
+        def __init__(self) -> None:
+            self.left = 2
+
+        @traced
+        def __enter__(self) -> Reader:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def __iter__(self) -> Reader:
+            return self
+
+        def __next__(self) -> int:
+            self.left -= 1
+            if self.left < 0:
+                raise StopIteration
+            return self.left
+
+        def __await__(self) -> Iterator[Any]:
+            return iter(())
+
+    reader = Reader()
+    with reader as entered:
+        assert entered is reader
+        assert [span.name.rpartition(".")[2] for span in seen] == ["__new__", "__enter__"]
+        assert list(reader) == [1, 0]
 
 
 def test_values_whose_class_has_no_hash() -> None:
