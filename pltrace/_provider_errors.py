@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-__all__ = ["error_type_of"]
+__all__ = ["PARTIAL", "error_type_of"]
+
+#: The one with which a request's status is WARNING.
+PARTIAL = "PROVIDER_PARTIAL_RESPONSE"
 
 _AUTH, _RATE, _QUOTA, _TIMEOUT, _OTHER = (
     "PROVIDER_AUTH_ERROR", "PROVIDER_RATE_LIMIT", "PROVIDER_QUOTA_LIMIT", "PROVIDER_TIMEOUT", "PROVIDER_ERROR",
@@ -65,7 +68,7 @@ def error_type_of(status: str | None, class_names: Sequence[str], message: str) 
     """Return PromptLayer's `error_type` of an ended LLM call.
 
     Args:
-        status: The span's status.
+        status: The span's status; "partial" also of one that was cancelled after a part of its answer had come.
         class_names: The exception's class and its bases, most derived first.
         message: What the exception says.
 
@@ -73,7 +76,7 @@ def error_type_of(status: str | None, class_names: Sequence[str], message: str) 
         One of the types in PromptLayer's description of `log_request` that its status allows, or None if it ended ok.
     """
     if status == "partial":
-        return "PROVIDER_PARTIAL_RESPONSE"
+        return PARTIAL
     if status not in ("error", "cancelled"):
         return None
     if status == "cancelled":

@@ -247,7 +247,9 @@ def _call(span: Span, own: list[str], encoder: Encoder, service: str) -> tuple[_
     if span.first_token_at_ns:
         own.append(f'"first_token_at_ns":{span.first_token_at_ns}')
     if span.status != "ok":
-        own.append('"error_type":' + json_of(error_type_of(span.status, span.error_types, span.error or "")))
+        # A stream that its task's end cut off is to who looks at requests what one is that its reader left.
+        status = "partial" if span.status == "cancelled" and answer is not None else span.status
+        own.append('"error_type":' + json_of(error_type_of(status, span.error_types, span.error or "")))
     own += _prompt_link(span, encoder)
     model = model_of(span.serialized, metadata, parameters)
     of_call = (

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from pltrace._encoding import json_of, quoted
 from pltrace._exporter import StoredSpan
+from pltrace._provider_errors import PARTIAL
 from pltrace._rows import COLUMNS, FIELDS, LINE, ReadSpan, Row
 
 __all__ = ["as_read", "log_request", "span_text", "text_of"]
@@ -24,7 +25,8 @@ _ALIKE = (
     "user", "session", "service", "tags", "metadata", "provider", "model", "attempt", "cached", "request_tags",
 )  # fmt: skip
 _NODE_TYPES = {"llm": "LLM_CALL", "prompt": "PROMPT_TEMPLATE"}
-_STATUSES = {"ok": "SUCCESS", "partial": "WARNING"}
+#: The status of a request by that of its span; of all others it is ERROR.
+_LOGGED = {"ok": "SUCCESS", "partial": "WARNING"}
 _TOKENS = {
     "cached_input_tokens": "gen_ai.usage.cache_read.input_tokens",
     "cache_creation_input_tokens": "gen_ai.usage.cache_creation.input_tokens",
@@ -63,7 +65,8 @@ def span_text(span: ReadSpan) -> str:
     own: dict[str, Any] = json.loads(said) if said != "{}" else {}
     chat = given.startswith('{"type":"chat"') or (bool(of_call) and json.loads(given)["type"] == "chat")
     make = _made_alike if len(alike) <= _LONGEST_KEPT else _made_alike.__wrapped__
-    opening, middle, attributes, resource, log, tags = make(row.name, row.kind, row.status, chat, alike)
+    logged = _LOGGED.get("partial" if own.get("error_type") == PARTIAL else row.status or "", "ERROR")
+    opening, middle, attributes, resource, log, tags = make(row.name, row.kind, row.status, logged, chat, alike)
     attributes += _own_attributes(row, own) if of_call else _function_attributes(given, answered)
     text = (
         f'{opening}{row.trace_id}","span_id":"{row.span_id}{middle}{_or_null(row.parent_id)},'
@@ -76,14 +79,14 @@ def span_text(span: ReadSpan) -> str:
 
 
 @lru_cache(512)
-def _made_alike(name: str, kind: str, status: str | None, chat: bool, alike: str) -> _Alike:
+def _made_alike(name: str, kind: str, status: str | None, logged: str, chat: bool, alike: str) -> _Alike:
     record = json.loads(alike)
     shown = quoted(f"Tool: {name}" if kind == "tool" else name)
     resource = {"attributes": {"service.name": record["service"]}, "schema_url": _SCHEMA_URL}
     log = tags = ""
     if kind == "llm":
         log = f',"log_request":{{"provider":{quoted(record["provider"])},"model":{quoted(record["model"])}'
-        log += f',"function_name":{quoted(name)},"status":"{_STATUSES.get(status or "", "ERROR")}","input":'
+        log += f',"function_name":{quoted(name)},"status":"{logged}","input":'
         tags = json_of([tag[:_LONGEST_TAG] for tag in record["request_tags"]])
     return _Alike(
         f'{{"name":{shown},"context":{{"trace_id":"',

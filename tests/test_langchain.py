@@ -675,6 +675,29 @@ async def test_an_abandoned_stream(how: str, deliver: Callable[..., None], promp
     assert promptlayer.spans[log["span_id"]]["attributes"]["pltrace.status"] == "partial"
 
 
+async def test_a_stream_whose_task_is_cancelled(deliver: Callable[..., None], promptlayer: PromptLayerServer) -> None:
+    """A stream that is cancelled half-way, as when a web client leaves, is a cancelled span, and a partial response."""
+    deliver()
+    seen = asyncio.Event()
+
+    async def read(model: Any) -> None:
+        async for piece in model.astream("Hi"):
+            if "two" in str(piece.content):
+                seen.set()
+
+    with ScriptedOpenAI(Reply("One two three four", pause=0.2)) as server, traced("root"):
+        task = asyncio.create_task(read(chat(server)))
+        await seen.wait()
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    assert await asyncio.to_thread(pltrace.flush, 10)
+    (log,) = promptlayer.request_logs
+    assert (log["status"], log["error_type"]) == ("WARNING", "PROVIDER_PARTIAL_RESPONSE")
+    assert log["output"]["messages"][0]["content"] == [{"type": "text", "text": "One two"}]
+    assert promptlayer.spans[log["span_id"]]["attributes"]["pltrace.status"] == "cancelled"
+
+
 @pytest.mark.parametrize("how", ["stream", "ainvoke"])
 async def test_a_stream_that_breaks_off(how: str, local: Path) -> None:
     """A stream that the server breaks off is an error, with the text so far, also where the model reads it itself."""
