@@ -219,7 +219,7 @@ class Database:
             except BaseException as error:
                 replaced = self._replace_if_useless(error)
                 _give_back()
-                if not (replaced or _is_busy(error)) or time.monotonic() > give_up_at:
+                if not replaced and (not _is_busy(error) or time.monotonic() > give_up_at):
                     raise
             longest = min(max((time.monotonic() - began) * _PART_OF_WAIT, _SHORTEST_TRY_S), _LONGEST_TRY_S)
             rest(random.uniform(longest / 2, longest))

@@ -368,6 +368,7 @@ timed.report(counts=pltrace._health.counts)
     counts = told(done)["counts"]
     assert (counts["recorded"], sum(counts[reason] for reason in counts if reason.startswith("dropped"))) == (60, 0)
     assert done.err.count("it can't be locked any more") == 1, done.err
+    assert "the store None" not in done.err
     fails.unlink()
     deliver_rest(tmp_path, **settings)
     assert set(taken(promptlayer).values()) == {1}
