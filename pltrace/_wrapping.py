@@ -102,10 +102,11 @@ def _by_value(module: str) -> bool:
 
 
 class _BehindWrapt(type(FunctionWrapper)):  # type: ignore[misc]
-    """Puts wrapt's class before those derived from it, which it shadows nothing of but `__init__`.
+    """Shows a wrapper's classes without wrapt's; before Python 3.11 also puts wrapt's before those derived from it.
 
-    At each call wrapt 2 looks along the classes of a wrapper for one of its own. On Python 3.10 that makes, and drops,
-    an exception for each other class on the way: more than all the rest of a call while tracing is off.
+    It shadows nothing of theirs but `__init__`. At each call wrapt 2 looks along the classes of a wrapper for one
+    of its own, which makes, and drops, an exception for each other class on the way: more than all the rest of a call
+    while tracing is off.
     """
 
     if sys.version_info < (3, 11):
@@ -115,6 +116,21 @@ class _BehindWrapt(type(FunctionWrapper)):  # type: ignore[misc]
             order.remove(FunctionWrapper)
             return [FunctionWrapper, *order]
 
+    @property
+    def __mro__(cls) -> tuple[type, ...]:
+        """What abstract classes, as `Sized`, look along for special methods; Python itself looks elsewhere.
+
+        A proxy's class has all that there are: without it they go by the class of what is wrapped alone.
+        """
+        return tuple(kind for kind in super().__mro__ if kind is object or type(kind) is _BehindWrapt)
+
+
+class _Absent:
+    """Stands in a class for what a base class has, and it hasn't."""
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        raise AttributeError("what is decorated has none")
+
 
 class Wrapped(FunctionWrapper, metaclass=_BehindWrapt):
     """A function that calls a wrapper when the gate is open, and else the function itself; see `wrapped_call`."""
@@ -122,6 +138,7 @@ class Wrapped(FunctionWrapper, metaclass=_BehindWrapt):
     __annotations__ = annotations_of_wrapped
     __class__ = class_of_wrapped
     __repr__ = repr_of_wrapped
+    __exit__ = __aexit__ = _Absent()  # An exit stack asks the class of what it is given, and may call it then.
     if TYPE_CHECKING:
         _self_wrapper_of: tuple[Wrapper, list[Any]]
         _self_declaration: Any
@@ -163,20 +180,10 @@ class Wrapped(FunctionWrapper, metaclass=_BehindWrapt):
         return self if wrapped is self.__wrapped__ else self._self_declaration(wrapped)
 
 
-class _Absent:
-    """Stands in a class for what a base class has, and it hasn't."""
-
-    def __get__(self, instance: object, owner: type) -> Any:
-        raise AttributeError("not of a function")
-
-
 class WrappedFunction(Wrapped):
     """The same for a plain function, whose binding has to be quick: wrapt's own takes three times as long."""
 
     __annotations__ = annotations_of_wrapped
-    # A proxy's class has what any object may have: a function would be taken for a container or a context manager.
-    __len__ = __iter__ = __contains__ = __reversed__ = __enter__ = __aenter__ = None
-    __exit__ = __aexit__ = _Absent()
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """Bind as the function does: to a real method, whose function is this wrapper."""
@@ -214,28 +221,37 @@ def _kind_for(wrapped: Any) -> type[Wrapped]:
         return WrappedFunction
     if isinstance(wrapped, type):
         return WrappedClass
-    if hasattr(type(wrapped), "__get__"):
-        return Wrapped
-    further = tuple(name for name in _FURTHER if hasattr(type(wrapped), name))
-    return _wrapped_object(further) if further else WrappedObject
+    kind: Any = type(wrapped)
+    # Some are made each time they are bound; what has a class of its own making may have no hash.
+    return _kind_of(kind) if type(kind) is type else _kind_of.__wrapped__(kind)
 
 
 #: What Python looks for in an object's class, and proxies don't have, as it would be found of any object.
-_FURTHER = ("__iter__", "__next__", "__await__", "__aiter__", "__anext__", "__fspath__", "__length_hint__")
+_FURTHER = (
+    "__iter__", "__next__", "__await__", "__aiter__", "__anext__", "__fspath__", "__length_hint__", "__exit__",
+    "__aexit__",
+)  # fmt: skip
+#: So many classes of callable objects are remembered.
+_MOST_KINDS = 2_000
+
+
+@functools.lru_cache(_MOST_KINDS)
+def _kind_of(kind: type) -> type[Wrapped]:
+    base = Wrapped if hasattr(kind, "__get__") else WrappedObject
+    further = tuple(name for name in _FURTHER if hasattr(kind, name))
+    return _with_methods(base, further) if further else base
 
 
 @functools.lru_cache(None)
-def _wrapped_object(further: tuple[str, ...]) -> type[WrappedObject]:
+def _with_methods(base: type[Wrapped], further: tuple[str, ...]) -> type[Wrapped]:
     """Return the class for callable objects whose own class has these methods too."""
 
-    def passing(name: str) -> Callable[[Any], Any]:
-        return lambda self: getattr(type(self.__wrapped__), name)(self.__wrapped__)
+    def passing(name: str) -> Callable[..., Any]:
+        return lambda self, *args: getattr(type(self.__wrapped__), name)(self.__wrapped__, *args)
 
     methods = {name: passing(name) for name in further}
-    make: Any = type(WrappedObject)
-    made: type[WrappedObject] = make(
-        WrappedObject.__name__, (WrappedObject,), {"__annotations__": annotations_of_wrapped, **methods}
-    )
+    make: Any = type(base)
+    made: type[Wrapped] = make(base.__name__, (base,), {"__annotations__": annotations_of_wrapped, **methods})
     return made
 
 

@@ -1067,16 +1067,11 @@ def test_wraps_leaves_what_is_called_alone(seen: CapturedSpans) -> None:
     assert seen.named("inner").output == "more than original"
 
 
-def test_a_function_is_no_container() -> None:
-    """A decorated function isn't taken for something that has items, or that can be entered."""
-    function = traced(lambda *_: True)
-    for kind in (collections.abc.Sized, collections.abc.Iterable, collections.abc.Container, collections.abc.Reversible,
-                 contextlib.AbstractContextManager, contextlib.AbstractAsyncContextManager):  # fmt: skip
-        assert not isinstance(function, kind)
-    with pytest.raises(TypeError, match="not iterable"):
-        iter(function)  # type: ignore[call-overload]
+@pytest.mark.parametrize("function", [lambda *_: True, functools.partial(lambda *_: True)])
+def test_a_callable_on_an_exit_stack(function: Callable[..., bool]) -> None:
+    """A decorated callable is called by an exit stack, and may take the exception."""
     with contextlib.ExitStack() as stack:
-        stack.push(function)
+        stack.push(traced(function))
         raise ValueError("passed to it")
 
 
@@ -2074,6 +2069,55 @@ def test_a_callable_object_keeps_its_special_methods(on: bool) -> None:
         assert os.fspath(thing) == "/a/path"
         assert length_hint(thing) == 2
     assert not isinstance(traced(functools.partial(len)), collections.abc.Awaitable)
+
+
+class Bag:
+    """A callable object that is a container and a context manager, and empty."""
+
+    def __call__(self) -> None:
+        """Do nothing."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(())
+
+    def __contains__(self, item: object) -> bool:
+        return item == 1
+
+    def __enter__(self) -> str:
+        return "entered"
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+_ABSTRACT = [
+    *[getattr(collections.abc, name) for name in collections.abc.__all__ if name != "ByteString"],
+    contextlib.AbstractContextManager, contextlib.AbstractAsyncContextManager, os.PathLike,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrapped", [lambda *_: True, functools.partial(max, 1), len, Bag().__len__, Endless(), Bag()])
+def test_what_a_callable_is_besides(wrapped: Any) -> None:
+    """A decorated callable has items, or can be entered, for who asks an abstract class, if it does undecorated."""
+    decorated = traced(wrapped)
+    for kind in _ABSTRACT:
+        assert isinstance(decorated, kind) == isinstance(wrapped, kind), kind
+    for ask in (bool, len, reversed, lambda it: 1 in it, lambda it: it[0], lambda it: it + 1):
+        assert _answer(ask, decorated) == _answer(ask, wrapped)
+    assert _answer(iter, decorated)[0] is _answer(iter, wrapped)[0]
+    if isinstance(wrapped, Bag):
+        with decorated as entered:
+            assert entered == "entered"
+
+
+def _answer(ask: Callable[[Any], Any], it: Any) -> tuple[type, str]:
+    try:
+        answer = ask(it)
+    except Exception as error:
+        return type(error), str(error)
+    return type(answer), ""
 
 
 def test_a_returned_iterator_with_a_finalizer(seen: CapturedSpans) -> None:
