@@ -16,7 +16,7 @@ from pltrace._health import counts, warn_sometimes
 from pltrace._lease import Lease
 from pltrace._rows import DONE, REFUSED, ReadSpan, Rows, read_spans
 
-__all__ = ["Outbox"]
+__all__ = ["COUNTED_HERE", "Outbox"]
 
 #: So many spans that were written last are kept in memory for each exporter, and so many characters of them.
 _MOST_RECENT, _MOST_CHARACTERS = 4_000, 2**24
@@ -27,6 +27,8 @@ _MISSING_AFTER_S = 1.0
 
 #: The count of spans that were lost with a file.
 LOST = "dropped_with_file"
+#: Counts that are written together with what they count; others go with the next commit of spans.
+COUNTED_HERE = frozenset({"delivered", "quarantined"})
 
 
 class _Recent(NamedTuple):
@@ -262,6 +264,7 @@ class Outbox:
                 self._see_losses()
                 if not self._is_from_elsewhere(exporter):
                     self._note_delivered(connection, exporter, batch, got)
+                _count(connection, "delivered", len(batch))
                 self._underway[exporter] = 0  # Only now: the file may have turned out to be damaged.
         except STORE_TROUBLE:
             if not self._is_from_elsewhere(exporter):
@@ -295,6 +298,7 @@ class Outbox:
                     held = Delivery(PENDING, self.lease.owner)
                     set_aside = change(connection, exporter, [seq], held, Delivery(QUARANTINED, error=reason))
                     self._waiting[exporter] -= len(set_aside)
+            _count(connection, "quarantined", len(reasons))
         return reasons
 
     def _note(self, connection: Any, exporter: str, batch: Iterable[ReadSpan], delivery: Delivery) -> set[int]:
@@ -360,3 +364,10 @@ class Outbox:
                 "UPDATE operations SET state = ?, error = ? WHERE id = ?",
                 (DONE if error is None else REFUSED, error, number),
             )
+
+
+def _count(connection: Any, reason: str, number: int) -> None:
+    connection.execute(
+        "INSERT INTO counters VALUES (?, ?) ON CONFLICT (reason) DO UPDATE SET count = count + excluded.count",
+        (reason, number),
+    )

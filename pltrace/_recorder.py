@@ -20,6 +20,7 @@ from pltrace._encoding import Encoder
 from pltrace._greenlets import new_lock, new_rlock, rest, sleep, taken
 from pltrace._health import counts, failed, warn_sometimes
 from pltrace._lease import LEASE_S
+from pltrace._outbox import COUNTED_HERE
 from pltrace._record import row_of
 from pltrace._request import Registry, Request, Waiting
 from pltrace._rows import Rows, record_of
@@ -350,7 +351,8 @@ class SpanRecorder:
                 self._encode(commit)
             self._bound.encoded(len(commit), commit.rows.characters)
         rows, operations = commit.rows, commit.operations
-        new_counts = self._new_counts()
+        # With those of this commit: a process that is killed has no other for them.
+        new_counts = Counter(self._new_counts()) + Counter(recorded=len(rows), runs_seen=commit.runs_seen)
         try:
             with silence():  # What we use may be instrumented, as `json` is in our own documentation.
                 written = self.store.write(rows, operations, new_counts, patience_s)
@@ -361,12 +363,13 @@ class SpanRecorder:
             self._cannot_write(error)
             return False
         else:
-            self._counted.update(new_counts)
+            self._counted += new_counts
         self._next = Commit()
         self._settled = self._taken
         self._bound.wrote(len(rows))
         self.is_kept_out = False
         counts["recorded"] += len(rows)
+        counts["runs_seen"] += commit.runs_seen
         self._tell(commit, written)
         return True
 
@@ -386,7 +389,7 @@ class SpanRecorder:
 
     def _new_counts(self) -> dict[str, int]:
         return {reason: count - self._counted[reason] for reason, count in dict(counts).items()
-                if count != self._counted[reason]}  # fmt: skip
+                if count != self._counted[reason] and reason not in COUNTED_HERE}  # fmt: skip
 
     def write_counts(self) -> None:
         """Put what was counted since the last commit into the store."""
@@ -439,7 +442,6 @@ class SpanRecorder:
 
     def _tell(self, commit: Commit, written: Mapping[int, int]) -> None:
         """Register who waits for the ids of these requests, and give out those that are known already."""
-        counts["runs_seen"] += commit.runs_seen
         for trace_bits, span_bits, callbacks in commit.awaited:
             given_up = self.registry.expect(trace_bits, span_bits, callbacks)
             if given_up:

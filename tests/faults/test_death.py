@@ -86,7 +86,8 @@ def test_killed_at_random_moments(
 ) -> None:
     """What was recorded a moment before a `kill -9` is on disk, and the next process delivers it, each span once.
 
-    What a kill takes is the end of what each thread recorded, and nothing from the middle.
+    What a kill takes is the end of what each thread recorded, and nothing from the middle. The store's own counts are
+    of just what is in it.
     """
     folder = tmp_path / "recorded"
     folder.mkdir()
@@ -115,6 +116,8 @@ def test_killed_at_random_moments(
     measured("oldest that a kill took, worst of all kills", 1000 * max(oldest), "ms")
     deliver_rest(tmp_path, **settings)
     all_delivered(promptlayer, store, len(names))
+    counted = {row["reason"]: row["count"] for row in rows(store, "SELECT reason, count FROM counters")}
+    assert counted == {"recorded": len(names), "delivered": len(names)}
 
 
 @pytest.mark.slow
