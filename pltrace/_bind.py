@@ -18,6 +18,7 @@ from pltrace._wrapping import (
     FunctionWrapper,
     ObjectProxy,
     RunnableProxy,
+    WithoutWrapt,
     annotations_of_wrapped,
     class_of_wrapped,
     is_runnable,
@@ -152,7 +153,7 @@ class _Binding:
         return result if drive is None else drive(ScopeSteps(scope), result)
 
 
-class BoundFunction(FunctionWrapper):
+class BoundFunction(FunctionWrapper, metaclass=WithoutWrapt):
     """A function that runs inside a scope; pickled, it takes the scope along as a carrier."""
 
     __annotations__ = annotations_of_wrapped

@@ -16,6 +16,7 @@ __all__ = [
     "TRANSFORMING",
     "ObjectProxy",
     "RunnableProxy",
+    "WithoutWrapt",
     "Wrapped",
     "class_of_wrapped",
     "code_flags",
@@ -101,8 +102,20 @@ def _by_value(module: str) -> bool:
     return False
 
 
-class _BehindWrapt(type(FunctionWrapper)):  # type: ignore[misc]
-    """Shows a wrapper's classes without wrapt's; before Python 3.11 also puts wrapt's before those derived from it.
+class WithoutWrapt(type(FunctionWrapper)):  # type: ignore[misc]
+    """Shows a wrapper's classes without wrapt's."""
+
+    @property
+    def __mro__(cls) -> tuple[type, ...]:
+        """What abstract classes, as `Sized`, look along for special methods; Python itself looks elsewhere.
+
+        A proxy's class has all that there are: without it they go by the class of what is wrapped alone.
+        """
+        return tuple(kind for kind in super().__mro__ if kind is object or isinstance(kind, WithoutWrapt))
+
+
+class _BehindWrapt(WithoutWrapt):
+    """Also puts wrapt's class before those derived from it, before Python 3.11.
 
     It shadows nothing of theirs but `__init__`. At each call wrapt 2 looks along the classes of a wrapper for one
     of its own, which makes, and drops, an exception for each other class on the way: more than all the rest of a call
@@ -115,14 +128,6 @@ class _BehindWrapt(type(FunctionWrapper)):  # type: ignore[misc]
             order: list[type] = super().mro()
             order.remove(FunctionWrapper)
             return [FunctionWrapper, *order]
-
-    @property
-    def __mro__(cls) -> tuple[type, ...]:
-        """What abstract classes, as `Sized`, look along for special methods; Python itself looks elsewhere.
-
-        A proxy's class has all that there are: without it they go by the class of what is wrapped alone.
-        """
-        return tuple(kind for kind in super().__mro__ if kind is object or type(kind) is _BehindWrapt)
 
 
 class _Absent:
@@ -231,7 +236,7 @@ _FURTHER = (
     "__iter__", "__next__", "__await__", "__aiter__", "__anext__", "__fspath__", "__length_hint__", "__exit__",
     "__aexit__",
 )  # fmt: skip
-#: So many classes of callable objects are remembered.
+#: So many classes of callable objects are remembered, and of Runnables.
 _MOST_KINDS = 2_000
 
 
@@ -273,8 +278,6 @@ def wrapped_call(wrapped: Any, wrapper: Wrapper, gate: list[Any], declaration: A
     return made
 
 
-#: So many types of Runnables are remembered.
-_MOST_KINDS = 500
 #: Of the object itself, also where it is a proxy: not of what it stands for.
 set_class: Any = vars(object)["__class__"].__set__
 

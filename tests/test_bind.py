@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections.abc
 import concurrent.futures
 import contextvars
 import copy
@@ -413,6 +414,16 @@ def test_what_is_bound_is_let_go_of(seen: CapturedSpans) -> None:
         assert bound()() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("fn", [lambda: None, len, functools.partial(max, 1), [].__len__])
+def test_what_a_bound_function_is_besides(fn: Any, local: Path) -> None:
+    """A bound function has no length and no items for who asks an abstract class, if it has none unbound."""
+    with traced("block"):
+        bound = bind(fn)
+    for name in ("Sized", "Container", "Iterable", "Iterator", "Awaitable", "Callable", "Hashable"):
+        kind = getattr(collections.abc, name)
+        assert isinstance(bound, kind) == isinstance(fn, kind), name
 
 
 def test_traced_and_bound_runnables() -> None:
