@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import UserDict, UserList, deque
 from collections.abc import Callable, Iterable, Mapping, MappingView, Sequence, Set
+from dataclasses import fields, is_dataclass
 from datetime import date, time, timedelta, tzinfo
 from enum import Enum
 from io import IOBase
@@ -19,6 +20,7 @@ from types import (
     CoroutineType,
     FunctionType,
     GeneratorType,
+    GetSetDescriptorType,
     MemberDescriptorType,
     MethodType,
 )
@@ -378,14 +380,14 @@ def _way_of(kind: type) -> Callable[[Any], Any]:
     # A second object of a class that cleans up after its objects would do so twice.
     boxed = issubclass(kind, (UserDict, UserList))
     data = any(hasattr(kind, mark) for mark in ("__dataclass_fields__", "__attrs_attrs__", "__pydantic_validator__"))
-    if not (boxed or data) or hasattr(kind, "__del__") or not _can_be_made(kind):
+    if not (boxed or data) or hasattr(kind, "__del__") or _has_one_value(kind) or not _can_be_made(kind):
         return _way_of_others(kind, data)
     if boxed:
         return _boxed
     if hasattr(kind, "__pydantic_validator__"):
         if not kind.__dictoffset__:
             return _as_it_is
-    elif any(type(item) is MemberDescriptorType for base in kind.__mro__ for item in vars(base).values()):
+    elif _keeps_fields_elsewhere(kind):
         return _slotted
     if is_noted(kind):
         return _message
@@ -395,6 +397,20 @@ def _way_of(kind: type) -> Callable[[Any], Any]:
     if any(base.__name__ == "PromptValue" for base in kind.__mro__):
         return _prompt if kind.__name__ == "ChatPromptValue" else _as_it_is
     return _object
+
+
+def _has_one_value(kind: type) -> bool:
+    """Return whether its objects are shown otherwise than by their fields: as a member of an enum, or not at all."""
+    return issubclass(kind, Enum) or hasattr(kind, "get_secret_value")
+
+
+def _keeps_fields_elsewhere(kind: type) -> bool:
+    """Return whether not all fields need be in the dict of attributes: in slots, or where a `__dict__` is computed."""
+    return any(
+        type(item) is MemberDescriptorType or (name == "__dict__" and type(item) is not GetSetDescriptorType)
+        for base in kind.__mro__
+        for name, item in vars(base).items()
+    )
 
 
 def _can_be_made(kind: type) -> bool:
@@ -465,22 +481,30 @@ def id_of(value: Any) -> int:
 
 
 def _twin(kind: Any, state: Any, of: int) -> Any:
-    """Return an object of a class with these attributes."""
+    """Return an object of a class with these attributes; where none can be made so, the attributes that are shown."""
     if state is None or kind is dict:
         return kind if state is None else state
-    twin = object.__new__(kind)
-    if (_copies.get(kind) or _learn(kind)) is _slotted:
-        for name, item in state.items():
-            object.__setattr__(twin, name, item)
-        return twin
-    attributes = _Attributes(state)
-    attributes.id = of
-    if hasattr(kind, "__pydantic_validator__"):
-        object.__setattr__(twin, _EXTRA, attributes.pop(_EXTRA, None))
-        object.__setattr__(twin, "__pydantic_fields_set__", _NO_FIELDS)
-        object.__setattr__(twin, "__pydantic_private__", None)
-    object.__setattr__(twin, "__dict__", attributes)
+    if (_copies.get(kind) or _learn(kind)) is _slotted:  # To fill slots could run a property of a subclass.
+        return _shown(kind, state)
+    try:
+        twin = object.__new__(kind)
+        attributes = _Attributes(state)
+        attributes.id = of
+        if hasattr(kind, "__pydantic_validator__"):
+            object.__setattr__(twin, _EXTRA, attributes.pop(_EXTRA, None))
+            object.__setattr__(twin, "__pydantic_fields_set__", _NO_FIELDS)
+            object.__setattr__(twin, "__pydantic_private__", None)
+        object.__setattr__(twin, "__dict__", attributes)
+    except Exception as error:  # The class was changed since.
+        pass_on(error)
+        return _shown(kind, state) or f"<{_class_name(kind)}>"
     return twin
+
+
+def _shown(kind: Any, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a dataclass or a class of attrs; who keeps one out of the repr means to hide it."""
+    known = fields(kind) if is_dataclass(kind) else getattr(kind, "__attrs_attrs__", ())
+    return {item.name: state[item.name] for item in known if item.repr and item.name in state}
 
 
 #: Which fields were given to a model isn't shown.

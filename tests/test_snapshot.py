@@ -11,6 +11,7 @@ import os
 import threading
 import types
 import weakref
+from abc import ABC, abstractmethod, update_abstractmethods
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -624,3 +625,119 @@ def test_an_object_that_holds_a_function() -> None:
     with capture_spans() as spans:
         take(ToolEvent(9, print))
     assert spans[0].input == {"event": {"number": 9, "handler": "builtins.print"}}
+
+
+@dataclass(slots=True)
+class Remark:
+    """A data object with slots, and more that is no field of it."""
+
+    known: ClassVar[int] = 3
+    kind: str = "remark"
+    number: int = 1
+    hidden: str = field(default="s", repr=False)
+
+
+class Click(Remark):
+    """It computes a field of its base."""
+
+    def __init__(self) -> None:
+        self.number = 2
+
+    @property  # type: ignore[override]
+    def kind(self) -> str:
+        """Return what kind it is."""
+        return "click"
+
+    @kind.setter
+    def kind(self, value: str) -> None:
+        pytest.fail("a property is set")
+
+
+class Key(Remark):
+    """The same, read only."""
+
+    def __init__(self) -> None:
+        self.number = 3
+
+    @property  # type: ignore[override]
+    def kind(self) -> str:
+        """Return what kind it is."""
+        return "key"
+
+
+class Area:
+    """A base with a slot that is no field."""
+
+    __slots__ = ("_area",)
+
+
+@dataclass(init=False)
+class Square(Area):
+    """It computes a field from the slot."""
+
+    side: int
+    area: int
+
+    def __init__(self) -> None:
+        self.side, self._area = 3, 9
+
+    @property  # type: ignore[no-redef]
+    def area(self) -> int:
+        """Return what is in the slot."""
+        return self._area
+
+
+@dataclass
+class Listed:
+    """It computes what has its attributes."""
+
+    number: int = 1
+
+    @property
+    def __dict__(self) -> dict[str, Any]:  # type: ignore[override]
+        return {"number": self.number, "other": 2}
+
+
+class Choice(Remark, Enum):
+    """Its members are data objects."""
+
+    ONE = "one"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (Remark(), {"kind": "remark", "number": 1}),
+        (Click(), {"kind": "click", "number": 2}),
+        (Key(), {"kind": "key", "number": 3}),
+        (Square(), {"side": 3, "area": 9}),
+        (Listed(), {"number": 1}),
+        (Choice.ONE, Encoder().jsonable(Choice.ONE.value)),
+    ],
+)
+@pytest.mark.parametrize("place", [lambda value: value, lambda value: [value], lambda value: {"state": value}])
+def test_fields_that_no_attribute_can_be_set_for(value: Any, shown: Any, place: Callable[[Any], Any]) -> None:
+    """Of a data object that computes a field, or has variables of its class beside them, the fields are recorded."""
+    with capture_spans() as spans:
+        traced("take")(lambda value: value)(place(value))
+    assert spans[0].input == {"value": place(shown)}
+    assert spans[0].output == place(shown)
+
+
+@pytest.mark.parametrize("kind", ["dataclass", "model"])
+def test_a_class_that_is_changed_after_the_call(kind: str) -> None:
+    """A span is recorded also where no object of an argument's class can be made any more."""
+
+    @dataclass
+    class Plain(ABC):  # noqa: B024
+        number: int = 1
+
+    class Model(BaseModel, ABC):
+        number: int = 1
+
+    one: Any = Plain if kind == "dataclass" else Model
+    with capture_spans() as spans:
+        traced("take")(lambda value: None)(one())
+        one.later = abstractmethod(lambda self: None)
+        update_abstractmethods(one)
+        assert spans[0].input == {"value": {"number": 1} if kind == "dataclass" else "<Model>"}
