@@ -48,6 +48,8 @@ _BEHIND = 256
 #: The writer looks so often whether there is something to gather, and sleeps after so many looks for nothing: where 100
 #: calls a second come it stays awake. To wake it takes 15 µs of the caller's, a look 40 to 60 of its own.
 _LOOK_EVERY_S, _MOST_LOOKS = 0.004, 3
+#: What is counted in the commit of what it counts, whichever recorder's that is.
+_WITH_COMMITS = COUNTED_HERE | {"recorded"}
 
 
 class SpanRecorder:
@@ -87,6 +89,7 @@ class SpanRecorder:
         self._forked_at_ns = 0
         self._successor: Callable[[Span | Ask], None] | None = None  # Takes all, once there are other settings.
         self._retired = False
+        self._process_counts = counts  # What the process counts, until another recorder does the rest.
         self._start_afresh()
 
     def _start_afresh(self) -> None:
@@ -108,7 +111,8 @@ class SpanRecorder:
         self._thread: Background | None = None
         self._starting = new_lock()
         self._start_after = 0.0
-        self._counted = Counter(counts)  # What the store has of the process's counts, or isn't this recorder's.
+        # What the store has of the process's counts, or isn't this recorder's.
+        self._counted = Counter(self._process_counts)
         self._inline = False
 
     def sampled(self, share: float | None = None) -> bool:
@@ -351,30 +355,29 @@ class SpanRecorder:
                 self._encode(commit)
             self._bound.encoded(len(commit), commit.rows.characters)
         rows, operations = commit.rows, commit.operations
+        others = self._new_counts()
         # With those of this commit: a process that is killed has no other for them.
-        new_counts = Counter(self._new_counts()) + Counter(recorded=len(rows), runs_seen=commit.runs_seen)
+        new_counts = Counter(others) + Counter(recorded=len(rows), runs_seen=commit.runs_seen)
         try:
             with silence():  # What we use may be instrumented, as `json` is in our own documentation.
                 written = self.store.write(rows, operations, new_counts, patience_s)
         except UNSTORABLE:
             # One of them can't be stored, and would keep all others from it.
-            written = self._write_each(rows, operations)
+            written = self._write_each(rows, operations, new_counts)
         except Exception as error:
             self._cannot_write(error)
             return False
-        else:
-            self._counted += new_counts
+        self._counted.update(others)
         self._next = Commit()
         self._settled = self._taken
         self._bound.wrote(len(rows))
         self.is_kept_out = False
         counts["recorded"] += len(rows)
-        counts["runs_seen"] += commit.runs_seen
         self._tell(commit, written)
         return True
 
-    def _write_each(self, rows: Rows, operations: list[Asked]) -> dict[int, int]:
-        """Write one by one, giving up what can't be stored."""
+    def _write_each(self, rows: Rows, operations: list[Asked], new_counts: Mapping[str, int]) -> dict[int, int]:
+        """Write one by one, giving up what can't be stored, and what was counted."""
         written: dict[int, int] = {}
         parts: list[tuple[Rows, list[Asked]]] = [(Rows([row]), []) for row in rows]
         parts += [(Rows(), [asked]) for asked in operations]
@@ -385,11 +388,13 @@ class SpanRecorder:
             except UNSTORABLE:
                 self._drop("not_encodable", 1)
                 failed("storing a span")
+        self.store.write(Rows(), [], new_counts)
         return written
 
     def _new_counts(self) -> dict[str, int]:
-        return {reason: count - self._counted[reason] for reason, count in dict(counts).items()
-                if count != self._counted[reason] and reason not in COUNTED_HERE}  # fmt: skip
+        """Return what was counted, and is in no store yet; what was counted with a commit is."""
+        return {reason: count - self._counted[reason] for reason, count in dict(self._process_counts).items()
+                if count != self._counted[reason] and reason not in _WITH_COMMITS}  # fmt: skip
 
     def write_counts(self) -> None:
         """Put what was counted since the last commit into the store."""
@@ -496,6 +501,11 @@ class SpanRecorder:
             self.registry.handle(trace_bits, bits, closed=not is_recorded)
             for bits, (trace_bits, is_recorded) in zip(request_bits, places, strict=True)
         ]
+
+    def count_after(self, before: SpanRecorder) -> None:
+        """Put what is counted from now on into the store; what was counted so far is the earlier recorder's to put."""
+        before._process_counts = Counter(counts)
+        self._counted = Counter(before._process_counts)
 
     def succeed(self, before: SpanRecorder) -> None:
         """Take over from the recorder of earlier settings: what is still open there is recorded here when it ends."""

@@ -95,7 +95,9 @@ class Tracing:
         self._is_beside = before is not None and before.store.database is self.store.database
         if before is None:
             self._deliver_from_now_on()
-        elif self._is_beside:
+            return
+        self.recorder.count_after(before.recorder)
+        if self._is_beside:
             self.recorder.succeed(before.recorder)
 
     def _deliver_from_now_on(self) -> None:

@@ -23,7 +23,7 @@ from openai import BadRequestError
 import pltrace
 from pltrace import ConfigError, ExportResult, traced
 from tests.support.http_double import HANG
-from tests.support.programs import run, stored
+from tests.support.programs import rows, run, stored
 from tests.support.promptlayer_server import PromptLayerServer
 from tests.support.scripted_llm import ApiError, Reply, ScriptedOpenAI
 from tests.support.traces import chat, spans
@@ -211,6 +211,25 @@ def test_who_waits_for_an_id_waits_on(deliver: Callable[..., None], promptlayer:
     promptlayer.release()
     assert pltrace.flush(30.0)
     assert [request.wait(10.0)] == told == [log["id"] for log in promptlayer.request_logs]
+
+
+@pytest.mark.parametrize("stores", [1, 2], ids=["same", "another"])
+def test_the_counts_stay_right_under_other_settings(tmp_path: Path, stores: int) -> None:
+    """However often and quickly `configure` replaces the settings, each store counts what happened once."""
+    paths = [tmp_path / f"{number}.db" for number in range(stores)]
+    for number in range(10):
+        pltrace.configure(enabled=True, store=paths[number % stores], tags=[str(number)])
+        for _ in range(7):
+            with traced("block"):
+                FakeListChatModel(responses=["answer"]).invoke("hello")
+        with traced("left out", sample=0.0):
+            FakeListChatModel(responses=["answer"]).invoke("hello")
+    pltrace.shutdown()
+    for path in paths:
+        names = stored(path)
+        assert len(names) == 140 // stores
+        counted = {row["reason"]: row["count"] for row in rows(path, "SELECT reason, count FROM counters")}
+        assert counted == {"recorded": len(names), "runs_seen": 80 // stores, "sampled_out": 20 // stores}
 
 
 def test_nothing_stays_of_former_settings(deliver: Callable[..., None], tmp_path: Path) -> None:
