@@ -372,7 +372,7 @@ class _Sending:
 
     def _failed(self, error: BaseException) -> ExportResult:
         reason = f"didn't take a {self.operation.kind}: {type(error).__name__}: {error}"
-        return ExportResult("retry", reason, suspect=True)
+        return ExportResult("retry", reason)
 
 
 class OperationWorker(Worker):

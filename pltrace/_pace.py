@@ -13,7 +13,7 @@ from pltrace._exporter import ExportResult
 from pltrace._greenlets import new_lock, taken
 from pltrace._health import warn_sometimes
 
-__all__ = ["Pace", "PutOff"]
+__all__ = ["LONGEST_BACKOFF_S", "Pace", "PutOff"]
 
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 1.0, 60.0
 UNAUTHORIZED_PAUSE_S = 60.0

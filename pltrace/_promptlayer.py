@@ -346,7 +346,7 @@ def _judged_error(error: BaseException) -> ExportResult:
             headers = {name.lower(): value for name, value in answer.headers.items()}
             return _judged_answer(Answer(answer.status_code, headers, b""), str(error))
         cause = cause.__cause__ or cause.__context__
-    return ExportResult("retry", f"failed: {error}", suspect=True)
+    return ExportResult("retry", f"failed: {error}")
 
 
 def _judged_answer(answer: Answer, reason: str) -> ExportResult:
@@ -356,5 +356,5 @@ def _judged_answer(answer: Answer, reason: str) -> ExportResult:
         return ExportResult("rejected", reason)
     if answer.status == 403:
         reason += " (403: the API key may not do this, or not for this request)"
-    suspect = answer.status != 429
-    return ExportResult("retry", f"failed: {reason}", retry_after_s=answer.retry_after_s(), suspect=suspect)
+    failed = answer.status >= 500
+    return ExportResult("retry", f"failed: {reason}", retry_after_s=answer.retry_after_s(), suspect=failed)

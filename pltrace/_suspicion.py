@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Collection
+from time import monotonic
 
 from pltrace._exporter import ExportResult, Operation
-from pltrace._pace import PutOff
+from pltrace._pace import LONGEST_BACKOFF_S, PutOff
 from pltrace._rows import ReadSpan
 
 __all__ = ["FailingRequests", "Suspicion"]
@@ -16,6 +18,9 @@ _FAILURES_UNTIL_SUSPECTED = 3
 #: A span has to fail alone so often, with another one taken after each. When a backend fails at random, at 50 to 97 %
 #: of all posts, a simulation blames 170 of a million spans after three times, 20 after four, and 5 after five.
 _FAILURES_UNTIL_BLAMED = 5
+#: An operation that fails keeps back only its own request: it waits so long at first, and so many times as long each
+#: time, up to the longest back-off. So five failures take more than two minutes, which few troubles of a backend do.
+_FIRST_WAIT_S, _TIMES_AS_LONG = 2.0, 5
 
 
 class Suspicion:
@@ -98,6 +103,17 @@ class _Failure(PutOff):
         self.operation = operation
         self.alone = 0  # How often another of its kind was taken right after it had failed.
         self.reason = ""
+        self._wait_s = self._counts_at = 0.0
+
+    def failed_by(self, result: ExportResult) -> None:
+        """Take note that it failed, and why; one that was hurried doesn't count, nor makes the next wait longer."""
+        now = monotonic()
+        if now >= self._counts_at:
+            self._wait_s = min(max(self._wait_s * _TIMES_AS_LONG, _FIRST_WAIT_S), LONGEST_BACKOFF_S)
+            self._counts_at = now + self._wait_s
+            self.just_now = self.just_now or result.suspect
+        self.due_at = now + max(self._wait_s * random.uniform(1, 1.25), result.retry_after_s or 0.0)
+        self.reason = result.reason
 
 
 class FailingRequests:
@@ -120,18 +136,14 @@ class FailingRequests:
     def failed(self, operation: Operation, result: ExportResult) -> bool:
         """Take note that an operation isn't taken; return whether the backend may be in trouble: then all wait."""
         failure = self._failing.get(operation.request_id)
-        was_due, may_be_trouble = True, False
+        may_be_trouble = False
         if failure is None or failure.operation.number != operation.number:
             self._acquit(operation.kind)
             failure = self._failing[operation.request_id] = _Failure(operation)
             may_be_trouble, self.is_in_doubt = self.is_in_doubt, True
         else:  # It says nothing new of the others.
-            was_due = not failure.remaining_s
             self._again.failed(None)
-        awaits_word = failure.just_now
-        failure.failed(result.retry_after_s)
-        failure.just_now = awaits_word or (was_due and result.suspect)  # Hurried tries are no longer time.
-        failure.reason = result.reason
+        failure.failed_by(result)
         return may_be_trouble
 
     def taken(self, operation: Operation) -> list[tuple[Operation, str]]:
