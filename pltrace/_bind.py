@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -19,6 +18,7 @@ from pltrace._wrapping import (
     ObjectProxy,
     RunnableProxy,
     WithoutWrapt,
+    Wrapper,
     annotations_of_wrapped,
     class_of_wrapped,
     is_runnable,
@@ -98,22 +98,27 @@ class _InputSteps(ScopeSteps):
         attach(self._inside)
 
 
-def reading(method: Any) -> Any:
-    """Return a Runnable's `transform` or `atransform`, whose steps may run in a scope of their own, but not its input.
+def reading(wrapper: Wrapper) -> Wrapper:
+    """Return a wrapper for a Runnable's `transform` or `atransform`, whose steps run in a scope, but not its input.
 
-    That is a stream of what comes before it in a chain, which runs as the stream is read. It keeps the scope that
-    `method` is called in.
+    That is a stream of what comes before it in a chain, which runs as the stream is read. It keeps the scope that is
+    current when the method is called.
     """
 
-    @functools.wraps(method)
-    def transform(input: Any, *args: Any, **kwargs: Any) -> Any:
-        drive = consumed(input) if _runtime.is_on() else None
-        if drive is not None:
-            scope = still_open(current())
-            input = drive(_InputSteps(scope and scope.carried()), input)
-        return method(input, *args, **kwargs)
+    def call(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+        if args:
+            args = (_kept_outside(args[0]), *args[1:])
+        elif "input" in kwargs:
+            kwargs = {**kwargs, "input": _kept_outside(kwargs["input"])}
+        return wrapper(wrapped, instance, args, kwargs)
 
-    return transform
+    return call
+
+
+def _kept_outside(stream: Any) -> Any:
+    drive = consumed(stream)
+    scope = still_open(current())
+    return stream if drive is None else drive(_InputSteps(scope and scope.carried()), stream)
 
 
 class _Binding:
@@ -160,9 +165,11 @@ class BoundFunction(FunctionWrapper, metaclass=WithoutWrapt):
     __class__ = class_of_wrapped
     __repr__ = repr_of_wrapped
 
-    def __init__(self, fn: Callable[..., Any], scope: Scope | None, carrier: Mapping[str, str]) -> None:
+    def __init__(
+        self, fn: Callable[..., Any], scope: Scope | None, carrier: Mapping[str, str], *, reads: bool = False
+    ) -> None:
         binding = _Binding(scope, carrier)
-        super().__init__(fn, binding)
+        super().__init__(fn, reading(binding) if reads else binding)
         self._self_kept = binding
 
     def __get__(self, instance: Any, owner: type | None = None) -> BoundFunction:
@@ -219,6 +226,6 @@ def _bound_runnable(runnable: Any, carrier: Mapping[str, str], scope: Scope | No
     """Return a LangChain Runnable that runs inside a scope; pickled, it takes the scope along as a carrier."""
 
     def wrap(method: Any) -> BoundFunction:
-        return BoundFunction(reading(method) if method.__name__ in TRANSFORMING else method, scope, carrier)
+        return BoundFunction(method, scope, carrier, reads=method.__name__ in TRANSFORMING)
 
     return RunnableProxy(runnable, wrap, (_bound_runnable, carrier), (scope,))

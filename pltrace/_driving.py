@@ -403,8 +403,7 @@ def _await(self: Driven) -> Any:
 
 _METHODS: dict[str, Any] = {
     **{name: _stepping(name) for name in ("__iter__", "__next__", "send", "throw", "__aiter__", "__enter__")},
-    # The second is a database cursor's, by PEP 249: it reads to the end.
-    **{name: _ending_with(_stepping(name)) for name in ("close", "fetchall", "__exit__")},
+    **{name: _ending_with(_stepping(name)) for name in ("close", "__exit__")},
     **{name: _async_stepping(name) for name in ("__anext__", "asend", "athrow", "__aenter__")},
     **{name: _async_ending_with(_async_stepping(name)) for name in ("aclose", "__aexit__")},
     "__await__": _await,
@@ -427,6 +426,10 @@ def _driven(steps: Steps, source: Any) -> Driven:
         special = [name for name in {*dir(kind)} - {*dir(Driven)} if name.startswith("__") and name != "__del__"]
         methods = {name: _passing(name) for name in special if callable(getattr(kind, name, None))}
         methods.update({name: method for name, method in _METHODS.items() if hasattr(kind, name)})
+        if hasattr(kind, "fetchall"):  # A database cursor's, by PEP 249: it reads to the end.
+            is_async = inspect.iscoroutinefunction(kind.fetchall)
+            last = _async_ending_with(_async_stepping("fetchall")) if is_async else _ending_with(_stepping("fetchall"))
+            methods["fetchall"] = last
         ended = type(Driven.__name__, (Driven,), methods)
         driven = _classes[kind] = type(Driven.__name__, (ended,), {"__del__": _abandoned})
     return driven(source, steps)

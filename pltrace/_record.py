@@ -74,6 +74,11 @@ class Answer(tuple[Any, ...]):
             return True, _NO_USAGE
         return False, _blueprint.tokens(generations, self.llm_output)
 
+    def says_something(self) -> bool:
+        """Return whether there is any text, or a call of a tool, in it."""
+        said = ("content", "tool_calls", "tool_call_chunks")
+        return any(one.text or any(getattr(one.message, name, None) for name in said) for one in self.named())
+
     def named(self) -> list[Generation]:
         """Return the generations with their fields named."""
         return [_generation(*self[start : start + 6]) for start in range(1, len(self), 6)]
@@ -248,7 +253,8 @@ def _call(span: Span, own: list[str], encoder: Encoder, service: str) -> tuple[_
         own.append(f'"first_token_at_ns":{span.first_token_at_ns}')
     if span.status != "ok":
         # A stream that its task's end cut off is to who looks at requests what one is that its reader left.
-        status = "partial" if span.status == "cancelled" and answer is not None else span.status
+        partial = span.status == "cancelled" and answer is not None and answer.says_something()
+        status = "partial" if partial else span.status
         own.append('"error_type":' + json_of(error_type_of(status, span.error_types, span.error or "")))
     own += _prompt_link(span, encoder)
     model = model_of(span.serialized, metadata, parameters)

@@ -32,7 +32,7 @@ from pltrace._messages import Said, SaidOnce, SaidPrompt, is_noted, note, said, 
 
 __all__ = [
     "MORE", "MOST_ITEMS", "PLAIN", "Arguments", "arguments_of", "copied", "id_of", "more_items", "named", "snapshot",
-    "takes_its_object", "thawed", "whole",
+    "thawed", "whole",
 ]  # fmt: skip
 
 #: What is copied of one container, with a mark in the last place if there is more; more isn't kept anyway. Of a list of
@@ -525,7 +525,7 @@ def arguments_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: di
     writer's thread it could come to its end there.
     """
     try:
-        if args and type(args[0]) not in PLAIN and takes_its_object(function):
+        if args and type(args[0]) not in PLAIN and _takes_its_object(function):
             args = (_SELF, *args[1:])
         for item in args:
             if type(item) not in PLAIN:
@@ -543,7 +543,7 @@ def arguments_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: di
     return function, [snapshot(one) for one in args], {key: snapshot(one) for key, one in kwargs.items()}
 
 
-def takes_its_object(function: Any) -> bool:
+def _takes_its_object(function: Any) -> bool:
     """Return whether it is a method that the object is given to, as the first argument."""
     if type(function) is not FunctionType:
         return False
@@ -561,7 +561,7 @@ def named(arguments: Arguments) -> dict[str, Any]:
         return simply
     try:
         bound = inspect.signature(function).bind(*args, **kwargs)
-    except (TypeError, ValueError):  # A builtin without a signature, or a call that fails anyway.
+    except Exception:  # A builtin without a signature, a call that fails anyway, an object that answers in its own way.
         return {**{str(position): value for position, value in enumerate(args[is_bound:])}, **kwargs}
     found: dict[str, Any] = {}
     for position, (name, value) in enumerate(bound.arguments.items()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from sys import _getframe
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from pltrace import _runtime
@@ -25,7 +26,7 @@ from pltrace._errors import ConfigError
 from pltrace._health import failed
 from pltrace._propagation import checked_carrier
 from pltrace._scope import attach
-from pltrace._snapshot import arguments_of, takes_its_object
+from pltrace._snapshot import arguments_of
 from pltrace._typing import Capture
 from pltrace._wrapping import (
     TRANSFORMING,
@@ -123,7 +124,7 @@ class Traced(Block):
         def wrap(method: Any) -> Wrapped:
             wrapper = self._wrapper_for(method, name, module)
             if method.__name__ in TRANSFORMING:
-                method = reading(method)
+                wrapper = reading(wrapper)
             return wrapped_call(method, wrapper, _runtime.gate, self)
 
         return RunnableProxy(runnable, wrap, (_traced_again, self))
@@ -171,7 +172,7 @@ class Traced(Block):
                     end(scope, error)
                     scope = None  # All is done.
                     raise
-                if drive is None or _is_made_by(result, wrapped, args):
+                if drive is None or _is_program_s_own(result, wrapped, args):
                     leave(scope)
                     end(scope, None, result)
                     return result
@@ -187,12 +188,14 @@ class Traced(Block):
         return call
 
 
-def _is_made_by(result: Any, method: Any, args: tuple[Any, ...]) -> bool:
-    """Return whether what could be consumed is a method's own object, or a new one of its class: no result of work."""
-    own = args[0] if args and takes_its_object(method) else getattr(method, "__self__", None)
-    return result is own or getattr(method, "__name__", None) == "__new__"
+def _is_program_s_own(result: Any, method: Any, args: tuple[Any, ...]) -> bool:
+    """Return whether what could be consumed is what a `with` statement, or a class, has to give as it is."""
+    if type(method) not in _METHODS or method.__name__ not in ("__new__", "__enter__"):
+        return False
+    return method.__name__ == "__new__" or result is (getattr(method, "__self__", None) or (*args, None)[0])
 
 
+_METHODS = frozenset({FunctionType, MethodType})
 _DRIVERS: tuple[tuple[int, Callable[[Any, Any], Any]], ...] = (
     (inspect.CO_COROUTINE, coroutine),
     (inspect.CO_GENERATOR, generator),

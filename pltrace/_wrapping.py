@@ -18,6 +18,7 @@ __all__ = [
     "RunnableProxy",
     "WithoutWrapt",
     "Wrapped",
+    "Wrapper",
     "class_of_wrapped",
     "code_flags",
     "has_to_stay_a_class",
@@ -133,8 +134,12 @@ class _BehindWrapt(WithoutWrapt):
 class _Absent:
     """Stands in a class for what a base class has, and it hasn't."""
 
-    def __get__(self, instance: object, owner: type) -> Any:
-        raise AttributeError("what is decorated has none")
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        kind = owner if instance is None else type(instance.__wrapped__)
+        raise AttributeError(f"{kind.__name__!r} object has no attribute {self._name!r}")
 
 
 class Wrapped(FunctionWrapper, metaclass=_BehindWrapt):

@@ -416,6 +416,17 @@ def test_what_is_bound_is_let_go_of(seen: CapturedSpans) -> None:
         gc.enable()
 
 
+def test_what_comes_before_a_bound_runnable_in_a_stream(llm: ScriptedOpenAI, local: Path) -> None:
+    """In a chain that streams, a bound Runnable runs in its scope, and what it reads in that of who runs the chain."""
+    with traced("bound in", tags=["bound"]):
+        parser = bind(StrOutputParser())
+    assert inspect.isgeneratorfunction(parser.transform)
+    with traced("used in", tags=["used"]):
+        (chat(llm) | parser).invoke("Hi")
+        list((chat(llm) | parser).stream("Hi"))
+    assert [call["request_tags"] for call in calls(local)] == [["used"]] * 2
+
+
 @pytest.mark.parametrize("fn", [lambda: None, len, functools.partial(max, 1), [].__len__])
 def test_what_a_bound_function_is_besides(fn: Any, local: Path) -> None:
     """A bound function has no length and no items for who asks an abstract class, if it has none unbound."""

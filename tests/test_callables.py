@@ -1201,6 +1201,28 @@ def test_a_database_cursor(seen: CapturedSpans) -> None:
     database.close()
 
 
+async def test_an_async_database_cursor(seen: CapturedSpans) -> None:
+    """One whose rows are fetched by awaiting ends when they are there."""
+
+    class AsyncCursor:
+        def __aiter__(self) -> AsyncCursor:
+            return self
+
+        async def __anext__(self) -> int:
+            raise StopAsyncIteration
+
+        async def fetchall(self) -> list[int]:
+            await asyncio.sleep(0)
+            assert current_span().name == "query"
+            return [1, 2]
+
+    cursor = traced("query")(AsyncCursor)()
+    fetching = cursor.fetchall()
+    assert not seen
+    assert await fetching == [1, 2]
+    assert [span.status for span in seen] == ["ok"]
+
+
 class Local:
     """A proxy that has all special methods, as a web framework's objects of the current request are."""
 
@@ -1933,7 +1955,7 @@ def test_traced_runnables_are_copied_and_pickled(seen: CapturedSpans) -> None:
 
 
 def test_methods_that_return_their_object(seen: CapturedSpans) -> None:
-    """A method that gives its own object, or makes it, ends with that, whatever can be consumed of it later."""
+    """What makes an object, or enters it, gives the object itself, whatever can be consumed of it later."""
 
     class Reader:
         @traced
@@ -1967,6 +1989,25 @@ def test_methods_that_return_their_object(seen: CapturedSpans) -> None:
         assert entered is reader
         assert [span.name.rpartition(".")[2] for span in seen] == ["__new__", "__enter__"]
         assert list(reader) == [1, 0]
+
+
+def test_an_object_that_cannot_be_asked(seen: CapturedSpans) -> None:
+    """A callable object whose attributes can't be looked up is called as undecorated, and recorded."""
+
+    class Remote:
+        def __call__(self) -> Iterator[int]:
+            return iter([1])
+
+        def __getattr__(self, name: str) -> Any:
+            if not connected:
+                raise RuntimeError("working outside of context")
+            raise AttributeError(name)
+
+    connected = True
+    remote = traced("remote")(Remote())
+    connected = False
+    assert list(remote()) == [1]
+    assert [span.name for span in seen] == ["remote"]
 
 
 def test_values_whose_class_has_no_hash() -> None:

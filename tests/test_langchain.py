@@ -698,6 +698,23 @@ async def test_a_stream_whose_task_is_cancelled(deliver: Callable[..., None], pr
     assert promptlayer.spans[log["span_id"]]["attributes"]["pltrace.status"] == "cancelled"
 
 
+async def test_a_stream_that_is_cancelled_before_it_begins(
+    deliver: Callable[..., None], promptlayer: PromptLayerServer
+) -> None:
+    """A stream that is cancelled before any of its answer came, as by a timeout, is logged as ERROR."""
+    deliver()
+
+    async def read(model: Any) -> None:
+        async for _ in model.astream("Hi"):
+            pass
+
+    with ScriptedOpenAI(Reply("One", hang_after=1)) as server, traced("root"), pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(read(chat(server)), 0.5)
+    assert await asyncio.to_thread(pltrace.flush, 10)
+    (log,) = promptlayer.request_logs
+    assert (log["status"], log["error_type"]) == ("ERROR", "UNKNOWN_ERROR")
+
+
 @pytest.mark.parametrize("how", ["stream", "ainvoke"])
 async def test_a_stream_that_breaks_off(how: str, local: Path) -> None:
     """A stream that the server breaks off is an error, with the text so far, also where the model reads it itself."""
