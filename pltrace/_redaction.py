@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import NamedTuple, TypeAlias
 
@@ -23,6 +23,8 @@ _LONGEST_NAME = 100
 _PIECE = 65_536
 #: So far a look goes beyond its piece: further than it takes to tell whether something begins at a character.
 _OVERLAP = 1_500
+#: And so far it takes to tell where a key begins.
+_NEAR = 100
 
 # --- The names that mean a secret, in snake_case -----------------------------------------------------
 
@@ -70,23 +72,14 @@ def _at_edge(*prefixes: str, then: str) -> str:
     return "|".join(f"{prefix}(?:{edge.format(prefix)}){then}" for prefix in prefixes)
 
 
+def _anywhere(*prefixes: str, then: str) -> str:
+    """Match one of these wherever it is."""
+    return "|".join(f"{prefix}{then}" for prefix in prefixes)
+
+
 # Each alternative starts with a letter outside of any group: `re` only tries where one of these letters is.
 _KEY_BEGINS = r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----"
 _KEY_ENDS = r"-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----"
-# An empty group marks those that go on with letters and digits alone.
-_DASHED = (
-    _at_edge("sk-", "glpat-", "nvapi-", "tvly-", "pplx-", "xai-", "GOCSPX-", "xox[a-z]-", then=rf"{_TAIL}{{16,}}")
-    + rf"|sk-(?:proj|ant-\w{{1,16}}|svcacct|admin|or-v1)-{_TAIL}{{32,}}|sk-[A-Za-z0-9]{{40,}}()"
-)
-_UNDERSCORED = (
-    r"github_pat_\w{20,}|gh[pousr]_[A-Za-z0-9]{20,}()|"
-    + _at_edge("pl_", then=r"(?:[a-z]{2,8}_)?[A-Za-z0-9]{16,}()")
-    + "|"
-    + _at_edge("hf_", "gsk_", "npm_", "r8_", "fw_", "pcsk_", "whsec_", "ls__", then=r"[A-Za-z0-9]{16,}()")
-    + "|"
-    + _at_edge("sk_live_", "rk_live_", "sk_test_", "rk_test_", "lsv2_pt_", "lsv2_sk_", then=r"\w{10,}")
-)
-_JWT = _at_edge("eyJ", then=r"(?<![_-]eyJ)[\w-]{6}")
 
 
 class _Shape(NamedTuple):
@@ -97,7 +90,7 @@ class _Shape(NamedTuple):
         gate: a pattern that starts with a rare letter,
         whole: and the shape, looked for only where both were found.
         instead: What takes its place.
-        start: What tells it from another, within the overlap of pieces; group 1 is empty here.
+        start: What tells it from another, within the overlap of pieces.
         kept: What stays of it, behind its start; most have nothing such.
         rest: How it goes on for as long as it likes, behind its start,
         marked: and how those alternatives do that a group marks;
@@ -129,6 +122,52 @@ def _shape(
     return _Shape(rare, found, all_of_it, instead, begins, _steps(*kept), steps, marked, ends if end else None)
 
 
+def _keys_that_begin(where: Callable[..., str]) -> tuple[_Shape, ...]:
+    """Return the kinds of keys of one word, with what matches the beginnings that prose may have within a word."""
+    # An empty group marks those that go on with letters and digits alone.
+    dashed = (
+        where("sk-", "glpat-", "nvapi-", "tvly-", "pplx-", "xai-", "GOCSPX-", "xox[a-z]-", then=rf"{_TAIL}{{16,}}")
+        + rf"|sk-(?:proj|ant-\w{{1,16}}|svcacct|admin|or-v1)-{_TAIL}{{32,}}|sk-[A-Za-z0-9]{{40,}}()"
+    )
+    underscored = (
+        r"github_pat_\w{20,}|gh[pousr]_[A-Za-z0-9]{20,}()|"
+        + where("pl_", then=r"(?:[a-z]{2,8}_)?[A-Za-z0-9]{16,}()")
+        + "|"
+        + where("hf_", "gsk_", "npm_", "r8_", "fw_", "pcsk_", "whsec_", "ls__", then=r"[A-Za-z0-9]{16,}()")
+        + "|"
+        + where("sk_live_", "rk_live_", "sk_test_", "rk_test_", "lsv2_pt_", "lsv2_sk_", then=r"\w{10,}")
+    )
+    jwt = where("eyJ", then=r"(?<![_-]eyJ)[\w-]{6}")
+    return (
+        _shape(
+            "-",
+            r"-(?<=[a-zX]-)(?=[\w-]{10})(?:(?<=sk-)|(?<=glpat-)|(?<=nvapi-)|(?<=tvly-)|(?<=pplx-)|(?<=xai-)"
+            r"|(?<=GOCSPX-)|(?<=xox[a-z]-))",
+            dashed,
+            rf"{_TAIL}*",
+            letters=True,
+        ),
+        _shape(
+            "_",
+            r"_(?<=[bcfhklmoprsu28w]_)(?=\w{12})(?:(?<=pl_)|(?<=gh[pousr]_)|(?<=hf_)|(?<=[sr]k_)|(?<=github_)"
+            r"|(?<=lsv2_)|(?<=ls_)|(?<=npm_)|(?<=r8_)|(?<=fw_)|(?<=whsec_))",
+            underscored,
+            r"\w*",
+            letters=True,
+        ),
+        _shape(
+            "J",
+            r"J(?<=eyJ)",
+            jwt + r"[\w-]*(?:\.[\w-]*){2,4}",
+            *(r"[\w-]*", r"\.", r"[\w-]*", r"\.", r"[\w-]*", r"\.?", r"[\w-]*", r"\.?", r"[\w-]*"),
+            start=jwt,
+        ),
+        _shape("K", r"K(?<=AK)IA[A-Z0-9]{16}", r"AKIA[A-Z0-9]{16,}", r"[A-Z0-9]*"),
+        _shape("S", r"S(?<=AS)IA[A-Z0-9]{16}", r"ASIA[A-Z0-9]{16,}", r"[A-Z0-9]*"),
+        _shape("z", r"z(?<=AIz)a", where("AIza", then=r"[\w-]{30,}"), r"[\w-]*"),
+    )
+
+
 _TOKEN = r"[\w.~+/=-]"
 # Ordinary text must stay cheap, so each has a text that is rare in prose, and a gate. In this order: the body of a
 # private key, and what is behind `Bearer`, mustn't lose their beginnings to what stands directly before.
@@ -138,44 +177,19 @@ _SHAPES = (
         "earer ",
         r"[Bb]earer ",
         # Of many spaces all or none: without the reference `re` would try again from each of them.
-        rf"([Bb]earer(?=( +))\2)(?:{_TOKEN}{{20,}}|(?=[A-Za-z_.-]{{0,19}}\d){_TOKEN}{{6,}})",
+        rf"[Bb]earer(?=( +))\1(?:{_TOKEN}{{20,}}|(?=[A-Za-z_.-]{{0,19}}\d){_TOKEN}{{6,}})",
         *(rf"{_TOKEN}{{20}}|(?=[A-Za-z_.-]{{0,19}}\d){_TOKEN}{{6}}", rf"{_TOKEN}*"),
-        instead=rf"\1{REDACTED}",
-        start=r"[Bb]earer()(?= )",
+        start=r"[Bb]earer(?= )",
         kept=(" *",),
     ),
-    _shape(
-        "-",
-        r"-(?<=[a-zX]-)(?=[\w-]{10})(?:(?<=sk-)|(?<=glpat-)|(?<=nvapi-)|(?<=tvly-)|(?<=pplx-)|(?<=xai-)"
-        r"|(?<=GOCSPX-)|(?<=xox[a-z]-))",
-        _DASHED,
-        rf"{_TAIL}*",
-        letters=True,
-    ),
-    _shape(
-        "_",
-        r"_(?<=[bcfhklmoprsu28w]_)(?=\w{12})(?:(?<=pl_)|(?<=gh[pousr]_)|(?<=hf_)|(?<=[sr]k_)|(?<=github_)"
-        r"|(?<=lsv2_)|(?<=ls_)|(?<=npm_)|(?<=r8_)|(?<=fw_)|(?<=whsec_))",
-        _UNDERSCORED,
-        r"\w*",
-        letters=True,
-    ),
-    _shape(
-        "J",
-        r"J(?<=eyJ)",
-        _JWT + r"[\w-]*(?:\.[\w-]*){2,4}",
-        *(r"[\w-]*", r"\.", r"[\w-]*", r"\.", r"[\w-]*", r"\.?", r"[\w-]*", r"\.?", r"[\w-]*"),
-        start=_JWT,
-    ),
-    _shape("K", r"K(?<=AK)IA[A-Z0-9]{16}", r"AKIA[A-Z0-9]{16,}", r"[A-Z0-9]*"),
-    _shape("S", r"S(?<=AS)IA[A-Z0-9]{16}", r"ASIA[A-Z0-9]{16,}", r"[A-Z0-9]*"),
-    _shape("z", r"z(?<=AIz)a", _at_edge("AIza", then=r"[\w-]{30,}"), r"[\w-]*"),
+    *_keys_that_begin(_at_edge),
     _shape("@", "@", r"://[^\s/?#@:\"'<>\\]{0,256}:[^\s/\"'<>\\]{1,1024}@", instead=f"://{REDACTED}@"),
 )
 #: What it takes to look at a whole text at once.
-_AT_ONCE = tuple(shape[:4] for shape in _SHAPES)
-#: What goes on behind a secret without a break: another one, whose beginning was taken for the first one's end.
-_BEHIND = _shape(REDACTED, r"\[redacted\][\w.-]{10}", r"\[redacted\][\w.-]{10,}", r"[\w.-]*")
+_AT_ONCE = tuple((*shape[:3], shape) for shape in _SHAPES)
+#: What may begin inside of a secret or directly behind it, where no word begins.
+_GLUED = _keys_that_begin(_anywhere)
+_GOES_ON = re.compile(r"[\w.-]")
 _SHORTEST_SECRET = 12
 
 # `"api_key": "…"`, `password='…'`, `?token=…`, `Authorization: Basic …` inside any text.
@@ -277,16 +291,13 @@ class Rules:
                 text = pieces.replaced(text, shape)
             for char, separator in _SEPARATORS:
                 text = self._mask_assigned(text, char, chain.from_iterable(pieces.found(text, char, separator)))
-            text = pieces.replaced(text, _BEHIND)
         else:
-            for rare, gate, whole, instead in _AT_ONCE:
-                if rare in text and gate.search(text):
-                    text = whole.sub(instead, text)
+            for rare, gate, whole, shape in _AT_ONCE:
+                if rare in text and gate.search(text) and whole.search(text):
+                    text = _Pieces(self._piece).replaced(text, shape)
             for char, separator in _SEPARATORS:
                 if char in text:
                     text = self._mask_assigned(text, char, separator.finditer(text))
-            if REDACTED in text:
-                text = _BEHIND.whole.sub(REDACTED, text)
         for pattern in self._patterns:
             text = pattern.sub(lambda _: REDACTED, text)
         return text
@@ -336,7 +347,7 @@ class _Pieces:
         self._slices = Slices(long=True)
 
     def replaced(self, text: str, shape: _Shape) -> str:
-        """Return a text as `whole.sub` would."""
+        """Return a text as `whole.sub` would; with a secret goes another one that begins in it or directly behind."""
         parts: list[str] = []
         done = at = 0
         while begin := self._first(text, at, shape.rare, shape.gate, shape.start):
@@ -348,12 +359,30 @@ class _Pieces:
                 end: int | None = last.end() if last else len(text)
             else:
                 end = self.end(text, behind, shape.marked if begin.lastindex else shape.rest)
+                end = end and self._end_of_glued(text, start, end)
             if end is None:
                 at = begin.start() + 1
             else:
-                parts += text[done:start], begin.expand(shape.instead)
+                parts += text[done:start], shape.instead
                 done = at = end
         return "".join(parts) + text[done:] if parts else text
+
+    def _end_of_glued(self, text: str, start: int, end: int) -> int:
+        """Return where a secret ends, or the last of those that each begin in the one before or directly behind it."""
+        # Mostly nothing follows that a key could go on with, and there is no need to look closer.
+        while _GOES_ON.match(text, end) and (further := next(self._further(text, start, end), None)):
+            start, end = further
+        return end
+
+    def _further(self, text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Give the secrets that begin in one that is here, and end behind it."""
+        for shape in _GLUED:
+            for begin in shape.start.finditer(text, max(start + 1, end - _OVERLAP), end + _NEAR):
+                if begin.start() > end:
+                    break
+                last = self.end(text, begin.end(), shape.marked if begin.lastindex else shape.rest)
+                if last is not None and last > end:
+                    yield begin.start(), last
 
     def end(self, text: str, at: int, steps: _Steps) -> int | None:
         """Return where the last of some steps ends, the first of which begins here; None if one isn't there."""

@@ -742,13 +742,24 @@ class TestDefaultRedaction:
         [
             ("ghp_0123456789abcdefghij-main", "[redacted]-main"),
             ("AKIAIOSFODNN7EXAMPLE.", "[redacted]."),
-            ("AKIAIOSFODNN7EXAMPLEauthorization: Basic dXNlcjpw", "[redacted]: [redacted]"),
+            ("backup-AKIAIOSFODNN7EXAMPLE-2024-01-01.tar.gz", "backup-[redacted]-2024-01-01.tar.gz"),
+            ("see AKIAIOSFODNN7EXAMPLE_report_final.csv", "see [redacted]_report_final.csv"),
+            ("AKIAIOSFODNN7EXAMPLErisk-assessment-of-a-task", "[redacted]risk-assessment-of-a-task"),
+            ("AKIAIOSFODNN7EXAMPLEauthorization: Basic dXNlcjpw", "[redacted]authorization: [redacted]"),
             ("password=sk-abcdefghijklmnopqrstuv", "password=[redacted]"),
+            (f"{SECRETS['pem']}xoxb-0123456789-abcdefgh{SECRETS['pem']}", "[redacted]" * 3),
+            ("AKIAIOSFODNN7EXAMPLE" + "hf_0123456789abcdefxai-0123456789abcdef" * 40 + ".log", "[redacted].log"),
         ],
     )
     def test_what_is_directly_behind_a_secret(self, text: str, kept: str) -> None:
-        """A few letters behind a secret stay; as many as a secret has are hidden, after their own value is."""
+        """What is behind a secret without a break stays, unless it is a secret itself."""
         assert roundtrip(text) == kept
+
+    @pytest.mark.parametrize("text", ["[redacted].example-host.internal", "Dear [redacted]_customer_since_2019"])
+    def test_what_was_redacted_before(self, text: str) -> None:
+        """A text that has our mark in it already, the user's own or ours, stays as it is."""
+        assert roundtrip(text) == text
+        assert Rules((), piece=20).mask(text) == text
 
     def test_extra_names_and_patterns(self) -> None:
         """More names and patterns add to the default, in data and in JSON text."""
