@@ -14,10 +14,10 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from pltrace._forks import at_fork
-from pltrace._greenlets import before_gevent, idents, own_ident
+from pltrace._greenlets import before_gevent, idents, new_lock, own_ident
 from pltrace._health import warn_once
 
-__all__ = ["Background", "in_subinterpreter", "limited", "wait_for_threads"]
+__all__ = ["Background", "Side", "in_subinterpreter", "limited", "wait_for_threads"]
 
 T = TypeVar("T")
 
@@ -114,6 +114,58 @@ def limited(work: Callable[[], T], name: str, seconds: float) -> T:
     if error is not None:
         raise error
     return result
+
+
+class Side:
+    """A thread of ours that does one thing after another, and is left behind for another when one takes too long.
+
+    The same one as long as it goes: under gevent a connection is of use to the thread alone that has opened it.
+
+    Args:
+        name: The thread's name; begins with `pltrace-`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._tasks: Any = None  # Of the thread, if there is one.
+
+    def do(self, work: Callable[[], object], seconds: float) -> None:
+        """Do something, which raises nothing, and wait for so long until it is done."""
+        done = new_lock()
+        done.acquire()
+
+        def run() -> None:
+            try:
+                work()
+            finally:
+                done.release()
+
+        if self._tasks is None and not self._start():
+            run()  # The interpreter is shutting down, and doesn't wait for us.
+            return
+        self._tasks.put(run)
+        if not done.acquire(timeout=seconds):
+            self.leave()
+
+    def leave(self) -> None:
+        """Let the thread end after what it is at; what comes next is another's."""
+        if self._tasks is not None:
+            self._tasks.put(None)
+            self._tasks = None
+
+    def _start(self) -> bool:
+        tasks: Any = (before_gevent("queue", "SimpleQueue") or SimpleQueue)()
+
+        def work_off() -> None:
+            for task in iter(tasks.get, None):
+                task()
+
+        try:
+            Background(work_off, self._name).start()
+        except RuntimeError:
+            return False
+        self._tasks = tasks
+        return True
 
 
 def in_subinterpreter() -> bool:

@@ -7,10 +7,9 @@ import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from time import monotonic
 
-from pltrace._background import Background, limited
+from pltrace._background import Background, Side
 from pltrace._database import STORE_TROUBLE
 from pltrace._exporter import ExportResult, Operation, SpanExporter, TracksRequests
 from pltrace._greenlets import new_lock
@@ -335,7 +334,7 @@ class DeliveryWorker(Worker):
 
 
 class _Sending:
-    """An operation on its way, on a thread that can be left behind: promptlayer's client waits without a limit.
+    """An operation on its way.
 
     Args:
         operation: What is sent.
@@ -350,12 +349,8 @@ class _Sending:
         self._give_up_at = monotonic() + LONGEST_OPERATION_S
         self._result: ExportResult | None = None
 
-    def wait(self, seconds: float) -> None:
-        """Send it, and wait for the result for so long."""
-        with suppress(TimeoutError):
-            limited(self._send, f"pltrace-{self.operation.kind}", seconds)
-
-    def _send(self) -> None:
+    def send(self) -> None:
+        """Send it; raises nothing."""
         be_silent()
         try:
             self._result = self._exporter.operate(self.operation)
@@ -396,7 +391,15 @@ class OperationWorker(Worker):
         """Start afresh, as in the child of a fork."""
         super().forked()
         self._failing = FailingRequests()
+        # A thread that can be left behind: promptlayer's client waits without a limit.
+        self._side = Side(f"pltrace-{self._exporter.name}-operations")
         self._slow: _Sending | None = None  # It takes long, and others go on meanwhile.
+
+    def _run(self) -> None:
+        try:
+            super()._run()
+        finally:
+            self._side.leave()
 
     def _is_left(self, up_to: int) -> bool:
         return bool(self._outbox.due_operations(1) or self._outbox.hopeless_operations(1))
@@ -441,7 +444,7 @@ class OperationWorker(Worker):
         """Send operations until one fails or takes long; return the failure."""
         for operation in due:
             sending = _Sending(operation, self._exporter, self.pace.work)
-            sending.wait(_LONG_S if self._slow is None else LONGEST_OPERATION_S)
+            self._side.do(sending.send, _LONG_S if self._slow is None else LONGEST_OPERATION_S)
             result = sending.result
             if result is None:
                 self._slow = sending

@@ -239,6 +239,32 @@ for number in range(1, 5):
 
 @pytest.mark.parametrize("patched", _PATCHED)
 @_needs("gevent")
+def test_gevent_sends_each_score_once(
+    tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], patched: str
+) -> None:
+    """No score has to be sent again because its connection is another thread's."""
+    source = f"""
+{_PATCHED[patched]}
+import pltrace
+from langchain_core.language_models.fake_chat_models import FakeListChatModel
+
+pltrace.configure()
+with pltrace.traced("block") as span:
+    for _ in range(8):
+        FakeListChatModel(responses=["Hello."]).invoke("Hi!")
+assert pltrace.flush(20.0)
+for request in span.requests:
+    request.score(1)
+assert pltrace.flush(20.0)
+"""
+    done = run(source, tmp_path, **settings)
+    assert (done.code, done.err) == (0, "")
+    assert len([request for request in promptlayer.requests if "score" in request.path]) == 8
+    assert len(promptlayer.operations) == 8
+
+
+@pytest.mark.parametrize("patched", _PATCHED)
+@_needs("gevent")
 def test_gevent_goes_on_meanwhile(tmp_path: Path, patched: str) -> None:
     """While one greenlet waits for delivery, for a callback, for an id or for the disk, the others run."""
     source = f"""
