@@ -465,7 +465,8 @@ def test_another_account(
     assert (_names(other), other.operations) == (["theirs"], [])
     run(RECORDS + "assert pltrace.flush(); record(1)\nassert pltrace.flush()", tmp_path, **settings)
     assert _names(promptlayer) == ["call-0000", "first", "left"]
-    assert [operation["name"] for operation in promptlayer.operations] == ["known", "new"]
+    # Of two requests, in any order: one that takes long keeps no other waiting.
+    assert sorted(operation["name"] for operation in promptlayer.operations) == ["known", "new"]
 
 
 def test_sync_to_another_account(

@@ -58,7 +58,7 @@ class Walk(Leaves):
         self._max_depth = bounds.max_depth
         self._items = bounds.max_items
         self._budget = _MAX_NODES
-        self._path: set[int] = set()
+        self._path: set[object] = set()
 
     def value(self, value: Any, key: str, depth: int) -> Json:
         """Convert anything."""
@@ -77,14 +77,15 @@ class Walk(Leaves):
                     return build(self, value, key, depth)
             if depth >= self._max_depth:
                 return TOO_DEEP
-            number = id(value) if cls in _EXACT else id_of(value)
-            if number in self._path:
+            # With the class: a twin has the id of what may be gone, and what is made now may have got that memory.
+            which: object = id(value) if cls in _EXACT else (id_of(value), cls)
+            if which in self._path:
                 return _CYCLE
-            self._path.add(number)
+            self._path.add(which)
             try:
                 return build(self, value, key, depth + 1)
             finally:
-                self._path.discard(number)
+                self._path.discard(which)
         except RecursionError:
             return TOO_DEEP
         # Whatever a user's class raises, SystemExit included, must not end the background thread.
