@@ -376,6 +376,8 @@ def still_open(scope: Scope | None) -> Scope | None:
     """Return a current scope, or the one around it, where it was left in a thread or task that couldn't tell ours."""
     while scope is not None and scope.left_elsewhere:
         scope = scope.outer
+        while scope is not None and scope.left_early:  # The inner one was to skip it.
+            scope = scope.outer
     return scope
 
 

@@ -1371,6 +1371,27 @@ def test_what_a_signal_handler_raises_reaches_the_program(kind: str, no_collecto
     assert swallowed == 0
 
 
+def test_a_block_that_the_collector_leaves_last(seen: CapturedSpans) -> None:
+    """Of a generator's block that outlives the one around it nothing is left when the collector closes the generator."""
+
+    def steps() -> Iterator[int]:
+        with traced("in one that isn't traced"):
+            yield 1
+
+    gc.disable()
+    try:
+        with traced("around"):
+            cycle: list[Any] = [steps()]
+            cycle.append(cycle)
+            next(cycle[0])
+        del cycle
+        gc.collect()
+        with traced("after") as span:
+            assert (current_span(), span.parent_id) == (span, None)
+    finally:
+        gc.enable()
+
+
 def test_generators_that_the_collector_closes(tmp_path: Path) -> None:
     """Before Python 3.12 the collector comes inside of `ContextVar.set`, and what it closes must set none there.
 
