@@ -1372,7 +1372,7 @@ def test_what_a_signal_handler_raises_reaches_the_program(kind: str, no_collecto
 
 
 def test_a_block_that_the_collector_leaves_last(seen: CapturedSpans) -> None:
-    """Of a generator's block that outlives the one around it nothing is left when the collector closes the generator."""
+    """Of a generator's block that outlives the one around it nothing is left when the collector closes it."""
 
     def steps() -> Iterator[int]:
         with traced("in one that isn't traced"):
