@@ -159,7 +159,14 @@ class _Binding:
 
 
 class BoundFunction(FunctionWrapper, metaclass=WithoutWrapt):
-    """A function that runs inside a scope; pickled, it takes the scope along as a carrier."""
+    """A function that runs inside a scope; pickled, it takes the scope along as a carrier.
+
+    Args:
+        fn: The function.
+        scope: None, where it was pickled: then it is made from the carrier.
+        carrier: The scope, for other processes.
+        reads: Whether it reads a stream, which isn't to run in the scope.
+    """
 
     __annotations__ = annotations_of_wrapped
     __class__ = class_of_wrapped

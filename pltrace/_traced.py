@@ -190,12 +190,14 @@ class Traced(Block):
 
 def _is_program_s_own(result: Any, method: Any, args: tuple[Any, ...]) -> bool:
     """Return whether what could be consumed is what a `with` statement, or a class, has to give as it is."""
-    if type(method) not in _METHODS or method.__name__ not in ("__new__", "__enter__"):
+    # Of these types alone: an object may answer in its own way when it is asked for a name.
+    if type(method) is MethodType:
+        args = (method.__self__, *args)
+    elif type(method) is not FunctionType:
         return False
-    return method.__name__ == "__new__" or result is (getattr(method, "__self__", None) or (*args, None)[0])
+    return method.__name__ == "__new__" or (method.__name__ == "__enter__" and result is (*args, None)[0])
 
 
-_METHODS = frozenset({FunctionType, MethodType})
 _DRIVERS: tuple[tuple[int, Callable[[Any, Any], Any]], ...] = (
     (inspect.CO_COROUTINE, coroutine),
     (inspect.CO_GENERATOR, generator),
