@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from pltrace._snapshot import thawed
+from pltrace._thawing import thawed
 from pltrace._usage import INTERNAL_TAGS
 
 __all__ = ["Attempt", "and_another", "is_retry"]

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from pltrace import _runs, _runtime
+from pltrace._arguments import Arguments
 from pltrace._checks import INPUTS, OUTPUTS
 from pltrace._collecting import at_work, is_collecting
 from pltrace._health import failed, is_interruption
 from pltrace._scope import NO_RUNS, Scope, ScopeSpan, attach, current, detach, reattach
-from pltrace._snapshot import PLAIN, Arguments, snapshot
+from pltrace._snapshot import PLAIN, snapshot
 
 if TYPE_CHECKING:
     from pltrace._declaration import Declaration

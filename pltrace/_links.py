@@ -25,8 +25,8 @@ from weakref import ref
 from pltrace._collecting import is_collecting
 from pltrace._greenlets import new_rlock
 from pltrace._health import failed
-from pltrace._snapshot import thawed
 from pltrace._span import Span
+from pltrace._thawing import thawed
 
 __all__ = ["Link", "Rendering", "find", "forget", "forked", "fresh", "is_system", "note", "seen", "texts_in"]
 

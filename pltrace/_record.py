@@ -7,14 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pltrace import _blueprint, _links
+from pltrace._arguments import named
 from pltrace._attempts import is_retry
 from pltrace._checks import INPUTS, OUTPUTS
 from pltrace._encoding import Encoder, json_of, quoted
 from pltrace._messages import Said, message_of, note
 from pltrace._provider_errors import error_type_of
 from pltrace._rows import LINE, Row
-from pltrace._snapshot import named, snapshot, thawed
+from pltrace._snapshot import snapshot
 from pltrace._span import Span
+from pltrace._thawing import thawed
 from pltrace._usage import INTERNAL_TAGS, model_of, provider_of
 
 __all__ = ["Answer", "Generation", "answer_of", "row_of"]

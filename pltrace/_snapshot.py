@@ -1,17 +1,17 @@
-"""Copies the containers of a value, and what its data objects hold, so that it is recorded as it was at the call."""
+"""Copies the containers of a value, and what its data objects hold, so that it is recorded as it was at the call.
+
+`_thawing` makes a value of it again.
+"""
 
 from __future__ import annotations
 
-import inspect
 from collections import UserDict, UserList, deque
 from collections.abc import Callable, Iterable, Mapping, MappingView, Sequence, Set
-from dataclasses import fields, is_dataclass
 from datetime import date, time, timedelta, tzinfo
 from enum import Enum
 from io import IOBase
 from itertools import islice
 from numbers import Number
-from operator import is_
 from pathlib import PurePath
 from sys import getsizeof
 from types import (
@@ -28,11 +28,11 @@ from typing import Any
 from uuid import UUID
 
 from pltrace._health import pass_on
-from pltrace._messages import Said, SaidOnce, SaidPrompt, is_noted, note, said, said_by
+from pltrace._messages import SaidOnce, SaidPrompt, is_noted, note, said
 
 __all__ = [
-    "MORE", "MOST_ITEMS", "PLAIN", "Arguments", "arguments_of", "copied", "id_of", "more_items", "named", "snapshot",
-    "thawed", "whole",
+    "EXTRA", "MORE", "MOST_ITEMS", "PLAIN", "Frozen", "class_name", "copied", "is_slotted", "more_items", "snapshot",
+    "whole",
 ]  # fmt: skip
 
 #: What is copied of one container, with a mark in the last place if there is more; more isn't kept anyway. Of a list of
@@ -53,7 +53,7 @@ _MOST_TYPES = 2_000
 #: The key under which a long dict tells how many more entries there were.
 MORE = "…"
 #: Where an object of pydantic has what its class has no field for.
-_EXTRA = "__pydantic_extra__"
+EXTRA = "__pydantic_extra__"
 _NOTHING: Mapping[str, Any] = {}
 
 #: What can't change, by far the most: told by one look-up.
@@ -218,7 +218,7 @@ def _state(item: Any) -> Any:
         return _dict(item)
     copy = _copies.get(kind) or _learn(kind)
     if copy is _message:
-        return {**item.__dict__, _EXTRA: item.__pydantic_extra__}
+        return {**item.__dict__, EXTRA: item.__pydantic_extra__}
     return copy(item) if copy in _OBJECTS else None
 
 
@@ -295,7 +295,7 @@ def _as_it_is(value: Any) -> Any:
 
 
 def _by_class(value: Any) -> str:
-    return f"<{_class_name(type(value))}>"
+    return f"<{class_name(type(value))}>"
 
 
 def _by_name(value: Any) -> str:
@@ -306,7 +306,7 @@ def _by_name(value: Any) -> str:
 
 
 def _steps(value: Any) -> str:
-    return f"<{_class_name(type(value))} object {value.__qualname__}>"
+    return f"<{class_name(type(value))} object {value.__qualname__}>"
 
 
 def _file(value: Any) -> str:
@@ -314,11 +314,11 @@ def _file(value: Any) -> str:
         name = value.name
     except Exception:  # It has none, or lost it with what it wrote to.
         name = None
-    return f"<{_class_name(type(value))} name={name!r}>" if isinstance(name, (str, int)) else _by_class(value)
+    return f"<{class_name(type(value))} name={name!r}>" if isinstance(name, (str, int)) else _by_class(value)
 
 
 #: The descriptor itself: no metaclass can get in between.
-_class_name: Callable[[type], str] = type.__dict__["__name__"].__get__
+class_name: Callable[[type], str] = type.__dict__["__name__"].__get__
 
 #: Mutable buffers by package and name, be they imported or not: the method that copies one, and its size in bytes.
 _BUFFERS: dict[tuple[str, str], tuple[str, Callable[[Any], int]]] = {
@@ -434,172 +434,6 @@ def _way_of_others(kind: type, data: bool) -> Callable[[Any], Any]:
     return _by_class if hasattr(kind, "__del__") or kind.__repr__ is object.__repr__ else _as_it_is
 
 
-def thawed(value: Any, levels: int = 2) -> Any:
-    """Return what a snapshot stands for, with twins of the data objects.
-
-    It may have others in it, so many levels further down.
-    """
-    kind = type(value)
-    if kind is Frozen:
-        kinds, states, ids = value
-        if type(kinds) is not list:
-            attributes = {name: item if type(item) in PLAIN else thawed(item) for name, item in states.items()}
-            return _twin(kinds, attributes, ids)
-        return [*map(_twin, kinds, states, ids), *kinds[len(states) :]]
-    if issubclass(kind, Said):
-        return said_by(value)
-    if (kind is dict or kind is list) and len(value) > MOST_ITEMS:
-        return value  # Of ours none is so long.
-    if kind is dict and levels:
-        held = value.copy()  # It may be the user's own, which another thread changes.
-        named = {key: thawed(item, levels - 1) for key, item in held.items()}
-        return value if all(map(is_, named.values(), held.values())) else named
-    if kind is list and levels:
-        held = value.copy()
-        items = [thawed(item, levels - 1) for item in held]
-        return value if all(map(is_, items, held)) else items
-    if levels and issubclass(kind, tuple) and hasattr(kind, "_fields"):
-        items = [thawed(item, levels - 1) for item in value]
-        return value if all(map(is_, items, value)) else tuple.__new__(kind, items)
-    return value
-
-
-class _Attributes(dict[str, Any]):
-    """The attributes of a twin, and the `id` of what it stands for: what it holds may refer to that."""
-
-    __slots__ = ("id",)
-    id: int
-
-
-def id_of(value: Any) -> int:
-    """Return the `id` of an object, of a twin that of what it stands for."""
-    try:
-        attributes = object.__getattribute__(value, "__dict__")
-    except AttributeError:  # It has slots.
-        return id(value)
-    return attributes.id if type(attributes) is _Attributes else id(value)
-
-
-def _twin(kind: Any, state: Any, of: int) -> Any:
-    """Return an object of a class with these attributes; where none can be made so, the attributes that are shown."""
-    if state is None or kind is dict:
-        return kind if state is None else state
-    if (_copies.get(kind) or _learn(kind)) is _slotted:  # To fill slots could run a property of a subclass.
-        return _shown(kind, state)
-    try:
-        twin = object.__new__(kind)
-        attributes = _Attributes(state)
-        attributes.id = of
-        if hasattr(kind, "__pydantic_validator__"):
-            object.__setattr__(twin, _EXTRA, attributes.pop(_EXTRA, None))
-            object.__setattr__(twin, "__pydantic_fields_set__", _NO_FIELDS)
-            object.__setattr__(twin, "__pydantic_private__", None)
-        object.__setattr__(twin, "__dict__", attributes)
-    except Exception as error:  # The class was changed since.
-        pass_on(error)
-        return _shown(kind, state) or f"<{_class_name(kind)}>"
-    return twin
-
-
-def _shown(kind: Any, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a dataclass or a class of attrs; who keeps one out of the repr means to hide it."""
-    known = fields(kind) if is_dataclass(kind) else getattr(kind, "__attrs_attrs__", ())
-    return {item.name: state[item.name] for item in known if item.repr and item.name in state}
-
-
-#: Which fields were given to a model isn't shown.
-_NO_FIELDS: set[str] = set()
-
-
-#: The function that was called, and snapshots of its arguments.
-Arguments = tuple[Callable[..., Any], Sequence[Any], Mapping[str, Any]]
-_NO_KEYWORDS: Mapping[str, Any] = {}
-#: Stands for the object of a method among its arguments.
-_SELF = "<the method's object>"
-
-
-def arguments_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-    """Return snapshots of the arguments of a call, to be named when the span is written.
-
-    The tuple and the dict are the call's own. Of a method without its object: that is not recorded, and kept for the
-    writer's thread it could come to its end there.
-    """
-    try:
-        if args and type(args[0]) not in PLAIN and _takes_its_object(function):
-            args = (_SELF, *args[1:])
-        for item in args:
-            if type(item) not in PLAIN:
-                break
-        else:
-            if not kwargs:
-                return function, args, _NO_KEYWORDS
-            for item in kwargs.values():
-                if type(item) not in PLAIN:
-                    break
-            else:
-                return function, args, kwargs
-    except TypeError:  # A class whose metaclass defines `__eq__` alone has no hash.
-        pass
-    return function, [snapshot(one) for one in args], {key: snapshot(one) for key, one in kwargs.items()}
-
-
-def _takes_its_object(function: Any) -> bool:
-    """Return whether it is a method that the object is given to, as the first argument."""
-    if type(function) is not FunctionType:
-        return False
-    code = function.__code__
-    return bool(code.co_argcount) and code.co_varnames[0] in ("self", "cls") and _is_method(function)
-
-
-def named(arguments: Arguments) -> dict[str, Any]:
-    """Return the arguments of a call by parameter name, without `self` or `cls`."""
-    function, given, by_name = arguments
-    is_bound = bool(given) and given[0] is _SELF
-    args, kwargs = [thawed(item) for item in given], {key: thawed(item) for key, item in by_name.items()}
-    simply = _simply_named(function, args, kwargs, is_bound)
-    if simply is not None:
-        return simply
-    try:
-        bound = inspect.signature(function).bind(*args, **kwargs)
-    except Exception:  # A builtin without a signature, a call that fails anyway, an object that answers in its own way.
-        return {**{str(position): value for position, value in enumerate(args[is_bound:])}, **kwargs}
-    found: dict[str, Any] = {}
-    for position, (name, value) in enumerate(bound.arguments.items()):
-        if position == 0 and (is_bound or (name in ("self", "cls") and _is_method(function))):
-            continue
-        if bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
-            found.update(value)
-        else:
-            found[name] = value
-    return found
-
-
-_STARRED = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
-
-
-def _simply_named(function: Any, args: list[Any], kwargs: dict[str, Any], is_bound: bool) -> dict[str, Any] | None:
-    """Return the arguments of a plain function by name, at a tenth of the cost of a signature; None of any other."""
-    if type(function) is not FunctionType or function.__dict__:
-        return None
-    code = function.__code__
-    names = code.co_varnames[: code.co_argcount]
-    # More that are given than there are, or a default between them, leave a call that fails or needs a closer look.
-    if code.co_flags & _STARRED or code.co_kwonlyargcount or code.co_posonlyargcount or len(args) > len(names):
-        return None
-    if names[:1] in (("self",), ("cls",)) and not is_bound:
-        return None
-    named = dict(zip(names, args, strict=False))
-    for name in names[len(args) :]:
-        if name in kwargs:
-            named[name] = kwargs[name]
-    required = len(names) - len(function.__defaults__ or ())
-    complete = named.keys() >= {*names[:required]} and len(named) == len(args) + len(kwargs)
-    if is_bound and complete:
-        del named[names[0]]
-    return named if complete else None
-
-
-def _is_method(function: Any) -> bool:
-    """Return whether a function was defined in the body of a class."""
-    defined_in, _, _ = str(getattr(function, "__qualname__", "")).rpartition(".")
-    return bool(defined_in) and not defined_in.endswith("<locals>")
+def is_slotted(kind: type) -> bool:
+    """Return whether the fields of a data object are read one by one, as some may be in slots."""
+    return (_copies.get(kind) or _learn(kind)) is _slotted

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
+from pltrace._arguments import Arguments
 from pltrace._attempts import Attempt
 from pltrace._checks import (
     checked_group,
@@ -16,7 +17,7 @@ from pltrace._checks import (
     checked_tags,
 )
 from pltrace._forks import ForkLock
-from pltrace._snapshot import Arguments, snapshot
+from pltrace._snapshot import snapshot
 from pltrace._usage import Run, Totals, TotalsLink, Usage, elsewhere
 
 if TYPE_CHECKING:

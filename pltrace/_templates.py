@@ -15,7 +15,8 @@ from pltrace import _links, _runs
 from pltrace._health import failed
 from pltrace._links import Link
 from pltrace._scope import current
-from pltrace._snapshot import snapshot, thawed
+from pltrace._snapshot import snapshot
+from pltrace._thawing import thawed
 
 __all__ = ["RegistryChatPromptTemplate", "RegistryPromptTemplate"]
 

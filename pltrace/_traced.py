@@ -9,6 +9,7 @@ from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from pltrace import _runtime
+from pltrace._arguments import arguments_of
 from pltrace._bind import reading
 from pltrace._block import Block
 from pltrace._calling import OpenCall, end, leave
@@ -26,7 +27,6 @@ from pltrace._errors import ConfigError
 from pltrace._health import failed
 from pltrace._propagation import checked_carrier
 from pltrace._scope import attach
-from pltrace._snapshot import arguments_of
 from pltrace._typing import Capture
 from pltrace._wrapping import (
     TRANSFORMING,

@@ -28,8 +28,8 @@ from pydantic import BaseModel
 from pydantic import Field as field_of_pydantic
 
 from pltrace import traced
+from pltrace._arguments import named
 from pltrace._encoding import Encoder
-from pltrace._snapshot import named
 from pltrace.testing import capture_spans
 from tests.support.scripted_llm import ScriptedOpenAI
 from tests.support.traces import calls, chat

@@ -11,7 +11,7 @@ from pltrace._encoding._leaves import SHORT, TOO_DEEP, Bounds, Json, Redact, bro
 from pltrace._encoding._quick import CarefulError, Quick, json_of
 from pltrace._encoding._walk import Walk
 from pltrace._redaction import Rules
-from pltrace._snapshot import thawed
+from pltrace._thawing import thawed
 
 __all__ = ["Encoder"]
 

@@ -12,7 +12,8 @@ from pltrace._encoding._walk import plain_fields, plain_notes, plain_prompt, pla
 from pltrace._health import pass_on_interrupt
 from pltrace._messages import Said, SaidPrompt
 from pltrace._redaction import Rules, clean
-from pltrace._snapshot import Frozen, thawed
+from pltrace._snapshot import Frozen
+from pltrace._thawing import thawed
 
 __all__ = ["CarefulError", "Quick", "json_of", "quoted"]
 

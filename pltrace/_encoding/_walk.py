@@ -29,7 +29,8 @@ from pltrace._encoding._leaves import (
 )
 from pltrace._messages import Said, SaidOnce, SaidPrompt, message_of, told_by
 from pltrace._redaction import REDACTED, Rules, clean
-from pltrace._snapshot import MORE, id_of, more_items
+from pltrace._snapshot import MORE, more_items
+from pltrace._thawing import id_of
 
 __all__ = ["Walk", "plain_fields", "plain_notes", "plain_prompt", "plain_text"]
 
