@@ -11,17 +11,15 @@ from pltrace._collecting import is_collecting
 from pltrace._driving import consumed
 from pltrace._health import warn_once
 from pltrace._propagation import checked_carrier, inject
+from pltrace._runnables import TRANSFORMING, RunnableProxy, is_runnable
 from pltrace._scope import Scope, attach, current, still_open
 from pltrace._wrapping import (
-    TRANSFORMING,
     FunctionWrapper,
     ObjectProxy,
-    RunnableProxy,
     WithoutWrapt,
     Wrapper,
     annotations_of_wrapped,
     class_of_wrapped,
-    is_runnable,
     repr_of_wrapped,
 )
 

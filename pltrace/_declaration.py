@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from pltrace import _runs, _runtime
+from pltrace._callables import is_coroutine
 from pltrace._checks import CAPTURE_ALL
 from pltrace._scope import Callback, Inherited, Scope, ScopeSpan, current, still_open
 from pltrace._span import Span, SpanKind
-from pltrace._wrapping import is_coroutine
 
 if TYPE_CHECKING:
     from pltrace._config import Library

@@ -8,12 +8,12 @@ from importlib.util import find_spec
 from typing import Any
 
 from pltrace import _runtime
+from pltrace._callables import held_in, is_decorable
 from pltrace._errors import ConfigError
 from pltrace._health import failed, logger
 from pltrace._imports import Imports
 from pltrace._traced import Traced, traced
 from pltrace._typing import TracedArguments, Unpack
-from pltrace._wrapping import held_in, is_decorable
 
 __all__ = ["instrument", "uninstrument"]
 

@@ -12,6 +12,7 @@ from pltrace import _runtime
 from pltrace._arguments import arguments_of
 from pltrace._bind import reading
 from pltrace._block import Block
+from pltrace._callables import code_flags, has_to_stay_a_class, held_in, in_class, is_decorable, is_own_class, rewrap
 from pltrace._calling import OpenCall, end, leave
 from pltrace._checks import (
     CAPTURE_ALL,
@@ -26,22 +27,10 @@ from pltrace._driving import async_generator, consumed, coroutine, generator
 from pltrace._errors import ConfigError
 from pltrace._health import failed
 from pltrace._propagation import checked_carrier
+from pltrace._runnables import TRANSFORMING, RunnableProxy, is_runnable
 from pltrace._scope import attach
 from pltrace._typing import Capture
-from pltrace._wrapping import (
-    TRANSFORMING,
-    RunnableProxy,
-    Wrapped,
-    code_flags,
-    has_to_stay_a_class,
-    held_in,
-    in_class,
-    is_decorable,
-    is_own_class,
-    is_runnable,
-    rewrap,
-    wrapped_call,
-)
+from pltrace._wrapping import Wrapped, wrapped_call
 
 if TYPE_CHECKING:
     from functools import cached_property, partialmethod, singledispatchmethod

@@ -7,34 +7,15 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable
-from types import CodeType, DynamicClassAttribute, FrameType, FunctionType, MethodType, ModuleType
+from types import FrameType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import wrapt
 
 __all__ = [
-    "TRANSFORMING",
-    "ObjectProxy",
-    "RunnableProxy",
-    "WithoutWrapt",
-    "Wrapped",
-    "Wrapper",
-    "class_of_wrapped",
-    "code_flags",
-    "has_to_stay_a_class",
-    "held_in",
-    "in_class",
-    "is_coroutine",
-    "is_decorable",
-    "is_own_class",
-    "is_runnable",
-    "patched",
-    "repr_of_wrapped",
-    "rewrap",
-    "set_class",
-    "when_imported",
-    "wrapped_call",
-]
+    "MOST_KINDS", "FunctionWrapper", "ObjectProxy", "WithoutWrapt", "Wrapped", "Wrapper", "annotations_of_wrapped",
+    "class_of_wrapped", "patched", "repr_of_wrapped", "set_class", "when_imported", "wrapped_call",
+]  # fmt: skip
 
 #: `wrapper(wrapped, instance, args, kwargs)`, as wrapt calls it.
 Wrapper = Callable[[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]], Any]
@@ -241,11 +222,11 @@ _FURTHER = (
     "__iter__", "__next__", "__await__", "__aiter__", "__anext__", "__fspath__", "__length_hint__", "__exit__",
     "__aexit__",
 )  # fmt: skip
-#: So many classes of callable objects are remembered, and of Runnables.
-_MOST_KINDS = 2_000
+#: So many classes of callable objects are remembered, and as many of Runnables.
+MOST_KINDS = 2_000
 
 
-@functools.lru_cache(_MOST_KINDS)
+@functools.lru_cache(MOST_KINDS)
 def _kind_of(kind: type) -> type[Wrapped]:
     base = Wrapped if hasattr(kind, "__get__") else WrappedObject
     further = tuple(name for name in _FURTHER if hasattr(kind, name))
@@ -285,223 +266,6 @@ def wrapped_call(wrapped: Any, wrapper: Wrapper, gate: list[Any], declaration: A
 
 #: Of the object itself, also where it is a proxy: not of what it stands for.
 set_class: Any = vars(object)["__class__"].__set__
-
-#: The methods of a LangChain Runnable that run it.
-_RUNNABLE_METHODS = frozenset({
-    "invoke", "ainvoke", "batch", "abatch", "batch_as_completed", "abatch_as_completed", "stream", "astream",
-    "astream_log", "astream_events", "transform", "atransform",
-})  # fmt: skip
-#: Those of them that read a stream of what comes before it in a chain.
-TRANSFORMING = frozenset({"transform", "atransform"})
-
-
-#: Those that make another Runnable of it.
-_COMPOSING_METHODS = frozenset({
-    "assign", "bind", "map", "pick", "pipe", "with_alisteners", "with_config", "with_fallbacks", "with_listeners",
-    "with_retry", "with_types",
-})  # fmt: skip
-
-
-#: Those that make one of another kind, by rules of their own: what they make is wrapped in turn.
-_DERIVING_METHODS = frozenset({
-    "bind_functions", "bind_tools", "configurable_alternatives", "configurable_fields", "with_structured_output",
-})  # fmt: skip
-
-
-class RunnableProxy(ObjectProxy):
-    """A LangChain Runnable, in all else what it was, whose methods that run it are wrapped.
-
-    Args:
-        runnable: The Runnable.
-        wrap: Wraps a method.
-        again: A function that makes such a proxy, and its arguments after the Runnable; it is pickled and copied so.
-        here: Further arguments, for a copy in the same process.
-    """
-
-    def __init__(
-        self, runnable: Any, wrap: Callable[[Any], Any], again: tuple[Any, ...], here: tuple[Any, ...] = ()
-    ) -> None:
-        super().__init__(_as_one(runnable))
-        self._self_wrap = wrap
-        self._self_again = again
-        self._self_here = here
-        kind: Any = type(self.__wrapped__)
-        set_class(self, _with_fields_of(kind))
-
-    def __getattribute__(self, name: str) -> Any:
-        if name in _COMPOSING_METHODS:
-            # Composed is the proxy, not what it stands for.
-            base: Any = sys.modules["langchain_core.runnables.base"]
-            return MethodType(getattr(base.Runnable, name), self)
-        value = super().__getattribute__(name)
-        if name in _RUNNABLE_METHODS:
-            return self._self_wrap(value)
-        return _deriving(self, value) if name in _DERIVING_METHODS else value
-
-    __repr__ = repr_of_wrapped
-
-    def __or__(self, other: Any) -> Any:
-        """Put itself, not what it stands for, into a chain."""
-        kind: Any = type(self.__wrapped__)
-        return kind.__or__(self, other)
-
-    def __ror__(self, other: Any) -> Any:
-        """Put itself, not what it stands for, into a chain."""
-        kind: Any = type(self.__wrapped__)
-        return kind.__ror__(self, other)
-
-    def _self_with(self, runnable: Any) -> Any:
-        make, *arguments = self._self_again
-        return make(runnable, *arguments, *self._self_here)
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """Pickle the Runnable and what it was wrapped with."""
-        make, *arguments = self._self_again
-        return make, (self.__wrapped__, *arguments)
-
-    def __copy__(self) -> Any:
-        """Return such a proxy of a copy."""
-        return self._self_with(copy.copy(self.__wrapped__))
-
-    def __deepcopy__(self, memo: Any) -> Any:
-        """Return such a proxy of a copy."""
-        return self._self_with(copy.deepcopy(self.__wrapped__, memo))
-
-
-@functools.lru_cache(_MOST_KINDS)
-def _with_fields_of(kind: Any) -> type[RunnableProxy]:
-    """Return such a proxy's class that has a model's fields: LangChain asks it for them where it makes JSON."""
-    return type(RunnableProxy.__name__, (RunnableProxy,), {"model_fields": getattr(kind, "model_fields", {})})
-
-
-def _deriving(proxy: RunnableProxy, method: Any) -> Any:
-    """Return a method of a Runnable that gives such a proxy of the Runnable that it makes."""
-
-    @functools.wraps(method)
-    def derive(*args: Any, **kwargs: Any) -> Any:
-        made = method(*args, **kwargs)
-        return proxy._self_with(made) if is_runnable(made) else made
-
-    return derive
-
-
-def is_runnable(value: Any) -> bool:
-    """Return whether it is a LangChain Runnable, also a traced or bound one."""
-    kind = type(value)
-    return issubclass(kind, RunnableProxy) or (hasattr(kind, "ainvoke") and hasattr(kind, "abatch"))
-
-
-def _as_one(runnable: Any) -> Any:
-    """Return a Runnable that LangChain doesn't take apart when it becomes part of a chain, as it does sequences."""
-    base: Any = sys.modules.get("langchain_core.runnables.base")
-    if base is None or not isinstance(runnable, base.RunnableSequence):
-        return runnable
-    return base.RunnableBinding(bound=runnable)
-
-
-#: What lies in a class and isn't called, but gives something to call when it is bound.
-_BINDING = (functools.partialmethod, functools.singledispatchmethod)
-#: What a class makes by itself of functions that it finds under these names.
-_MADE_BY_CLASSES: dict[str, Any] = {
-    "__init_subclass__": classmethod,
-    "__class_getitem__": classmethod,
-    "__new__": staticmethod,
-}
-
-#: Python's flag for classes whose attributes can't be set.
-_IMMUTABLE = 1 << 8
-
-
-def is_own_class(value: Any) -> bool:
-    """Return whether it is a class that was written in Python: it can be changed, others are callables like any."""
-    return issubclass(type(value), type) and not value.__flags__ & _IMMUTABLE
-
-
-def has_to_stay_a_class(value: Any) -> bool:
-    """Return whether it is a class that may get an `__init__` yet, as by `@dataclass`, or is of no use wrapped.
-
-    An exception is caught by its class, and an enum's class is iterated over.
-    """
-    if not is_own_class(value) or "__init__" in vars(value):
-        return False
-    fields = type(value) is type and not issubclass(value, tuple) and value.__annotations__
-    return bool(fields) or issubclass(value, BaseException) or hasattr(type(value), "__iter__")
-
-
-#: Objects of other packages that run a function they hold, by package and name of their classes, and where it is. What
-#: runs them looks for the object itself, and calls more of it than the object.
-_HOLDERS = {
-    ("click", "Command"): "callback",
-    ("typer", "Command"): "callback",
-    ("_pytest", "FixtureFunctionDefinition"): "_fixture_function",
-}
-
-
-def held_in(value: Any) -> str | None:
-    """Return the name of the attribute with the function that an object runs; None for what is called itself."""
-    for base in type(value).__mro__:
-        held = _HOLDERS.get((base.__module__.partition(".")[0], base.__name__))
-        if held is not None and callable(vars(value).get(held)):
-            return held
-    return None
-
-
-def is_decorable(function: Any) -> bool:
-    """Return whether it can be called, or is a descriptor that calls a function."""
-    return callable(function) or isinstance(
-        function,
-        (classmethod, staticmethod, property, functools.cached_property, DynamicClassAttribute, *_BINDING),
-    )
-
-
-def rewrap(function: Any, decorate: Callable[[Any], Any]) -> Any:
-    """Return a descriptor of the same kind with the functions in it decorated; None for all else.
-
-    Args:
-        function: What is to be decorated.
-        decorate: Decorates a function.
-    """
-    if isinstance(function, (classmethod, staticmethod)):
-        return type(function)(decorate(function.__func__))
-    if isinstance(function, functools.cached_property):
-        made: Any = copy.copy(function)  # It keeps the name that a class gave it, which is given only once.
-        made.func = decorate(function.func)
-        return made
-    if isinstance(function, (property, DynamicClassAttribute)):  # The latter is the `property` of an Enum.
-        made = function
-        for name, part in (("getter", made.fget), ("setter", made.fset), ("deleter", made.fdel)):
-            # A setter is added to a copy of what the getter made, which may be decorated already.
-            if part is not None and not issubclass(type(part), Wrapped):
-                made = getattr(made, name)(decorate(part))
-        return made
-    return None
-
-
-def in_class(wrapper: Any, function: Any) -> Any:
-    """Return the wrapper of a function as what a class makes of the function itself, because of its name."""
-    kind = _MADE_BY_CLASSES.get(function.__name__) if type(function) is FunctionType else None
-    return wrapper if kind is None else kind(wrapper)
-
-
-def is_coroutine(function: Any) -> bool:
-    """Return whether it says that calling it makes something to await."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    test = inspect.iscoroutinefunction
-    return test(function) or (not inspect.isroutine(function) and test(getattr(type(function), "__call__", None)))  # noqa: B004
-
-
-def code_flags(function: Any) -> int:
-    """Return the flags of the code that a call runs: what kind of thing it makes; 0 if it isn't Python code.
-
-    A function can also be marked as a coroutine function; what it then makes shows only when it is called.
-    """
-    while isinstance(function, functools.partial):
-        function = function.func
-    if not inspect.isroutine(function):
-        function = getattr(type(function), "__call__", None)  # noqa: B004
-    code = getattr(getattr(function, "__func__", function), "__code__", None)
-    return code.co_flags if isinstance(code, CodeType) else 0
 
 
 def patched(owner: Any, name: str, wrapper: Wrapper) -> Callable[[], None]:
