@@ -12,30 +12,41 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def _run(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.benchmarks", "--scale", "0.0005", "--processes", "1", "--out", str(out)]
+    return subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=280)
+
+
 @pytest.mark.timeout(300)  # Four processes more, each with LangChain to import.
 def test_one_command_measures_all_sections_and_writes_tables_and_a_plot(tmp_path: Path) -> None:
     """`python -m tests.benchmarks` measures every section and leaves a report, a plot and the raw numbers."""
-    command = [
-        sys.executable,
-        "-m",
-        "tests.benchmarks",
-        "--scale",
-        "0.0005",
-        "--processes",
-        "1",
-        "--out",
-        str(tmp_path),
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    done = _run(tmp_path)
     assert done.returncode == 0, done.stderr
     results = [json.loads(line) for line in (tmp_path / "results.json").read_text().splitlines()]
     sections = {result["section"] for result in results}
-    assert sections == {"calls", "paced", "threads", "total", "throughput", "bytes", "flatness"}
+    assert sections == {"versions", "calls", "paced", "threads", "total", "throughput", "bytes", "flatness"}
     assert {result["tracer"] for result in results if "tracer" in result} == {"none", "no-op", "prototype", "pltrace"}
     report = (tmp_path / "report.md").read_text()
     for heading in ("Added to one operation", "p50 / p99 / worst", "bytes on disk", "While nobody switches it on"):
         assert heading in report
     assert (tmp_path / "added.svg").read_text().startswith("<svg ")
+
+
+def test_a_tracer_that_cannot_be_measured_is_named_and_the_rest_is_written(tmp_path: Path) -> None:
+    """A peer that fails is in the report and on the console with its error, and the benchmark's exit code says so."""
+    python = tmp_path / "peers" / "braintrust" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')  # An environment that doesn't have it.
+    python.chmod(0o755)
+    (tmp_path / "peers" / "braintrust" / "installed").touch()
+    done = _run(tmp_path, "--peers", "braintrust", "--sections", "total", "--no-inert")
+    assert done.returncode == 1
+    report = (tmp_path / "report.md").read_text()
+    for place in (report, done.stderr):
+        assert "braintrust: ModuleNotFoundError: No module named 'braintrust'" in place
+    assert "| braintrust | braintrust not installed, langchain-core " in report
+    assert "| pltrace | pltrace " in report
+    assert report.count("CPU of the whole process") == 1
 
 
 def test_what_another_thread_costs_is_measured_too() -> None:

@@ -23,17 +23,22 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import inert, report
+from tests.benchmarks import inert, peers, report
 from tests.benchmarks.plan import LONG, SECTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+class _WorkerError(Exception):
+    """A worker failed; it may have measured something before."""
+
+
 def main() -> int:
-    """Measure, and write the report."""
+    """Measure, and write the report; return 1 if a tracer could not be measured, or not to the end."""
     options = _options()
     options.out.mkdir(parents=True, exist_ok=True)
-    interpreters = {"pltrace": sys.executable, **_peers(options)}
+    missing: dict[str, str] = {}  # Why, by tracer.
+    interpreters = {"pltrace": sys.executable, **_peers(options, missing)}
     began, load = time.time(), os.getloadavg()[0]
     results: list[dict[str, Any]] = []
     with (
@@ -49,17 +54,20 @@ def main() -> int:
                 where = Path(folder) / f"{name}-{number}"
                 where.mkdir()
                 title = f"process {number + 1} of {options.processes}, {name}"
-                for result in _measured(interpreter, name, sink, where, sections, options.scale, title):
-                    result["process"] = name
-                    results.append(result)
-                    print(json.dumps(result), file=kept, flush=True)
+                try:
+                    for result in _measured(interpreter, name, sink, where, sections, options.scale, title):
+                        result["process"] = name
+                        results.append(result)
+                        print(json.dumps(result), file=kept, flush=True)
+                except _WorkerError as error:
+                    missing[name] = str(error)
     circumstances = [
         _method(options),
         f"Python {platform.python_version()}, langchain-core {metadata.version('langchain-core')}, "
         f"{os.cpu_count()} CPUs ({_cpu()}), load {load:.1f} before and {os.getloadavg()[0]:.1f} after, "
         f"{time.time() - began:.0f} s. {report.speeds(results)}",
     ]
-    text = report.markdown(results, circumstances)
+    text = report.markdown(results, circumstances, missing)
     if options.inert:
         _say("import and inert calls")
         text += "\n## While nobody switches it on\n\n" + inert.markdown(options.scale)
@@ -67,7 +75,9 @@ def main() -> int:
     (options.out / "added.svg").write_text(report.plot(results))
     print(text)
     _say(f"written to {options.out}", end="\n")
-    return 0
+    for name, why in missing.items():
+        _say(f"not measured: {name}: {why}", end="\n")
+    return int(bool(missing))
 
 
 def _options() -> argparse.Namespace:
@@ -85,23 +95,23 @@ def _options() -> argparse.Namespace:
     unknown = set(options.sections) - {*SECTIONS, *LONG}
     if unknown:
         parser.error(f"--sections: there is no {', '.join(sorted(unknown))}")
+    options.peers = list(peers.PEERS) if options.peers == "all" else options.peers.split(",") if options.peers else []
+    unknown = set(options.peers) - set(peers.PEERS)
+    if unknown:
+        parser.error(f"--peers: there is no {', '.join(sorted(unknown))}; there are {', '.join(peers.PEERS)}")
     return options
 
 
-def _peers(options: argparse.Namespace) -> dict[str, str]:
-    """Return the Pythons of the peers that are asked for and can be installed."""
-    if not options.peers:
-        return {}
-    from tests.benchmarks import peers
-
-    wanted = list(peers.PEERS) if options.peers == "all" else options.peers.split(",")
+def _peers(options: argparse.Namespace, missing: dict[str, str]) -> dict[str, str]:
+    """Return the Pythons of the peers that are asked for; of those that can't be installed note why."""
     found = {}
-    for name in wanted:
+    for name in options.peers:
         _say(f"environment of {name}")
         try:
             found[name] = peers.interpreter(name, options.out / "peers")
-        except subprocess.CalledProcessError as error:
-            _say(f"{name} can't be installed: {error}", end="\n")
+        except (OSError, subprocess.CalledProcessError) as error:
+            missing[name] = f"can't be installed: {error}"
+            _say(f"{name} {missing[name]}", end="\n")
     return found
 
 
@@ -119,17 +129,29 @@ def _sink() -> Iterator[str]:
 def _measured(
     interpreter: str, name: str, sink: str, folder: Path, sections: list[str], scale: float, title: str
 ) -> Iterator[dict[str, Any]]:
-    """Run a worker and give what it prints, with progress shown."""
+    """Run a worker and give what it prints, with progress shown.
+
+    Raises:
+        _WorkerError: It ended otherwise than it should; the message is the last line of what it said.
+    """
     command = [interpreter, "-m", "tests.benchmarks.worker", name, sink, str(folder), ",".join(sections), str(scale)]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PLTRACE_", "PROMPTLAYER_"))}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    said = folder / "said"
+    with (
+        said.open("w") as errors,
+        subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as process,
+    ):
         assert process.stdout is not None
         for line in process.stdout:
             result = json.loads(line)
             _say(" · ".join(filter(None, (title, result["section"], result.get("workload"), result.get("tracer")))))
             yield result
     if process.returncode:
-        _say(f"{title}: the worker failed with {process.returncode}", end="\n")
+        lines = said.read_text(errors="replace").strip().splitlines()
+        _say("\n".join([*lines, f"{title}: the worker failed with {process.returncode}"]), end="\n")
+        raise _WorkerError(lines[-1].strip() if lines else f"ended with {process.returncode}")
 
 
 def _say(text: str, end: str = "") -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from xml.sax.saxutils import escape
 
@@ -110,23 +110,40 @@ def quantile(values: Sequence[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-def markdown(results: Iterable[Result], circumstances: Sequence[str]) -> str:
-    """Return the report: a section for each thing that was measured."""
+def markdown(results: Iterable[Result], circumstances: Sequence[str], missing: Mapping[str, str]) -> str:
+    """Return the report: a section for each thing that was measured.
+
+    Args:
+        results: As the workers printed them.
+        circumstances: What is said before.
+        missing: The tracers that could not be measured, or not to the end, and why.
+    """
     joined = Results(results)
     parts = ["# What tracing costs", *circumstances]
+    parts += [f"**Not measured, or not to the end: {name}: {why}**" for name, why in missing.items()]
     tracers = joined.tracers[1:]
-    parts += [
-        "## Added to one operation, µs of the calling thread's CPU",
-        _added_table(joined, tracers, "cpu"),
-        "## Added to one operation, µs of wall time",
-        _added_table(joined, tracers, "wall"),
-        "## Wall time of one call, µs: p50 / p99 / worst",
-        _wall_table(joined),
-        "## CPU of the whole process for 1,000 LLM calls, background included, ms above none",
-        _table(["tracer", "ms"], [[name, _number(joined.added("total", "", name))] for name in tracers]),
-    ]
-    parts += _volume(joined)
-    return "\n\n".join(part for part in parts if part) + "\n"
+    totals = [(name, joined.added("total", "", name)) for name in tracers]
+    tables = {
+        "Versions": _versions(joined),
+        "Added to one operation, µs of the calling thread's CPU": _added_table(joined, tracers, "cpu"),
+        "Added to one operation, µs of wall time": _added_table(joined, tracers, "wall"),
+        "Wall time of one call, µs: p50 / p99 / worst": _wall_table(joined),
+        "CPU of the whole process for 1,000 LLM calls, background included, ms above none": _table(
+            ["tracer", "ms"], [[name, _number(added)] for name, added in totals if added is not None]
+        ),
+        **_volume(joined),
+    }
+    parts += [f"## {title}\n\n{table}" for title, table in tables.items() if table]
+    return "\n\n".join(parts) + "\n"
+
+
+def _versions(joined: Results) -> str:
+    rows = {
+        result["process"]: ", ".join(f"{package} {version}" for package, version in result["packages"].items())
+        for result in joined.all
+        if result["section"] == "versions"
+    }
+    return _table(["tracer", "installed"], rows.items())
 
 
 def _added_table(joined: Results, tracers: Sequence[str], what: str) -> str:
@@ -162,7 +179,7 @@ def _wall_table(joined: Results) -> str:
     return _table(["", *joined.tracers], rows)
 
 
-def _volume(joined: Results) -> list[str]:
+def _volume(joined: Results) -> dict[str, str]:
     rates = [r for r in joined.all if r["section"] == "throughput"]
     sizes = [r for r in joined.all if r["section"] == "bytes"]
     flat = [r for r in joined.all if r["section"] == "flatness"]
@@ -174,14 +191,14 @@ def _volume(joined: Results) -> list[str]:
     }
     size_rows = {r["workload"]: statistics.median(o["bytes"] for o in sizes if o["workload"] == r["workload"])
                  for r in sizes}  # fmt: skip
-    found = []
-    if rates:
-        found += [
-            "## pltrace: spans a second from one process, sustained",
-            _table(["recorded by", "to", "spans/s"], [[*key, f"{rate:,.0f}"] for key, rate in rate_rows.items()]),
-            "## pltrace: bytes on disk",
-            _table(["one", "bytes"], [[name, f"{size:,.0f}"] for name, size in size_rows.items()]),
-        ]
+    found = {
+        "pltrace: spans a second from one process, sustained": _table(
+            ["recorded by", "to", "spans/s"], [[*key, f"{rate:,.0f}"] for key, rate in rate_rows.items()]
+        ),
+        "pltrace: bytes on disk": _table(
+            ["one", "bytes"], [[name, f"{size:,.0f}"] for name, size in size_rows.items()]
+        ),
+    }
     for name in dict.fromkeys(r["workload"] for r in flat):
         columns = [
             "spans",
@@ -197,7 +214,7 @@ def _volume(joined: Results) -> list[str]:
              *(f"{r[key]:.0f}" for key in ("rss_mb", "file_mb"))]
             for r in flat if r["workload"] == name
         ]  # fmt: skip
-        found += [f"## pltrace: cost of one {name}, after so many spans in one process", _table(columns, rows)]
+        found[f"pltrace: cost of one {name}, after so many spans in one process"] = _table(columns, rows)
     return found
 
 
@@ -208,6 +225,10 @@ def _number(value: float | None) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table, or nothing if nothing of it was measured."""
+    rows = list(rows)
+    if not rows:
+        return ""
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

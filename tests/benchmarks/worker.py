@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,20 @@ def _tracer(name: str, sink: str, folder: Path) -> Tracer:
     from tests.benchmarks import peers
 
     return peers.PEERS[name](sink, folder)
+
+
+def _versions(name: str) -> Result:
+    """Return the versions of a tracer's distributions, also where it can't be imported."""
+    from tests.benchmarks import peers
+
+    of_it = ("pltrace",) if name == Pltrace.name else peers.PEERS[name].packages
+    found = {}
+    for package in (*(package.partition("[")[0] for package in of_it), "langchain-core"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return {"section": "versions", "packages": found}
 
 
 def _results(section: str, samples: Mapping[str, Samples], workload: str = "") -> Iterator[Result]:
@@ -119,15 +136,23 @@ def _times(count: int, scale: float) -> int:
 def main() -> None:
     """Measure what the command line asks for."""
     name, sink, folder, sections, scale = sys.argv[1:]
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # What peers print is no result.
     logging.disable(logging.WARNING)  # Peers have much to say about a server that isn't theirs.
     where = Path(folder)
+    print(json.dumps(_versions(name)), file=out, flush=True)
     tracers: list[Tracer] = [Nobody(sink, where), Noop(sink, where), _tracer(name, sink, where)]
     if name == Pltrace.name:
         tracers.insert(2, Prototype(sink, where))
     for section in sections.split(","):
         for result in _MEASURES[section](tracers, float(scale)):
-            print(json.dumps(result), flush=True)
+            print(json.dumps(result), file=out, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)  # The error is the last that is said: peers say more as the process ends, or keep it from that.
