@@ -1,59 +1,34 @@
-"""Takes ended spans on the caller's path and writes them to the store from one background thread."""
+"""Takes ended spans on the caller's path, hands them to the writer, and gives out what is kept of them."""
 
 from __future__ import annotations
 
 import itertools
 import random
-import sys
-import threading
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any
 
-from pltrace._background import Background
-from pltrace._backpressure import Backpressure
-from pltrace._commit import Ask, Commit
-from pltrace._database import STORE_TROUBLE, UNSTORABLE
+from pltrace._commit import Ask
 from pltrace._encoding import Encoder
-from pltrace._greenlets import new_lock, new_rlock, rest, sleep, taken
-from pltrace._health import counts, failed, warn_sometimes
-from pltrace._lease import LEASE_S
-from pltrace._outbox import COUNTED_HERE
+from pltrace._health import counts
 from pltrace._record import row_of
 from pltrace._request import Registry, Request, Waiting
-from pltrace._rows import Rows, record_of
+from pltrace._rows import record_of
 from pltrace._runs import open_runs
 from pltrace._scope import Inherited, ScopeSpan
-from pltrace._silence import be_silent, silence
-from pltrace._slices import Slices
 from pltrace._span import Span
-from pltrace._store import Asked, Store
+from pltrace._store import Store
 from pltrace._usage import place_of
+from pltrace._writer import Writer
 
 __all__ = ["SpanRecorder"]
 
-#: The writer waits so long for other processes before it counts as a try that failed, and warns after so long.
-_PATIENCE_S = 1.0
-_WARN_AFTER_S = 10.0
-_TRY_AGAIN_S = 0.05
-#: What Python says where the system gives no thread, and how long nobody asks for one then.
-_NO_THREAD_LEFT, _START_AGAIN_S = "can't start new thread", 0.5
-#: How long the writer gathers before it commits.
-GROUP_COMMIT_S = 0.002
-_MOST_IN_COMMIT, _MOST_BYTES_IN_COMMIT = 500, 2**23
-#: With so many waiting the writer is behind, and takes longer slices.
-_BEHIND = 256
-#: The writer looks so often whether there is something to gather, and sleeps after so many looks for nothing: where 100
-#: calls a second come it stays awake. To wake it takes 15 µs of the caller's, a look 40 to 60 of its own.
-_LOOK_EVERY_S, _MOST_LOOKS = 0.004, 3
-#: What is counted in the commit of what it counts, whichever recorder's that is.
-_WITH_COMMITS = COUNTED_HERE | {"recorded"}
+#: How long the writer is waited for, by who reads what it has to write, and by who only asks whether it is there.
+_READING_S, _ASKING_S = 5.0, 1.0
 
 
 class SpanRecorder:
-    """Where spans go when they end: a queue, and the writer thread behind it.
+    """Where spans go when they end; their ids and times come from here too.
 
     Args:
         store: What the writer commits to.
@@ -76,44 +51,27 @@ class SpanRecorder:
         service: str = "",
     ) -> None:
         self.store = store
-        self.registry = Registry(self, callbacks)
+        self.writer = Writer(store, encoder, service, Registry(self, callbacks), wrote, began)
         self._callbacks = callbacks
         self._encoder = encoder
         self._service = service
-        self._wrote = wrote
-        self._began = began
         self.sample = sample
         self._random = random.Random()
         self.now_ns = time.time_ns
         self.opened: Callable[[ScopeSpan], None] | None = None
         self._forked_at_ns = 0
         self._successor: Callable[[Span | Ask], None] | None = None  # Takes all, once there are other settings.
-        self._retired = False
-        self._process_counts = counts  # What the process counts, until another recorder does the rest.
         self._start_afresh()
 
     def _start_afresh(self) -> None:
         #: Returns a span's id: the next one, from a random one on. Ids that grow are added at the end of the store's
         #: indexes. Each random one would change another page of these, the more there are, and a commit write them all.
         self.new_span_bits: Callable[[], int] = itertools.count(self._random.getrandbits(63) + 1).__next__
-        self._queue: deque[Span | Ask] = deque()
-        self._writing = new_rlock()  # Held from taking items off the queue until they are committed,
-        self._writer = 0  # and by which thread or greenlet; 0 is none.
-        self._next = Commit()  # What is in flight: taken off the queue, and not committed yet.
-        self._bound = Backpressure()
-        self._taken = 0  # How many items were taken off the queue,
-        self._settled = 0  # and of how many the commits are done.
-        #: Whether it was others that kept the last commit from the file.
-        self.is_kept_out = False
-        self._asleep = False
-        self._wake = new_lock()
-        self._wake.acquire()
-        self._thread: Background | None = None
-        self._starting = new_lock()
-        self._start_after = 0.0
-        # What the store has of the process's counts, or isn't this recorder's.
-        self._counted = Counter(self._process_counts)
-        self._inline = False
+
+    @property
+    def registry(self) -> Registry:
+        """Who waits for the ids of requests, and their handles."""
+        return self.writer.registry
 
     def sampled(self, share: float | None = None) -> bool:
         """Decide whether a new trace is recorded; None stands for the application's share."""
@@ -141,12 +99,14 @@ class SpanRecorder:
             if self._successor is not None:
                 self._successor(span)
                 return
-            queue = self._queue  # As in `_enqueue`: a call for each span would be a tenth of all that is done here.
+            # As in `Writer.put`: a call for each span would be a tenth of all that is done here.
+            writer = self.writer
+            queue = writer.queue
             queue.append(span)
-            if self._asleep or self._thread is None:
-                self._rouse()
-            if len(queue) > self._bound.most and self._bound.hold_up(queue, span):
-                self._drop_newest()
+            if writer.asleep or writer.thread is None:
+                writer.rouse()
+            if len(queue) > writer.bound.most and writer.bound.hold_up(queue, span):
+                writer.drop_newest()
 
     def operate(
         self,
@@ -173,65 +133,7 @@ class SpanRecorder:
         if self._successor is not None:
             self._successor(item)
         else:
-            self._enqueue(item)
-
-    def _enqueue(self, item: Span | Ask) -> None:
-        queue = self._queue
-        queue.append(item)
-        if self._asleep or self._thread is None:
-            self._rouse()
-        if len(queue) > self._bound.most and self._bound.hold_up(queue, item):
-            self._drop_newest()
-
-    def _rouse(self) -> None:
-        """Wake the writer, or start it."""
-        if self._inline:
-            # Not for ever: a finalizer may have interrupted the very thread that is writing.
-            self.drain(timeout=0.5)
-            return
-        if self._thread is None or not self._thread.is_alive():
-            self._start()
-        self._asleep = False
-        with suppress(RuntimeError):  # Another caller did.
-            self._wake.release()
-
-    def _start(self) -> None:
-        if time.monotonic() < self._start_after or not self._starting.acquire(blocking=False):
-            return  # Another caller does.
-        try:
-            if sys.is_finalizing():  # A thread that is started now never runs, and its starter waits for it.
-                raise RuntimeError
-            if self._thread is None or not self._thread.is_alive():
-                writer = Background(self._write_forever, "pltrace-writer", is_users=self._encoder.is_users)
-                self._thread = writer.start()
-                # Not later: at the end of the process Python may allow no new thread.
-                self._began()
-        except RecursionError:
-            pass  # Who records next, less deep, starts it.
-        except RuntimeError as error:
-            if str(error) == _NO_THREAD_LEFT:
-                # The system has none now, as in a container with a limit; who records in a while tries again.
-                self._start_after = time.monotonic() + _START_AGAIN_S
-                self._bound.failed()
-                return
-            # The interpreter is shutting down and allows no new thread.
-            self._inline = True
-            self.drain(timeout=0.5)
-        finally:
-            self._starting.release()
-
-    def _drop_newest(self) -> None:
-        try:
-            self._queue.pop()
-        except IndexError:
-            return
-        self._drop("queue_full", 1)
-        warn_sometimes(
-            "queue_full",
-            "pltrace drops spans: %d wait for %s and its disk doesn't keep up. `pltrace doctor` counts them.",
-            len(self._queue),
-            self.store.database.path,
-        )
+            self.writer.put(item)
 
     def _clock_went_back(self) -> bool:
         """Return whether the clock was set back after a fork: then it doesn't tell any more what began before it."""
@@ -239,224 +141,6 @@ class SpanRecorder:
             return False
         self._forked_at_ns = 0
         return True
-
-    # The writer's thread.
-
-    def _write_forever(self) -> None:
-        try:
-            self._write_while_wanted()
-        except BaseException:
-            self._thread = None  # Whatever ended it, who records next starts another.
-            raise
-
-    def _write_while_wanted(self) -> None:
-        be_silent()
-        self.store.open(_PATIENCE_S)  # As in the child of a fork: whoever records meanwhile shares the first commit,
-        self.drain()  # which waits for no others.
-        looks = 0
-        while True:
-            if self._queue or self._next:
-                if not looks:  # Else it has waited for the look.
-                    sleep(GROUP_COMMIT_S)
-                looks = 0
-                if self.drain():
-                    continue
-                if not self._inline:
-                    sleep(_TRY_AGAIN_S)
-                    continue
-            if self._inline:
-                return  # Those who record write.
-            if self._retired:
-                self._thread = None  # Before the last look: who records after it starts another.
-                if self._queue:
-                    continue
-                return
-            if looks < _MOST_LOOKS:
-                looks += 1
-                sleep(_LOOK_EVERY_S)
-                continue
-            looks = 0
-            self._asleep = True
-            # Looked at again after `_asleep` is set: who recorded before that didn't wake us.
-            if not self._queue:
-                while not self._wake.acquire(timeout=LEASE_S / 4):
-                    self._keep_lease()
-            self._asleep = False
-
-    def _keep_lease(self) -> None:
-        """Renew it if that is time: whoever delivers may be at one batch for long."""
-        try:
-            self.store.lease.renew()
-        except STORE_TROUBLE:
-            pass  # Others write; next time.
-        except Exception:
-            failed("renewing the lease")
-
-    def drain(self, timeout: float | None = None) -> bool:
-        """Commit all that is queued now; from any thread.
-
-        Args:
-            timeout: How long it is tried, in seconds, and the writer waited for, which may be at it already. None
-                waits for the writer, and tries once.
-
-        Returns:
-            Whether all is committed.
-        """
-        if timeout is None:
-            with self._writing:
-                return self._drain(None, 0.0)
-        # What is taken off in between counts twice: then one more is waited for, or that nothing is left.
-        up_to = len(self._queue) + self._taken
-        give_up_at = time.monotonic() + timeout
-        while True:
-            left_s = max(give_up_at - time.monotonic(), 0.0)
-            # The writer goes on as long as there is more: it may be done with ours.
-            if taken(self._writing, min(left_s, _TRY_AGAIN_S)):
-                try:
-                    if self._writer in (0, threading.get_ident()):
-                        return self._drain(up_to, give_up_at)
-                finally:
-                    self._writing.release()
-                rest(_LOOK_EVERY_S)  # Another greenlet of this thread is at it.
-            if self._settled >= up_to:
-                return True
-            if not left_s:
-                return False
-
-    def _drain(self, up_to: int | None, give_up_at: float) -> bool:
-        """Commit what is queued, all of it or the first so many ever, with the lock held."""
-        if self._writer:  # A signal handler or finalizer runs in the middle of it, on the same thread.
-            return False
-        self._writer = threading.get_ident()
-        try:
-            while (self._queue or self._next) and (up_to is None or self._settled < up_to):
-                left_s = give_up_at - time.monotonic()
-                if not self._commit(_PATIENCE_S if up_to is None else min(max(left_s, 0.0), _PATIENCE_S)):
-                    if time.monotonic() + _TRY_AGAIN_S > give_up_at:
-                        return False
-                    rest(_TRY_AGAIN_S)
-            return True
-        except Exception:
-            failed("writing spans to the store")
-            return False
-        finally:
-            self._writer = 0
-
-    def _commit(self, patience_s: float) -> bool:
-        """Write up to `_MOST_IN_COMMIT` items, which count as in flight until they are committed.
-
-        Args:
-            patience_s: The longest wait for other processes.
-        """
-        self._bound.began()
-        commit = self._next
-        if not commit:
-            with silence():  # This runs code of the user's: redactors, the `repr` of objects.
-                self._encode(commit)
-            self._bound.encoded(len(commit), commit.rows.characters)
-        rows, operations = commit.rows, commit.operations
-        others = self._new_counts()
-        # With those of this commit: a process that is killed has no other for them.
-        new_counts = Counter(others) + Counter(recorded=len(rows), runs_seen=commit.runs_seen)
-        try:
-            with silence():  # What we use may be instrumented, as `json` is in our own documentation.
-                written = self.store.write(rows, operations, new_counts, patience_s)
-        except UNSTORABLE:
-            # One of them can't be stored, and would keep all others from it.
-            written = self._write_each(rows, operations, new_counts)
-        except Exception as error:
-            self._cannot_write(error)
-            return False
-        self._counted.update(others)
-        self._next = Commit()
-        self._settled = self._taken
-        self._bound.wrote(len(rows))
-        self.is_kept_out = False
-        counts["recorded"] += len(rows)
-        self._tell(commit, written)
-        return True
-
-    def _write_each(self, rows: Rows, operations: list[Asked], new_counts: Mapping[str, int]) -> dict[int, int]:
-        """Write one by one, giving up what can't be stored, and what was counted."""
-        written: dict[int, int] = {}
-        parts: list[tuple[Rows, list[Asked]]] = [(Rows([row]), []) for row in rows]
-        parts += [(Rows(), [asked]) for asked in operations]
-        for part in parts:
-            try:
-                with silence():
-                    written.update(self.store.write(*part))
-            except UNSTORABLE:
-                self._drop("not_encodable", 1)
-                failed("storing a span")
-        self.store.write(Rows(), [], new_counts)
-        return written
-
-    def _new_counts(self) -> dict[str, int]:
-        """Return what was counted, and is in no store yet; what was counted with a commit is."""
-        return {reason: count - self._counted[reason] for reason, count in dict(self._process_counts).items()
-                if count != self._counted[reason] and reason not in _WITH_COMMITS}  # fmt: skip
-
-    def write_counts(self) -> None:
-        """Put what was counted since the last commit into the store."""
-        if not self._new_counts() or not taken(self._writing, _PATIENCE_S):
-            return
-        try:
-            for _ in range(2):  # To write them may show that a file was lost, and what was in it counts too.
-                if new_counts := self._new_counts():
-                    self.store.write(Rows(), [], new_counts, _PATIENCE_S)
-                    self._counted.update(new_counts)
-        finally:
-            self._writing.release()
-
-    def _encode(self, commit: Commit) -> None:
-        """Take items off the queue and encode them, one by one: what is encoded needn't be held any more."""
-        most = min(_MOST_IN_COMMIT, self._bound.most)
-        queue = self._queue
-        slices = Slices(long=len(queue) > _BEHIND)
-        before = 0
-        while queue and len(commit) < most and before < _MOST_BYTES_IN_COMMIT:
-            slices.between()
-            item = queue[0]  # Only then taken off: what interrupts us must not lose it.
-            try:
-                commit.add(item, self._encoder, self._service, self.registry)
-            except Exception:
-                self._drop("not_encodable", 1)
-                failed("encoding a span")
-            self._taken += 1  # Before it is off the queue, or who counts both would miss it.
-            queue.popleft()
-            size, before = commit.rows.characters - before, commit.rows.characters
-            self._bound.encoded_one(size)
-        for totals in commit.totals.values():
-            slices.between()
-            totals.fold()
-
-    def _cannot_write(self, error: Exception) -> None:
-        """Keep what is in flight for the next try, and how many may wait behind it."""
-        self._bound.failed()
-        self.is_kept_out = "locked" in str(error)
-        # That other processes write is no news before it lasts.
-        if not self.is_kept_out or time.monotonic() > self._bound.wrote_at + _WARN_AFTER_S:
-            warn_sometimes(
-                "cannot_write",
-                "pltrace can't write to the store %s (%s). Spans are kept in memory and it tries again; see that the "
-                "disk has room and the file can be written.",
-                self.store.database.path,
-                error,
-            )
-        self._wrote()  # What was delivered may make room.
-
-    def _tell(self, commit: Commit, written: Mapping[int, int]) -> None:
-        """Register who waits for the ids of these requests, and give out those that are known already."""
-        for trace_bits, span_bits, callbacks in commit.awaited:
-            given_up = self.registry.expect(trace_bits, span_bits, callbacks)
-            if given_up:
-                counts["callbacks_given_up"] += given_up
-        if written:
-            self.registry.resolve(written)
-        self._wrote()
-
-    def _drop(self, reason: str, count: int) -> None:
-        counts[f"dropped_{reason}"] += count
 
     # What others ask of it.
 
@@ -476,12 +160,12 @@ class SpanRecorder:
 
     def stored(self, span_bits: int) -> Mapping[str, Any] | None:
         """Return what the store holds of a span, waiting for the writer; None if it holds nothing."""
-        self.drain(timeout=5.0)
+        self.writer.drain(_READING_S)
         return self.store.record(f"{span_bits:016x}")
 
     def operations_of(self, span_bits: int) -> list[dict[str, Any]]:
         """Return what was asked of a request so far, waiting for the writer: its `kind`, and its arguments."""
-        self.drain(timeout=5.0)
+        self.writer.drain(_READING_S)
         return self.store.operations_of(f"{span_bits:016x}")
 
     def request_of(self, span_bits: int) -> tuple[int | None, bool]:
@@ -492,7 +176,7 @@ class SpanRecorder:
         """Return whether a run's span is neither open nor stored, waiting for the writer: it was dropped, or pruned."""
         if any(run.span_bits == span_bits for run in open_runs.copy().values()):
             return False
-        return self.drain(timeout=_PATIENCE_S) and self.store.record(f"{span_bits:016x}") is None
+        return self.writer.drain(_ASKING_S) and self.store.record(f"{span_bits:016x}") is None
 
     def requests_of(self, span: Span, request_bits: list[int]) -> list[Request]:
         """Return handles of the requests of those span ids."""
@@ -502,19 +186,14 @@ class SpanRecorder:
             for bits, (trace_bits, is_recorded) in zip(request_bits, places, strict=True)
         ]
 
-    def count_after(self, before: SpanRecorder) -> None:
-        """Put what is counted from now on into the store; what was counted so far is the earlier recorder's to put."""
-        before._process_counts = Counter(counts)
-        self._counted = Counter(before._process_counts)
-
     def succeed(self, before: SpanRecorder) -> None:
         """Take over from the recorder of earlier settings: what is still open there is recorded here when it ends."""
         if before.store.database is self.store.database:
-            self.registry = before.registry
+            self.writer.registry = before.registry
             self.registry.serve(self, self._callbacks)
         else:
             before.registry.shut()
-            before.registry = self.registry
+            before.writer.registry = self.registry
         before._retire_for(self)
 
     def _retire_for(self, successor: SpanRecorder) -> None:
@@ -524,34 +203,17 @@ class SpanRecorder:
             # What is asked of a request is of use where the request's span is; those under a span may be in both.
             if not same_store and type(item) is Ask:
                 item = item._replace(under=None)  # Of those that either hasn't, nobody can tell whether it had them.
-                self._enqueue(item)
+                self.writer.put(item)
             if same_store or type(item) is not Ask or item.subtree:
                 successor._put(item)
 
         self._successor = put
-
-    def retire(self) -> None:
-        """Let the writer's thread end when nothing is left to write; what still comes starts another."""
-        self._retired = True
-        with suppress(RuntimeError):  # It is awake.
-            self._wake.release()
-
-    @property
-    def left(self) -> int:
-        """How many spans and operations wait in memory to be written."""
-        return len(self._queue) + len(self._next)
-
-    def shutting_down(self) -> None:
-        """From now on commit on the recording thread: the process may end before the writer wakes."""
-        self._inline = True
-        self._thread = None
-        with suppress(RuntimeError):  # It is awake.
-            self._wake.release()
 
     def after_fork_in_child(self) -> None:
         """Start afresh: what is queued here is the parent's to write."""
         self._forked_at_ns = time.time_ns()
         self._random.seed()
         self._start_afresh()
+        self.writer.start_afresh()
         self.registry.forked()
         self.store.forked()

@@ -63,6 +63,7 @@ class Tracing:
         self.recorder = recorder(
             self.store, encoder, self.callbacks, self._wrote, self._began, config.sample, config.service
         )
+        self._writer = self.recorder.writer
         self.store.outbox.is_missing = lambda span_id: self.recorder.is_missing(int(span_id, 16))
         inherited = Inherited(self.recorder, config.tags, config.metadata, capture=config.capture)
         self.outermost: Scope = ScopeCopy(inherited, INERT_SPAN)
@@ -96,7 +97,7 @@ class Tracing:
         if before is None:
             self._deliver_from_now_on()
             return
-        self.recorder.count_after(before.recorder)
+        self._writer.count_after(before.recorder.writer)
         if self._is_beside:
             self.recorder.succeed(before.recorder)
 
@@ -260,7 +261,7 @@ class Tracing:
 
     def _deliver(self, deadline: float, patient: bool) -> bool:
         # Writing takes milliseconds, and is owed to the caller however short its patience with the network is.
-        if not self.recorder.drain(max(deadline - monotonic(), _WRITING_S)):
+        if not self._writer.drain(max(deadline - monotonic(), _WRITING_S)):
             return False
         up_to = self.store.outbox.last()
         workers = (*self._deliveries, *self._operations)
@@ -292,7 +293,7 @@ class Tracing:
     def _shut_down(self, timeout: float, patient: bool) -> bool:
         done = self._flush(monotonic() + timeout, patient)
         self._is_shut = True
-        self.recorder.retire()
+        self._writer.retire()
         self.end_threads()
         self._leave()
         for exporter in self.exporters:
@@ -311,9 +312,9 @@ class Tracing:
         Args:
             last: It isn't called again.
         """
-        self.recorder.shutting_down()
+        self._writer.shutting_down()
         is_written = self._write_rest()
-        is_kept_out = not is_written and self.recorder.is_kept_out
+        is_kept_out = not is_written and self._writer.is_kept_out
         if is_kept_out and not last:
             return  # Others may let go of the file until then.
         if not is_written and self.exporters:
@@ -333,25 +334,25 @@ class Tracing:
 
     def write_before_termination(self) -> None:
         """Put all on disk, as the process is being ended."""
-        self.recorder.shutting_down()
+        self._writer.shutting_down()
         self._write_rest()
 
     def deliver_before_termination(self, deadline: float) -> None:
         """Deliver what can be until a monotonic time, and leave the rest to other processes."""
         if self.store.database.is_open:  # Else it recorded nothing.
-            if not (self._is_shut or self.recorder.left or any(worker.pace.failures for worker in self._deliveries)):
+            if not (self._is_shut or self._writer.left or any(worker.pace.failures for worker in self._deliveries)):
                 self._flush(deadline, patient=False)
             self._leave()
 
     def _write_rest(self) -> bool:
         """Write what is recorded, as long as it gets less; return whether all of it is on disk."""
-        left = self.recorder.left
-        while not self.recorder.drain(timeout=self._patience_s):
-            if self.recorder.left >= left:
-                if not self.recorder.is_kept_out:
+        left = self._writer.left
+        while not self._writer.drain(timeout=self._patience_s):
+            if self._writer.left >= left:
+                if not self._writer.is_kept_out:
                     self._patience_s = 0.0  # It is called twice: before other threads are waited for, and after.
                 return False
-            left = self.recorder.left
+            left = self._writer.left
         return True
 
     def _give_up_disk(self) -> None:
@@ -364,7 +365,7 @@ class Tracing:
 
     def _count_lost(self) -> None:
         """Count and tell what is neither on disk nor delivered."""
-        lost, uncertain = self.recorder.left, 0
+        lost, uncertain = self._writer.left, 0
         if self.store.database.path is None:
             with suppress(STORE_TROUBLE):
                 pending, uncertain = self.store.outbox.count_pending()
@@ -392,8 +393,8 @@ class Tracing:
 
     def _leave(self) -> None:
         try:
-            if not self.recorder.is_kept_out or self._full_disk is not None:
-                self.recorder.write_counts()
+            if not self._writer.is_kept_out or self._full_disk is not None:
+                self._writer.write_counts()
         except STORE_TROUBLE:
             pass  # It was warned about.
         except Exception:
