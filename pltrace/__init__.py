@@ -75,4 +75,8 @@ if not TYPE_CHECKING:  # Type checkers know all names from above, and would take
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    import sys
+
+    # Who looks at whatever modules have, as freezegun does, must not be the one to load LangChain.
+    hidden = set() if "langchain_core" in sys.modules else {"PromptLayerCallbackHandler"}
+    return sorted({*globals(), *__all__} - hidden)

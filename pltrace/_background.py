@@ -6,13 +6,13 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
+from pltrace._clock import monotonic
 from pltrace._forks import at_fork
 from pltrace._greenlets import before_gevent, idents, new_lock, own_ident
 from pltrace._health import warn_once
@@ -179,10 +179,10 @@ def in_subinterpreter() -> bool:
 
 def wait_for_threads() -> None:
     """Wait for the threads of ours, which were told to end."""
-    deadline = time.monotonic() + _LONGEST_END_S
+    deadline = monotonic() + _LONGEST_END_S
     for thread in threading.enumerate():
         if thread.name.startswith("pltrace-"):
-            thread.join(max(deadline - time.monotonic(), 0.0))
+            thread.join(max(deadline - monotonic(), 0.0))
 
 
 at_fork(in_child=idents.clear)

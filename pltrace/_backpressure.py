@@ -6,6 +6,7 @@ import time
 from collections.abc import Sized
 from typing import Any
 
+from pltrace._clock import monotonic
 from pltrace._greenlets import is_ours
 from pltrace._snapshot import PLAIN
 from pltrace._span import Span
@@ -40,7 +41,7 @@ class Backpressure:
 
     def __init__(self) -> None:
         self.most = MOST_QUEUED
-        self.wrote_at = time.monotonic()
+        self.wrote_at = monotonic()
         self._began_at = 0.0  # When the commit began that isn't done yet; 0 between commits.
         self._fails = False
         self._held_up_at = -_CALM_AFTER_S
@@ -61,12 +62,12 @@ class Backpressure:
         """
         if is_ours():
             return False
-        began = time.monotonic()
+        began = monotonic()
         if began > self._held_up_at + _CALM_AFTER_S:  # There may have been no commit since.
             self.most = self._room()
         full = _FULL * (MOST_QUEUED if _is_small(item) else self._room())
         while (queued := len(queue)) > self.most:
-            now = time.monotonic()
+            now = monotonic()
             is_full = queued > full
             fails = self._fails and now > self.wrote_at + _FAILS_AFTER_S
             hangs = self._began_at and now > self._began_at + _HANGS_AFTER_S
@@ -80,7 +81,7 @@ class Backpressure:
 
     def began(self) -> None:
         """Take note that a commit is begun."""
-        self._began_at = time.monotonic()
+        self._began_at = monotonic()
 
     def encoded_one(self, characters: int) -> None:
         """Take note of how large an item is, in the midst of a commit: a long one counts at once."""
@@ -90,13 +91,13 @@ class Backpressure:
 
     def encoded(self, items: int, characters: int) -> None:
         """Take note that all items of the commit are encoded."""
-        self._span_s += ((time.monotonic() - self._began_at) / max(items, 1) - self._span_s) / 8
+        self._span_s += ((monotonic() - self._began_at) / max(items, 1) - self._span_s) / 8
         if items:
             self._span_bytes += (characters / items - self._span_bytes) / 2
 
     def wrote(self, spans: int) -> None:
         """Take note that the commit is done, with so many spans."""
-        self.wrote_at = time.monotonic()
+        self.wrote_at = monotonic()
         self._began_at, self._fails = 0.0, False
         self.most = self._most_after(spans)
 

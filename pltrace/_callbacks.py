@@ -8,10 +8,10 @@ import logging
 import threading
 from collections import deque
 from concurrent.futures import Future
-from time import monotonic
 from typing import Any
 
 from pltrace._background import Background
+from pltrace._clock import monotonic
 from pltrace._greenlets import Condition
 from pltrace._health import counts, failed, log, warn_sometimes
 from pltrace._request import MOST_WAITING, Request

@@ -6,12 +6,12 @@ import contextvars
 import os
 import sqlite3
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 from weakref import WeakSet
 
 from pltrace._background import Background
+from pltrace._clock import monotonic
 from pltrace._greenlets import new_lock, new_rlock, taken
 from pltrace._health import failed
 from pltrace._room import Room
@@ -73,7 +73,7 @@ class Checkpoints:
             characters: About how much the commit has added.
             at_once: Also when it was looked at a moment ago.
         """
-        now = time.monotonic()
+        now = monotonic()
         self._grown += characters + _COMMIT_BYTES
         every_s = _LOOK_EVERY_S if self._grown >= _GROWN_BYTES else _LOOK_AT_LEAST_EVERY_S
         if now < self._looked_at + every_s and not at_once:
@@ -87,8 +87,8 @@ class Checkpoints:
         is_far = _log_takes(path, most * _FAR)
         if not (is_far or _log_holds(path, int(most * _LARGE))):
             return
-        if time.monotonic() >= self._next_at and self._running.acquire(blocking=False):
-            self._next_at = time.monotonic() + (_EVERY_S if most == MOST_WAL_BYTES else 0.0)
+        if monotonic() >= self._next_at and self._running.acquire(blocking=False):
+            self._next_at = monotonic() + (_EVERY_S if most == MOST_WAL_BYTES else 0.0)
             work = contextvars.copy_context()  # Silent as our own threads are, where `sqlite3` is instrumented.
             try:
                 Background(lambda: work.run(self._run, path, file, most), "pltrace-checkpoint").start()
@@ -170,7 +170,7 @@ def before_fork(give_up_at: float) -> bool:
     global _fork_waits
     _fork_waits = True
     while not _connecting.acquire(timeout=_INTERRUPT_EVERY_S):
-        if time.monotonic() > give_up_at:
+        if monotonic() > give_up_at:
             return False
         connection = _connection
         if connection is not None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from pltrace import _config, _queries
 from pltrace import _doctor as _doctor_module
+from pltrace._clock import monotonic
 from pltrace._errors import PltraceError, StoreError
 from pltrace._tree import duration, printable, tree
 
@@ -191,15 +192,15 @@ def _sync(options: argparse.Namespace) -> int:
     _queries.check_place(path)
     _take_from_other_keys(path, account)
     _runtime.configure(enabled=True, store=path)
-    deadline = time.monotonic() + options.timeout
+    deadline = monotonic() + options.timeout
     while True:
-        done = _runtime.flush(timeout=min(1.0, max(deadline - time.monotonic(), 0.0)))
+        done = _runtime.flush(timeout=min(1.0, max(deadline - monotonic(), 0.0)))
         waiting = sum(_queries.store_state(path, account)["pending"].values())
         print(f"{waiting} spans wait", flush=True)
         if done and not waiting:
             return 0
-        time.sleep(min(0.5, max(deadline - time.monotonic(), 0.0)))  # Another process may be delivering them.
-        if time.monotonic() >= deadline:
+        time.sleep(min(0.5, max(deadline - monotonic(), 0.0)))  # Another process may be delivering them.
+        if monotonic() >= deadline:
             print("pltrace: not all was delivered in time; `pltrace doctor` says why", file=sys.stderr)
             return 1
 

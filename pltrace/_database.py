@@ -7,7 +7,6 @@ import os
 import random
 import sqlite3
 import threading
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from weakref import WeakSet, finalize
 
 from pltrace import _checkpoints
 from pltrace._checkpoints import Checkpoints
+from pltrace._clock import monotonic
 from pltrace._errors import StoreError
 from pltrace._forks import LONGEST_FORK_S, at_fork
 from pltrace._greenlets import close_now, new_rlock, rest, taken
@@ -207,7 +207,7 @@ class Database:
 
     def _take(self, begin: str, patience_s: float, values: Sequence[Any] = ()) -> sqlite3.Connection:
         """Return the connection with the lock held, which is free while other processes are waited for."""
-        began = time.monotonic()
+        began = monotonic()
         give_up_at = began + patience_s
         while True:
             _wait_for_lock(give_up_at)
@@ -219,9 +219,9 @@ class Database:
             except BaseException as error:
                 replaced = self._replace_if_useless(error)
                 _give_back()
-                if not replaced and (not _is_busy(error) or time.monotonic() > give_up_at):
+                if not replaced and (not _is_busy(error) or monotonic() > give_up_at):
                     raise
-            longest = min(max((time.monotonic() - began) * _PART_OF_WAIT, _SHORTEST_TRY_S), _LONGEST_TRY_S)
+            longest = min(max((monotonic() - began) * _PART_OF_WAIT, _SHORTEST_TRY_S), _LONGEST_TRY_S)
             rest(random.uniform(longest / 2, longest))
 
     def _connected(self) -> sqlite3.Connection:
@@ -266,11 +266,11 @@ class Database:
         since = self._being_made_since
         try:
             connection = opened_file(
-                self.path, regardless=since is not None and time.monotonic() > since + MOST_BUSY_FOLDER_S
+                self.path, regardless=since is not None and monotonic() > since + MOST_BUSY_FOLDER_S
             )
         except (sqlite3.Error, OSError) as error:
             if isinstance(error, BeingMadeError) and since is None:
-                self._being_made_since = time.monotonic()
+                self._being_made_since = monotonic()
             if _is_full(error) or (_has_failed(error) and self._room.is_little(self.path)):
                 self._room.spend(self.path)
                 raise sqlite3.OperationalError(str(error)) from error
@@ -300,7 +300,7 @@ class Database:
 
     def give_up_file(self) -> None:
         """Go on in memory: at the end of a process whose disk is full, what can be delivered needs no disk."""
-        _wait_for_lock(time.monotonic() + _MOST_BUSY_READING_S)
+        _wait_for_lock(monotonic() + _MOST_BUSY_READING_S)
         try:
             self._disconnect()
             self.path = None
@@ -347,7 +347,7 @@ class Database:
     def close(self) -> None:
         """Close the connection; the file's log is merged into it if no other process uses it. Memory stays open."""
         self._checkpoints.end()
-        _wait_for_lock(time.monotonic() + _MOST_BUSY_S)
+        _wait_for_lock(monotonic() + _MOST_BUSY_S)
         try:
             if self.path is not None:
                 self._disconnect()
@@ -399,12 +399,12 @@ def _wait_for_lock(give_up_at: float) -> None:
     own = threading.get_ident()
     if _user == own:
         raise InterruptedUseError("the store is locked: what uses it was interrupted")
-    while taken(_lock, max(give_up_at - time.monotonic(), 0.0)):
+    while taken(_lock, max(give_up_at - monotonic(), 0.0)):
         if not _user:
             _user = own
             return
         _lock.release()  # It is another greenlet's of this thread, which let others run, as to log.
-        if time.monotonic() > give_up_at:
+        if monotonic() > give_up_at:
             break
         rest(_SHORTEST_TRY_S)
     raise sqlite3.OperationalError("the store is locked by a thread of this process")
@@ -424,7 +424,7 @@ def close_at_exit(databases: Iterable[Database]) -> None:
         databases: Nothing is recorded into them any more.
     """
     with suppress(sqlite3.Error):
-        _wait_for_lock(time.monotonic() + _MOST_BUSY_AT_FIRST_S)
+        _wait_for_lock(monotonic() + _MOST_BUSY_AT_FIRST_S)
         try:
             _close_unused()
             for database in databases:
@@ -440,7 +440,7 @@ def _close_unused() -> None:
 
 def _before_fork() -> None:
     # A signal handler that forks may have interrupted this thread while it holds the lock, but not inside SQLite.
-    give_up_at = time.monotonic() + LONGEST_FORK_S
+    give_up_at = monotonic() + LONGEST_FORK_S
     _forking.holds = _lock.acquire(timeout=LONGEST_FORK_S)
     _forking.holds_checkpoints = _checkpoints.before_fork(give_up_at)
     if _forking.holds and not _user:

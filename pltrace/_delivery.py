@@ -7,9 +7,9 @@ import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from time import monotonic
 
 from pltrace._background import Background, Side
+from pltrace._clock import monotonic
 from pltrace._database import STORE_TROUBLE
 from pltrace._exporter import ExportResult, Operation, SpanExporter, TracksRequests
 from pltrace._greenlets import new_lock

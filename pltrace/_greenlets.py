@@ -13,6 +13,8 @@ from collections import deque
 from contextlib import suppress
 from typing import Any
 
+from pltrace._clock import monotonic
+
 __all__ = [
     "Condition", "before_gevent", "close_now", "idents", "is_ours", "new_lock", "new_rlock", "own_ident", "rest",
     "sleep", "taken",
@@ -91,9 +93,9 @@ def taken(lock: Any, timeout: float) -> bool:
     """
     if before_gevent("time", "sleep") is None or is_ours():
         return bool(lock.acquire(timeout=timeout))
-    give_up_at = time.monotonic() + timeout
+    give_up_at = monotonic() + timeout
     while not lock.acquire(timeout=min(timeout, _TURN_S)):
-        if time.monotonic() >= give_up_at:
+        if monotonic() >= give_up_at:
             return False
         rest(_TURN_S)
     return True

@@ -7,10 +7,10 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
-from time import monotonic
 from types import FrameType
 from typing import Any
 
+from pltrace._clock import monotonic
 from pltrace._forks import ForkLock
 from pltrace._greenlets import before_gevent, is_ours
 

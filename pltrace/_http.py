@@ -17,6 +17,8 @@ from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
+from pltrace._clock import monotonic
+
 __all__ = ["Answer", "JsonClient", "NoAnswerError", "NotSentError"]
 
 #: Servers close idle connections, often after 5 s; sending into one that is just being closed would be ambiguous.
@@ -82,7 +84,7 @@ class _BoundedReader(io.RawIOBase):
         self._sock = sock
         self._reader = sock.makefile("rb", buffering=0)
         self._longest_wait_s = sock.gettimeout() or _LONGEST_ANSWER_S
-        self._deadline = time.monotonic() + _LONGEST_ANSWER_S
+        self._deadline = monotonic() + _LONGEST_ANSWER_S
 
     def readable(self) -> bool:
         """Return that it can be read."""
@@ -94,7 +96,7 @@ class _BoundedReader(io.RawIOBase):
         Raises:
             TimeoutError: Nothing came, or the time for the whole answer is over.
         """
-        remaining = self._deadline - time.monotonic()
+        remaining = self._deadline - monotonic()
         if remaining <= 0:
             raise TimeoutError(f"the answer took longer than {_LONGEST_ANSWER_S:.0f} seconds")
         self._sock.settimeout(min(remaining, self._longest_wait_s))
@@ -176,11 +178,11 @@ class JsonClient:
         except (OSError, http.client.HTTPException) as error:
             self.close()
             if connection is used_before:
-                self._distrusted_until = time.monotonic() + _DISTRUST_S
+                self._distrusted_until = monotonic() + _DISTRUST_S
             raise NoAnswerError(f"{type(error).__name__}: {error}") from error
         if response.will_close:
             self.close()
-        self._used_at = time.monotonic()
+        self._used_at = monotonic()
         return answer
 
     def _connected(self) -> http.client.HTTPConnection:
@@ -201,7 +203,7 @@ class JsonClient:
 
     def _is_usable(self, connection: http.client.HTTPConnection) -> bool:
         """Return whether a connection that was used before can be used again."""
-        now = time.monotonic()
+        now = monotonic()
         if now - self._used_at >= _REUSE_WITHIN_S or now < self._distrusted_until or connection.sock is None:
             return False
         with selectors.DefaultSelector() as selector:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
+from pltrace._clock import monotonic, monotonic_ns
 from pltrace._database import Database
 from pltrace._forks import at_fork
 from pltrace._greenlets import sleep
@@ -120,15 +120,15 @@ class Lease:
                 self.losses += known is None
             connection.execute(
                 "INSERT OR REPLACE INTO owners VALUES (?, ?, ?, ?)",
-                (self.owner, _host(), os.getpid(), time.monotonic_ns()),
+                (self.owner, _host(), os.getpid(), monotonic_ns()),
             )
-            self._seen_at, self._seen_in = time.monotonic(), self._database.openings
+            self._seen_at, self._seen_in = monotonic(), self._database.openings
 
     @property
     def is_old(self) -> bool:
         """Whether it has to be renewed; with no exporters there is none."""
         elsewhere = self._seen_in != self._database.openings
-        old = not self._seen_at or elsewhere or time.monotonic() - self._seen_at > LEASE_S / 4
+        old = not self._seen_at or elsewhere or monotonic() - self._seen_at > LEASE_S / 4
         return old and bool(self._exporters)
 
     def adopt(self, *, regardless: bool = False) -> int:
@@ -195,7 +195,7 @@ class Lease:
         adopted, most = 0, _MOST_IN_STEP
         while most == _MOST_IN_STEP:
             with self._database.writing() as connection:
-                began = time.monotonic()
+                began = monotonic()
                 taken = [
                     connection.execute(
                         f"UPDATE {part.table} SET owner = :ours WHERE {part.key} IN"
@@ -209,13 +209,13 @@ class Lease:
                 if most < _MOST_IN_STEP:
                     connection.execute("DELETE FROM owners WHERE owner = ?", (owner,))
             adopted += sum(taken)
-            sleep(time.monotonic() - began)  # For others to write.
+            sleep(monotonic() - began)  # For others to write.
         return adopted
 
     def _is_gone(self, row: Any) -> bool:
         if row["owner"] == self.owner:
             return False
-        age_s = (time.monotonic_ns() - row["seen_at_ns"]) / 1e9
+        age_s = (monotonic_ns() - row["seen_at_ns"]) / 1e9
         if not -LEASE_S <= age_s <= LEASE_S:  # A lease from the future is from before the machine started.
             return True
         if row["host"] != _host():

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import random
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pltrace._clock import monotonic
 from pltrace._database import STORE_TROUBLE, TOO_LARGE, Database
 from pltrace._deliveries import DELIVERED, PENDING, QUARANTINED, RENEWED, SENT, Delivery, change, pending
 from pltrace._exporter import Operation
@@ -352,7 +352,7 @@ class Outbox:
 
     def _missing(self, operations: Iterable[tuple[int, str]]) -> set[int]:
         """Return which of operations on spans that aren't stored are on some that never will be, or aren't any more."""
-        now = time.monotonic()
+        now = monotonic()
         missing = [number for number, span_id in operations if self.is_missing(span_id)]
         self._missing_since = {number: self._missing_since.get(number, now) for number in missing}
         return {number for number in missing if now - self._missing_since[number] >= _MISSING_AFTER_S}

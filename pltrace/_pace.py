@@ -7,8 +7,8 @@ import random
 import threading
 from collections import deque
 from contextlib import suppress
-from time import monotonic
 
+from pltrace._clock import monotonic
 from pltrace._exporter import ExportResult
 from pltrace._greenlets import new_lock, taken
 from pltrace._health import warn_sometimes

@@ -12,10 +12,10 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from copy import deepcopy
 from dataclasses import dataclass
-from time import monotonic
 from typing import Any, NamedTuple
 
 from pltrace._account import Account, account, is_missing, refused
+from pltrace._clock import monotonic
 from pltrace._errors import PromptLayerError
 from pltrace._forks import at_fork
 from pltrace._health import logger, warn_once

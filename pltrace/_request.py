@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from time import monotonic
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
@@ -16,6 +15,7 @@ from pltrace._checks import (
     checked_score,
     checked_timeout,
 )
+from pltrace._clock import monotonic
 from pltrace._errors import PltraceError
 from pltrace._greenlets import Condition
 from pltrace._health import failed

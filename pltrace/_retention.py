@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-
+from pltrace._clock import monotonic
 from pltrace._database import Database
 from pltrace._deliveries import kept_up_to
 from pltrace._rows import delete, size, unneeded
@@ -51,12 +50,12 @@ class Retention:
             How many spans were deleted.
         """
         deleted = 0
-        give_up_at = time.monotonic() + _LONGEST_PRUNING_S
-        while time.monotonic() < give_up_at:
+        give_up_at = monotonic() + _LONGEST_PRUNING_S
+        while monotonic() < give_up_at:
             with self._database.reading() as connection:
                 taken = size(connection)
                 # A million spans that wait are a few ranges.
-                while (kept := kept_up_to(connection, self._pruned_to + 1)) and time.monotonic() < give_up_at:
+                while (kept := kept_up_to(connection, self._pruned_to + 1)) and monotonic() < give_up_at:
                     self._pruned_to = kept
                 rows = connection.execute(
                     # The last stays: the numbers of those to come follow it.
@@ -77,12 +76,12 @@ class Retention:
                 self.is_stuck = False
                 with self._database.writing(_PRUNING_PATIENCE_S) as connection:
                     deleted += delete(connection, going, "state <> 1")
-        self._give_back(time.monotonic() + _LONGEST_PRUNING_S)
+        self._give_back(monotonic() + _LONGEST_PRUNING_S)
         return deleted
 
     def _give_back(self, give_up_at: float) -> None:
         """Make the file smaller by the pages that hold nothing any more, in steps."""
-        while time.monotonic() < give_up_at:
+        while monotonic() < give_up_at:
             with self._database.reading() as connection:
                 if not connection.execute("PRAGMA freelist_count").fetchone()[0]:
                     return
@@ -95,8 +94,8 @@ class Retention:
         It takes little time: called again, it goes on.
         """
         dropped = 0
-        give_up_at = time.monotonic() + _LONGEST_PRUNING_S
-        while time.monotonic() < give_up_at:
+        give_up_at = monotonic() + _LONGEST_PRUNING_S
+        while monotonic() < give_up_at:
             with self._database.writing() as connection:
                 if size(connection) <= most_bytes:
                     break

@@ -9,13 +9,13 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet, ref
 
 from pltrace import _langchain, _links, _runs, _scope, _twice, _usage
 from pltrace._background import in_subinterpreter, wait_for_threads
 from pltrace._checks import checked_timeout
+from pltrace._clock import monotonic
 from pltrace._errors import ConfigError
 from pltrace._forks import ForkLock, at_fork, forked_past_python, hook_uwsgi
 from pltrace._health import failed, forget_warnings, logger

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from time import perf_counter
-
+from pltrace._clock import monotonic
 from pltrace._greenlets import sleep
 
 __all__ = ["Slices"]
@@ -27,10 +26,10 @@ class Slices:
 
     def __init__(self, *, long: bool = False) -> None:
         self._length = _LONG_SLICE_S if long else _SLICE_S
-        self._until = perf_counter() + self._length
+        self._until = monotonic() + self._length
 
     def between(self) -> None:
         """Let other threads run, if this one had its slice; called between items."""
-        if perf_counter() > self._until:
+        if monotonic() > self._until:
             sleep(_PAUSE_S)
-            self._until = perf_counter() + self._length
+            self._until = monotonic() + self._length

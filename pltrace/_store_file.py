@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pltrace._clock import monotonic
 from pltrace._greenlets import close_now, rest
 from pltrace._health import warn_once
 
@@ -271,13 +272,13 @@ def _locked(folder: Path, *, alone: bool, patience_s: float = 0.0, regardless: b
     can_lock = True
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        give_up_at = time.monotonic() + patience_s
+        give_up_at = monotonic() + patience_s
         while True:
             try:
                 fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
                 break
             except OSError as error:
-                if time.monotonic() >= give_up_at:
+                if monotonic() >= give_up_at:
                     # A file system without such locks is no reason to fail either.
                     if regardless or error.errno not in _HELD:
                         can_lock = error.errno not in _WITHOUT_LOCKS

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Collection
-from time import monotonic
 
+from pltrace._clock import monotonic
 from pltrace._exporter import ExportResult, Operation
 from pltrace._pace import LONGEST_BACKOFF_S, PutOff
 from pltrace._rows import ReadSpan

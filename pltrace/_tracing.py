@@ -6,9 +6,9 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from time import monotonic
 
 from pltrace._callbacks import CallbackRunner
+from pltrace._clock import monotonic
 from pltrace._config import Config
 from pltrace._database import STORE_TROUBLE, InterruptedUseError
 from pltrace._delivery import DeliveryWorker, OperationWorker

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from pltrace._background import Background
 from pltrace._backpressure import Backpressure
+from pltrace._clock import monotonic
 from pltrace._commit import Ask, Commit
 from pltrace._database import STORE_TROUBLE, UNSTORABLE
 from pltrace._encoding import Encoder
@@ -129,7 +129,7 @@ class Writer:
             self._wake.release()
 
     def _start(self) -> None:
-        if time.monotonic() < self._start_after or not self._starting.acquire(blocking=False):
+        if monotonic() < self._start_after or not self._starting.acquire(blocking=False):
             return  # Another caller does.
         try:
             if sys.is_finalizing():  # A thread that is started now never runs, and its starter waits for it.
@@ -144,7 +144,7 @@ class Writer:
         except RuntimeError as error:
             if str(error) == _NO_THREAD_LEFT:
                 # The system has none now, as in a container with a limit; who records in a while tries again.
-                self._start_after = time.monotonic() + _START_AGAIN_S
+                self._start_after = monotonic() + _START_AGAIN_S
                 self.bound.failed()
                 return
             # The interpreter is shutting down and allows no new thread.
@@ -234,9 +234,9 @@ class Writer:
                 return self._drain(None, 0.0)
         # What is taken off in between counts twice: then one more is waited for, or that nothing is left.
         up_to = len(self.queue) + self._taken
-        give_up_at = time.monotonic() + timeout
+        give_up_at = monotonic() + timeout
         while True:
-            left_s = max(give_up_at - time.monotonic(), 0.0)
+            left_s = max(give_up_at - monotonic(), 0.0)
             # The writer goes on as long as there is more: it may be done with ours.
             if taken(self._writing, min(left_s, _TRY_AGAIN_S)):
                 try:
@@ -257,9 +257,9 @@ class Writer:
         self._holder = threading.get_ident()
         try:
             while (self.queue or self._next) and (up_to is None or self._settled < up_to):
-                left_s = give_up_at - time.monotonic()
+                left_s = give_up_at - monotonic()
                 if not self._commit(_PATIENCE_S if up_to is None else min(max(left_s, 0.0), _PATIENCE_S)):
-                    if time.monotonic() + _TRY_AGAIN_S > give_up_at:
+                    if monotonic() + _TRY_AGAIN_S > give_up_at:
                         return False
                     rest(_TRY_AGAIN_S)
             return True
@@ -363,7 +363,7 @@ class Writer:
         self.bound.failed()
         self.is_kept_out = "locked" in str(error)
         # That other processes write is no news before it lasts.
-        if not self.is_kept_out or time.monotonic() > self.bound.wrote_at + _WARN_AFTER_S:
+        if not self.is_kept_out or monotonic() > self.bound.wrote_at + _WARN_AFTER_S:
             warn_sometimes(
                 "cannot_write",
                 "pltrace can't write to the store %s (%s). Spans are kept in memory and it tries again; see that the "

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from freezegun import freeze_time
 from langchain_core.language_models.fake_chat_models import FakeListChatModel, GenericFakeChatModel
 from langchain_core.messages import AIMessage
 
@@ -263,6 +264,20 @@ def test_backs_off(deliver: Deliver, promptlayer: PromptLayerServer) -> None:
     first, second, third = (request.time for request in promptlayer.requests[:3])
     assert second - first >= 0.45
     assert third - second >= 0.95
+
+
+def test_clocks_are_stopped(deliver: Deliver, promptlayer: PromptLayerServer) -> None:
+    """`flush`, `wait` and back-off take as long as ever where a test of the program's lets time stand still."""
+    deliver()
+    promptlayer.fault = Fault(status=503)
+    with freeze_time("2012-01-14"):
+        (request,) = ask().requests
+        assert not pltrace.flush(timeout=0.2)
+        assert request.wait(timeout=0.2) is None
+        promptlayer.wait_for(lambda: len(promptlayer.requests) >= 3)
+        promptlayer.fault = None
+        assert pltrace.flush(timeout=30.0)
+        assert request.id is not None
 
 
 @pytest.mark.parametrize("status", [401, 403])

@@ -160,6 +160,23 @@ with pltrace.traced("block"):
     assert not (tmp_path / ".pltrace").exists()
 
 
+def test_inert_where_all_that_modules_have_is_looked_at(tmp_path: Path) -> None:
+    """freezegun, which looks for clocks in every module, doesn't make us load LangChain while time stands still."""
+    program = run(
+        """
+import sys
+import pltrace
+from freezegun import freeze_time
+with freeze_time("2012-01-14"):
+    print("langchain_core" in sys.modules, "pltrace.track" in sys.modules)
+import langchain_core
+print("PromptLayerCallbackHandler" in dir(pltrace))
+""",
+        tmp_path,
+    )
+    assert (program.code, program.out, program.err) == (0, "False True\nTrue\n", "")
+
+
 def test_a_library_changes_nothing_for_who_uses_it(tmp_path: Path) -> None:
     """Functions that a library decorated keep name, signature and identity as before, while nothing is on."""
     program = run(
