@@ -17,16 +17,34 @@ def _run(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=280)
 
 
-@pytest.mark.timeout(300)  # Four processes more, each with LangChain to import.
+def _environment(out: Path, peer: str) -> None:
+    """Let this Python pass for the environment of a peer."""
+    python = out / "peers" / peer / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    (out / "peers" / peer / "installed").touch()
+
+
+@pytest.mark.timeout(300)  # Nine processes more, each with LangChain to import.
 def test_one_command_measures_all_sections_and_writes_tables_and_a_plot(tmp_path: Path) -> None:
     """`python -m tests.benchmarks` measures every section and leaves a report, a plot and the raw numbers."""
     done = _run(tmp_path)
     assert done.returncode == 0, done.stderr
     results = [json.loads(line) for line in (tmp_path / "results.json").read_text().splitlines()]
     sections = {result["section"] for result in results}
-    assert sections == {"versions", "calls", "paced", "threads", "total", "throughput", "bytes", "flatness"}
-    assert {result["tracer"] for result in results if "tracer" in result} == {"none", "no-op", "prototype", "pltrace"}
+    assert sections == {
+        "versions", "calls", "paced", "threads", "total", "throughput", "bytes", "flatness", "off", "memory",
+    }  # fmt: skip
+    tracers = {"none", "no-op", "prototype", "pltrace"}
+    assert {r["tracer"] for r in results if "tracer" in r and r["section"] != "off"} == tracers
     report = (tmp_path / "report.md").read_text()
+    assert "| decorated call, switched off |" in report
+    assert "| chain, from 4 threads |" in report
+    for how in ("| pltrace, never on | never switched on |", "| pltrace | configure(enabled=False), after it was on |"):
+        assert how in report
+    memory = report.partition("Memory of a process")[2].partition("##")[0]
+    assert {line.split("|")[1].strip() for line in memory.splitlines()[4:] if line} == tracers
     for heading in ("Added to one operation", "p50 / p99 / worst", "bytes on disk", "While nobody switches it on"):
         assert heading in report
     assert (tmp_path / "added.svg").read_text().startswith("<svg ")
@@ -34,11 +52,7 @@ def test_one_command_measures_all_sections_and_writes_tables_and_a_plot(tmp_path
 
 def test_a_tracer_that_cannot_be_measured_is_named_and_the_rest_is_written(tmp_path: Path) -> None:
     """A peer that fails is in the report and on the console with its error, and the benchmark's exit code says so."""
-    python = tmp_path / "peers" / "braintrust" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')  # An environment that doesn't have it.
-    python.chmod(0o755)
-    (tmp_path / "peers" / "braintrust" / "installed").touch()
+    _environment(tmp_path, "braintrust")  # Which isn't there.
     done = _run(tmp_path, "--peers", "braintrust", "--sections", "total", "--no-inert")
     assert done.returncode == 1
     report = (tmp_path / "report.md").read_text()
@@ -47,6 +61,20 @@ def test_a_tracer_that_cannot_be_measured_is_named_and_the_rest_is_written(tmp_p
     assert "| braintrust | braintrust not installed, langchain-core " in report
     assert "| pltrace | pltrace " in report
     assert report.count("CPU of the whole process") == 1
+
+
+def test_peers_are_switched_off_and_wait_for_a_slow_server(tmp_path: Path) -> None:
+    """promptlayer, which is there, is measured as a peer: its decorator off, its requests also with a slow server."""
+    _environment(tmp_path, "log_request")
+    done = _run(tmp_path, "--peers", "log_request", "--sections", "slow-server,off", "--no-inert")
+    assert done.returncode == 0, done.stderr
+    report = (tmp_path / "report.md").read_text()
+    assert "| log_request | no enable_tracing | " in report
+    slow = report.partition("answers after 50 ms")[2].partition("##")[0]
+    walls = {line.split("|")[1].strip(): line.split("|")[2] for line in slow.splitlines()[4:] if line}
+    # Ten times as many requests take ten times as long; less what the calls without them took longer.
+    assert float(walls["LLM call"].replace(",", "")) > 40_000
+    assert float(walls["agent of 61 runs"].replace(",", "")) > 400_000
 
 
 def test_what_another_thread_costs_is_measured_too() -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks import inert, peers, report
-from tests.benchmarks.plan import LONG, SECTIONS
+from tests.benchmarks.plan import ALONE, LONG, OF_ONE, SECTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,21 +46,15 @@ def main() -> int:
         tempfile.TemporaryDirectory() as folder,
         (options.out / "results.json").open("w") as kept,  # As they come: a run takes minutes.
     ):
-        for number in range(options.processes):
-            for name, interpreter in interpreters.items():
-                sections = [
-                    s for s in options.sections if s not in ("volume", *LONG) or (number == 0 and name == "pltrace")
-                ]
-                where = Path(folder) / f"{name}-{number}"
-                where.mkdir()
-                title = f"process {number + 1} of {options.processes}, {name}"
-                try:
-                    for result in _measured(interpreter, name, sink, where, sections, options.scale, title):
-                        result["process"] = name
-                        results.append(result)
-                        print(json.dumps(result), file=kept, flush=True)
-                except _WorkerError as error:
-                    missing[name] = str(error)
+        for title, name, sections in _processes(options, list(interpreters)):
+            interpreter, where = interpreters.get(name, sys.executable), Path(tempfile.mkdtemp(dir=folder))
+            try:
+                for result in _measured(interpreter, name, sink, where, sections, options.scale, title):
+                    result["process"] = name
+                    results.append(result)
+                    print(json.dumps(result), file=kept, flush=True)
+            except _WorkerError as error:
+                missing[name] = str(error)
     circumstances = [
         _method(options),
         f"Python {platform.python_version()}, langchain-core {metadata.version('langchain-core')}, "
@@ -113,6 +107,20 @@ def _peers(options: argparse.Namespace, missing: dict[str, str]) -> dict[str, st
             missing[name] = f"can't be installed: {error}"
             _say(f"{name} {missing[name]}", end="\n")
     return found
+
+
+def _processes(options: argparse.Namespace, names: list[str]) -> Iterator[tuple[str, str, list[str]]]:
+    """Give each process's title, tracer and sections."""
+    for number in range(options.processes):
+        for name in names:
+            sections = [s for s in options.sections
+                        if s not in ALONE and (s not in OF_ONE or (number == 0 and name == OF_ONE[s]))]  # fmt: skip
+            if sections:
+                yield f"process {number + 1} of {options.processes}, {name}", name, sections
+    for section in options.sections:
+        if section in ALONE:
+            more = ["none", "no-op", "prototype"] if section == "memory" else []
+            yield from ((f"a process of its own, {name}", name, [section]) for name in (*more, *names))
 
 
 @contextlib.contextmanager
@@ -168,7 +176,8 @@ def _method(options: argparse.Namespace) -> str:
         f"{options.processes} processes; those of the no-op handler and the prototype are of pltrace's processes. Each "
         "batch's time is set right by what the same piece of work took right before and after it, as the speed of a "
         "shared machine changes. The background works while the next calls are timed, and is waited for after each "
-        "batch. Percentiles and worst are of all calls, as they were."
+        "batch. A batch of a slow tracer has as few calls as take half a second. Percentiles and worst are of all calls, "
+        "as they were. What is switched off, and memory, are measured in processes of their own, once."
     )
 
 

@@ -17,7 +17,7 @@ from langchain_core.callbacks.base import BaseCallbackHandler, BaseCallbackManag
 
 from tests.benchmarks.tracers import API_KEY, Tracer
 
-__all__ = ["PEERS", "interpreter"]
+__all__ = ["OFF", "PEERS", "interpreter"]
 
 
 class Peer(Tracer):
@@ -287,7 +287,7 @@ class _LogRequest(BaseCallbackHandler):
 
 
 class LogRequest(Peer):
-    """promptlayer's own client, called as each LLM call ends."""
+    """promptlayer's own client, called as each LLM call ends; and its decorator."""
 
     name = "log_request"
     packages = ("promptlayer",)
@@ -297,6 +297,12 @@ class LogRequest(Peer):
         from promptlayer import PromptLayer
 
         self.callbacks = [_LogRequest(PromptLayer(api_key=API_KEY, base_url=sink))]
+        self._tracing = PromptLayer(api_key=API_KEY, base_url=sink, enable_tracing=True)
+        self._decorator = self._tracing.traceable()
+
+    def settle(self) -> None:
+        """Wait for the SDK's thread."""
+        self._tracing.tracer_provider.force_flush()
 
 
 PEERS: dict[str, type[Peer]] = {
@@ -313,6 +319,65 @@ PEERS: dict[str, type[Peer]] = {
         MLflow,
         LogRequest,
     )
+}
+
+
+def _without_langsmith(sink: str) -> Any:
+    os.environ["LANGSMITH_TRACING"] = "false"
+    import langsmith
+
+    return langsmith.traceable
+
+
+def _without_langfuse(sink: str) -> Any:
+    import langfuse
+
+    langfuse.Langfuse(public_key="pk-lf-benchmark", secret_key="sk-lf-benchmark", host=sink, tracing_enabled=False)
+    return langfuse.observe()
+
+
+def _without_braintrust(sink: str) -> Any:
+    import braintrust
+
+    return braintrust.traced
+
+
+def _without_opik(sink: str) -> Any:
+    os.environ["OPIK_TRACK_DISABLE"] = "true"
+    import opik
+
+    return opik.track
+
+
+def _without_weave(sink: str) -> Any:
+    os.environ["WEAVE_DISABLED"] = "true"
+    import weave
+
+    return weave.op
+
+
+def _without_mlflow(sink: str) -> Any:
+    import mlflow
+
+    mlflow.tracing.disable()
+    return mlflow.trace
+
+
+def _without_promptlayer(sink: str) -> Any:
+    from promptlayer import PromptLayer
+
+    return PromptLayer(api_key=API_KEY, base_url=sink).traceable()
+
+
+#: How a peer is switched off by its documentation, and what returns its decorator then.
+OFF: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "langsmith": ("LANGSMITH_TRACING=false", _without_langsmith),
+    "langfuse": ("Langfuse(tracing_enabled=False)", _without_langfuse),
+    "braintrust": ("no logger", _without_braintrust),
+    "opik": ("OPIK_TRACK_DISABLE=true", _without_opik),
+    "weave": ("WEAVE_DISABLED=true", _without_weave),
+    "mlflow": ("mlflow.tracing.disable()", _without_mlflow),
+    "log_request": ("no enable_tracing", _without_promptlayer),
 }
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["CALLS_AT_ONCE", "LONG", "SECTIONS", "WORKLOADS", "Workload"]
+__all__ = ["ALONE", "CALLS_AT_ONCE", "LONG", "OF_ONE", "SECTIONS", "WORKLOADS", "Workload"]
 
-SECTIONS = ("calls", "paced", "threads", "total", "volume")
+#: Each measured in a process of its own, once: memory, and what some can only do before they are imported.
+ALONE = ("off", "memory")
+SECTIONS = ("calls", "paced", "threads", "total", "slow-server", "volume", *ALONE)
 #: Measured where they are asked for, as they take minutes: a million decorated calls; a million LLM calls.
 LONG = ("million", "million-llm")
+#: What is measured of one tracer, once.
+OF_ONE = {"slow-server": "log_request", **dict.fromkeys(("volume", *LONG), "pltrace")}
 #: Decorated calls are too short to be timed one by one.
 CALLS_AT_ONCE = 100
 

@@ -18,6 +18,8 @@ _COLORS = (
     "#7a8ca3", "#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#bcbd22", "#17becf", "#ff7f0e",
     "#393b79", "#637939", "#8c6d31", "#843c39",
 )  # fmt: skip
+#: The sections that have all tracers, `none` first.
+_BESIDE_EACH_OTHER = ("calls", "paced", "threads", "total")
 #: What pltrace is compared with: the least of a callback tracer, and the least of one with a store.
 FLOORS = ("no-op", "prototype")
 
@@ -34,7 +36,7 @@ class Results:
         #: What the same piece of work took, in the middle.
         self.yardstick = statistics.median(_yardsticks(self.all) or [1.0])
         #: The tracers, in the order they were measured, `none` first.
-        self.tracers = list(dict.fromkeys(result["tracer"] for result in self.all if "tracer" in result))
+        self.tracers = list(dict.fromkeys(r["tracer"] for r in self.all if r["section"] in _BESIDE_EACH_OTHER))
 
     def of(self, section: str, workload: str, tracer: str) -> list[tuple[Result, Result]]:
         """Return, for each process that measured it, the samples of a tracer and those of nobody beside it.
@@ -131,6 +133,9 @@ def markdown(results: Iterable[Result], circumstances: Sequence[str], missing: M
         "CPU of the whole process for 1,000 LLM calls, background included, ms above none": _table(
             ["tracer", "ms"], [[name, _number(added)] for name, added in totals if added is not None]
         ),
+        "A decorated call while the tracer is switched off, µs of the caller's CPU over the bare one": _off(joined),
+        "log_request with a server that answers after 50 ms: added to one operation, µs": _slow_server(joined),
+        "Memory of a process with each tracer, MB": _memory(joined),
         **_volume(joined),
     }
     parts += [f"## {title}\n\n{table}" for title, table in tables.items() if table]
@@ -147,13 +152,15 @@ def _versions(joined: Results) -> str:
 
 
 def _added_table(joined: Results, tracers: Sequence[str], what: str) -> str:
+    places = [("calls", workload.name, workload.name) for workload in WORKLOADS]
+    places += [("off", "decorated call", "decorated call, switched off"), ("threads", "", "chain, from 4 threads")]
     rows = []
-    for workload in WORKLOADS:
-        added = [joined.added("calls", workload.name, name, what) for name in tracers]
+    for section, workload, title in places:
+        added = [joined.added(section, workload, name, what) for name in tracers]
         if any(value is not None for value in added):
-            bare = joined.bare("calls", workload.name, what)
+            bare = joined.bare(section, workload, what)
             ratios = [_ratio(tracers, added, floor) for floor in FLOORS]
-            rows.append([workload.name, _number(bare), *map(_number, added), *ratios])
+            rows.append([title, _number(bare), *map(_number, added), *ratios])
     return _table(["", "none takes", *tracers, *(f"pltrace / {floor}" for floor in FLOORS)], rows)
 
 
@@ -177,6 +184,27 @@ def _wall_table(joined: Results) -> str:
         if any(cells):
             rows.append([title, *cells])
     return _table(["", *joined.tracers], rows)
+
+
+def _off(joined: Results) -> str:
+    how = {r["tracer"]: r["how"] for r in joined.all if r["section"] == "off" and r["tracer"] != "none"}
+    rows = [[name, said, _number(joined.added("off", "decorated call", name))] for name, said in how.items()]
+    return _table(["tracer", "switched off by", "µs"], rows)
+
+
+def _slow_server(joined: Results) -> str:
+    rows = []
+    for name in dict.fromkeys(r["workload"] for r in joined.all if r["section"] == "slow-server"):
+        added = [joined.added("slow-server", name, "log_request", what) for what in ("wall", "cpu")]
+        rows.append([name, *map(_number, added)])
+    return _table(["", "wall time", "the caller's CPU"], rows)
+
+
+def _memory(joined: Results) -> str:
+    found = [r for r in joined.all if r["section"] == "memory"]
+    rows = [[r["tracer"], f"{r['set_up_mb']:.1f}", f"{r['grown_mb']:+.1f}"] for r in found]
+    calls = f"{found[0]['calls']:,}" if found else ""
+    return _table(["tracer", "set up, after one LLM call", f"grown by {calls} more"], rows)
 
 
 def _volume(joined: Results) -> dict[str, str]:

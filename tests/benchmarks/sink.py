@@ -1,7 +1,7 @@
 """A local server that takes whatever tracers send, in a process of its own: `python -m tests.benchmarks.sink`.
 
-It prints its port, and ends with its standard input. It gives PromptLayer's answers to what pltrace posts; the strict
-stand-in of the tests would be what is measured.
+It prints its port, and ends with its standard input. To what is under `/slow` it answers after 50 ms. It gives
+PromptLayer's answers to what pltrace posts; the strict stand-in of the tests would be what is measured.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
             method, target, headers = _parsed(await reader.readuntil(b"\r\n\r\n"))
             body = await _body(reader, headers)
             answer = _answer(method, target, body)
+            if target.startswith("/slow/"):
+                await asyncio.sleep(0.05)
             status = "201 Created" if target.endswith("/spans-bulk") else "200 OK"
             head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(answer)}\r\n\r\n"
             writer.write(head.encode() + answer)

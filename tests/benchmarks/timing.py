@@ -9,19 +9,21 @@ import random
 import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.benchmarks.plan import Workload
 from tests.benchmarks.tracers import Tracer
 from tests.benchmarks.workloads import make
 
-__all__ = ["Samples", "in_threads", "in_turns", "paced", "total_cpu", "yardstick"]
+__all__ = ["Samples", "drawn", "in_threads", "in_turns", "made", "new_loop", "paced", "total_cpu", "yardstick"]
 
 #: How many chains a second paced load makes.
 PACE_HZ = 100
 THREADS = 4
+#: No batch takes longer, but for the first one: of a slow tracer fewer calls make one.
+_MOST_S = 0.5
 
 
 @dataclass
@@ -30,7 +32,7 @@ class Samples:
 
     Attributes:
         cpu: The calling thread's CPU, a mean for each batch.
-        wall: The wall time of each call, or of each group of decorated calls.
+        wall: The wall time of each call, or of each group of decorated calls, as many in each round.
         yardstick: What the same piece of work took right before and after each batch, a mean of both.
     """
 
@@ -43,11 +45,7 @@ Run = Callable[[], Any]
 
 
 def in_turns(workload: Workload, tracers: Sequence[Tracer], rounds: int, loop: Any) -> dict[str, Samples]:
-    """Run batches of a workload, one tracer after the other, round after round; the first round warms up.
-
-    The order is drawn anew for each round. In a fixed one Python's garbage collector, which runs after so many
-    objects, comes to run in the batches of one tracer again and again.
-    """
+    """Run batches of a workload, one tracer after the other, round after round; the first round warms up."""
     runs: dict[Tracer, Run] = {}
     for tracer in tracers:
         config = None if tracer.callbacks is None else {"callbacks": tracer.callbacks}
@@ -55,18 +53,32 @@ def in_turns(workload: Workload, tracers: Sequence[Tracer], rounds: int, loop: A
         if run is not None:
             runs[tracer] = run
     samples = {tracer.name: Samples() for tracer in runs}
+    workloads = dict.fromkeys(runs, workload)
     for number in range(rounds + 1):
-        for tracer in random.Random(number).sample(list(runs), len(runs)):
-            run = runs[tracer]
+        for tracer in drawn(runs, number):
+            run, batch = runs[tracer], workloads[tracer]
             before = yardstick()
             with tracer.on():
-                cpu, walls = _abatch(run, workload, loop) if workload.is_async else _batch(run, workload)
+                cpu, walls = _abatch(run, batch, loop) if batch.is_async else _batch(run, batch)
             tracer.settle()
-            if number:
+            if not number:
+                most = int(_MOST_S * 1e6 / batch.at_once / statistics.fmean(walls))
+                workloads[tracer] = replace(batch, calls=max(1, min(batch.calls, most)))
+            else:
                 samples[tracer.name].cpu.append(cpu)
                 samples[tracer.name].wall += walls
                 samples[tracer.name].yardstick.append((before + yardstick()) / 2)
     return samples
+
+
+def drawn(tracers: Iterable[Tracer], number: int) -> list[Tracer]:
+    """Return the tracers in an order that is drawn anew for each round.
+
+    In a fixed one Python's garbage collector, which runs after so many objects, comes to run in the batches of one
+    tracer again and again.
+    """
+    every = list(tracers)
+    return random.Random(number).sample(every, len(every))
 
 
 def yardstick() -> float:
@@ -117,16 +129,26 @@ def _per_operation(cpu: int, walls: list[int], at_once: int) -> tuple[float, lis
 def paced(tracers: Sequence[Tracer], rounds: int, calls: int) -> dict[str, Samples]:
     """Run chains at a steady pace, as a service does, so that the background works beside each of them."""
     samples = {tracer.name: Samples() for tracer in tracers}
-    for _ in range(rounds):
-        for tracer in tracers:
-            run = _chain(tracer)
+    runs = {tracer: _warm(tracer, "chain of 5 runs") for tracer in tracers}
+    for number in range(rounds):
+        for tracer in drawn(tracers, number):
             with tracer.on():
-                samples[tracer.name].wall += _paced(run, calls)
+                samples[tracer.name].wall += _paced(runs[tracer], calls)
             tracer.settle()
     return samples
 
 
-def _chain(tracer: Tracer, name: str = "chain of 5 runs") -> Run:
+def _warm(tracer: Tracer, name: str) -> Run:
+    """Return what runs a workload of LangChain's, once it has."""
+    run = made(tracer, name)
+    with tracer.on():
+        run()
+    tracer.settle()
+    return run
+
+
+def made(tracer: Tracer, name: str) -> Run:
+    """Return what runs a workload of LangChain's once."""
     run = make(name, None if tracer.callbacks is None else {"callbacks": tracer.callbacks}, tracer)
     assert run is not None
     return run
@@ -145,18 +167,18 @@ def _paced(run: Run, calls: int) -> list[float]:
 
 
 def in_threads(tracers: Sequence[Tracer], rounds: int, calls: int) -> dict[str, Samples]:
-    """Run chains from several threads at once; CPU is that of the calling threads."""
+    """Run chains from several threads at once; CPU is that of the calling threads, a mean of them."""
     samples = {tracer.name: Samples() for tracer in tracers}
-    for _ in range(rounds):
-        for tracer in tracers:
-            run, sample = _chain(tracer), samples[tracer.name]
-            workload = Workload("", "", calls)
+    runs = {tracer: _warm(tracer, "chain of 5 runs") for tracer in tracers}
+    workload = Workload("", "", calls)
+    for number in range(rounds):
+        for tracer in drawn(tracers, number):
+            done: list[tuple[float, list[float]]] = []
 
-            def work(run: Run = run, sample: Samples = sample, workload: Workload = workload) -> None:
-                cpu, walls = _batch(run, workload)
-                sample.cpu.append(cpu)
-                sample.wall += walls
+            def work(run: Run = runs[tracer], done: list[tuple[float, list[float]]] = done) -> None:
+                done.append(_batch(run, workload))
 
+            before = yardstick()
             with tracer.on():
                 threads = [
                     threading.Thread(target=contextvars.copy_context().run, args=(work,)) for _ in range(THREADS)
@@ -166,6 +188,10 @@ def in_threads(tracers: Sequence[Tracer], rounds: int, calls: int) -> dict[str, 
                 for thread in threads:
                     thread.join()
             tracer.settle()
+            sample = samples[tracer.name]
+            sample.cpu.append(statistics.fmean(cpu for cpu, _ in done))
+            sample.wall += [wall for _, walls in done for wall in walls]
+            sample.yardstick.append((before + yardstick()) / 2)
     return samples
 
 
@@ -173,8 +199,8 @@ def total_cpu(tracers: Sequence[Tracer], rounds: int, calls: int) -> dict[str, S
     """Return the CPU of the whole process for LLM calls, until the background has done its work."""
     samples = {tracer.name: Samples() for tracer in tracers}
     for number in range(rounds + 1):
-        for tracer in tracers:
-            run = _chain(tracer, "LLM call")
+        for tracer in drawn(tracers, number):
+            run = made(tracer, "LLM call")
             tracer.settle()
             before = yardstick()
             began = time.process_time_ns()

@@ -16,7 +16,7 @@ from tests.benchmarks.timing import yardstick
 from tests.benchmarks.tracers import Pltrace
 from tests.benchmarks.workloads import make
 
-__all__ = ["flatness", "stored_bytes", "throughput"]
+__all__ = ["flatness", "rss_mb", "stored_bytes", "throughput"]
 
 _SHARE = 20  # Flatness is looked at in so many parts.
 _AT_ONCE = {"decorated call": CALLS_AT_ONCE}
@@ -84,7 +84,7 @@ def flatness(tracer: Pltrace, name: str, spans: int, *, deliver: bool) -> Iterat
                 "wall_us": wall / count,
                 "total_us": process / count,
                 "yardstick_us": speed,
-                "rss_mb": _rss_mb(),
+                "rss_mb": rss_mb(),
                 "file_mb": tracer.store.stat().st_size / 1e6,
             }
 
@@ -114,6 +114,7 @@ def _run(name: str, tracer: Pltrace) -> Callable[[], Any]:
     return run
 
 
-def _rss_mb() -> float:
+def rss_mb() -> float:
+    """Return how much memory the process takes."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6

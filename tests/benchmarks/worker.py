@@ -1,4 +1,4 @@
-"""Measures one tracer beside nobody and the no-op handler, in a process of its own; prints JSON lines.
+"""Measures one tracer, mostly beside nobody and the no-op handler, in a process of its own; prints JSON lines.
 
 `python -m tests.benchmarks.worker TRACER SINK FOLDER SECTIONS SCALE`, by a Python that has the tracer.
 """
@@ -16,8 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import timing
-from tests.benchmarks.plan import CALLS_AT_ONCE, WORKLOADS
+from tests.benchmarks import alone, peers, timing
+from tests.benchmarks.plan import ALONE, CALLS_AT_ONCE, WORKLOADS
 from tests.benchmarks.prototype import Prototype
 from tests.benchmarks.timing import Samples
 from tests.benchmarks.tracers import Nobody, Noop, Pltrace, Tracer
@@ -27,19 +27,16 @@ Result = dict[str, Any]
 _MORE_ROUNDS = 5
 
 
-def _tracer(name: str, sink: str, folder: Path) -> Tracer:
-    if name == Pltrace.name:
-        return Pltrace(sink, folder)
-    from tests.benchmarks import peers
+_OWN: dict[str, type[Tracer]] = {tracer.name: tracer for tracer in (Nobody, Noop, Prototype, Pltrace)}
 
-    return peers.PEERS[name](sink, folder)
+
+def _tracer(name: str, sink: str, folder: Path) -> Tracer:
+    return (_OWN.get(name) or peers.PEERS[name])(sink, folder)
 
 
 def _versions(name: str) -> Result:
     """Return the versions of a tracer's distributions, also where it can't be imported."""
-    from tests.benchmarks import peers
-
-    of_it = ("pltrace",) if name == Pltrace.name else peers.PEERS[name].packages
+    of_it = peers.PEERS[name].packages if name in peers.PEERS else ("pltrace",)
     found = {}
     for package in (*(package.partition("[")[0] for package in of_it), "langchain-core"):
         try:
@@ -65,15 +62,31 @@ def _calls(tracers: list[Tracer], scale: float) -> Iterator[Result]:
 
 
 def _paced(tracers: list[Tracer], scale: float) -> Iterator[Result]:
-    yield from _results("paced", timing.paced(tracers, _times(5, scale), _times(100, scale)))
+    # Of pltrace a thousand calls and more: of few calls the slowest is all that p99 says.
+    rounds = _times(15 if isinstance(tracers[-1], Pltrace) else 7, scale)
+    yield from _results("paced", timing.paced(tracers, rounds, _times(100, min(1.0, 10 * scale))))
 
 
 def _threads(tracers: list[Tracer], scale: float) -> Iterator[Result]:
-    yield from _results("threads", timing.in_threads(tracers, _times(10, scale), _times(30, scale)))
+    calls = _times(30, min(1.0, 10 * scale))
+    yield from _results("threads", timing.in_threads(tracers, _rounds(tracers, 10, scale), calls))
 
 
 def _total(tracers: list[Tracer], scale: float) -> Iterator[Result]:
     yield from _results("total", timing.total_cpu(tracers, _rounds(tracers, 10, scale), _times(300, scale)))
+
+
+def _slow_server(tracers: list[Tracer], scale: float) -> Iterator[Result]:
+    """Measure what waits for its server with one that answers after 50 ms."""
+    tracer = tracers[-1]
+    waiting = type(tracer)(f"{tracer.sink}/slow", tracer.folder)
+    loop = timing.new_loop()
+    for usual in WORKLOADS:
+        if usual.kind == "langchain" and not usual.is_async:
+            workload = replace(usual, calls=_times(usual.calls / 10, min(1.0, 10 * scale)))
+            samples = timing.in_turns(workload, [tracers[0], waiting], _times(5, scale), loop)
+            yield from _results("slow-server", samples, workload.name)
+    loop.close()
 
 
 def _volume(tracers: list[Tracer], scale: float) -> Iterator[Result]:
@@ -119,9 +132,31 @@ def _flatness(tracer: Pltrace, workload: str, spans: int, *, deliver: bool) -> I
 
 
 _MEASURES = {
-    "calls": _calls, "paced": _paced, "threads": _threads, "total": _total, "volume": _volume,
-    "million": _million, "million-llm": _million_llm,
+    "calls": _calls, "paced": _paced, "threads": _threads, "total": _total, "slow-server": _slow_server,
+    "volume": _volume, "million": _million, "million-llm": _million_llm,
 }  # fmt: skip
+
+
+def _in_turns(name: str, sink: str, folder: Path, sections: list[str], scale: float) -> Iterator[Result]:
+    tracers: list[Tracer] = [Nobody(sink, folder), Noop(sink, folder), _tracer(name, sink, folder)]
+    if name == Pltrace.name:
+        tracers.insert(2, Prototype(sink, folder))
+    for section in sections:
+        yield from _MEASURES[section](tracers, scale)
+
+
+def _off(name: str, sink: str, folder: Path, scale: float) -> Iterator[Result]:
+    for how, samples in alone.switched_off(name, sink, folder, _times(100, scale)):
+        for result in _results("off", samples, "decorated call"):
+            yield {**result, "how": how}
+
+
+def _memory(name: str, sink: str, folder: Path, scale: float) -> Iterator[Result]:
+    found = alone.memory(_tracer(name, sink, folder), _times(1_000, min(1.0, 10 * scale)))
+    yield {"section": "memory", "tracer": name, **found}
+
+
+_MEASURES_ALONE = {"off": _off, "memory": _memory}
 
 
 def _rounds(tracers: list[Tracer], count: int, scale: float) -> int:
@@ -129,7 +164,7 @@ def _rounds(tracers: list[Tracer], count: int, scale: float) -> int:
     return _times(_MORE_ROUNDS * count if isinstance(tracers[-1], Pltrace) else count, scale)
 
 
-def _times(count: int, scale: float) -> int:
+def _times(count: float, scale: float) -> int:
     return max(1, round(count * scale))
 
 
@@ -139,14 +174,14 @@ def main() -> None:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # What peers print is no result.
     logging.disable(logging.WARNING)  # Peers have much to say about a server that isn't theirs.
-    where = Path(folder)
-    print(json.dumps(_versions(name)), file=out, flush=True)
-    tracers: list[Tracer] = [Nobody(sink, where), Noop(sink, where), _tracer(name, sink, where)]
-    if name == Pltrace.name:
-        tracers.insert(2, Prototype(sink, where))
-    for section in sections.split(","):
-        for result in _MEASURES[section](tracers, float(scale)):
-            print(json.dumps(result), file=out, flush=True)
+    if sections != "memory":  # Those of its own are no tracers that have any.
+        print(json.dumps(_versions(name)), file=out, flush=True)
+    if sections in ALONE:
+        results = _MEASURES_ALONE[sections](name, sink, Path(folder), float(scale))
+    else:
+        results = _in_turns(name, sink, Path(folder), sections.split(","), float(scale))
+    for result in results:
+        print(json.dumps(result), file=out, flush=True)
 
 
 if __name__ == "__main__":
