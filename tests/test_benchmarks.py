@@ -34,10 +34,11 @@ def test_one_command_measures_all_sections_and_writes_tables_and_a_plot(tmp_path
     results = [json.loads(line) for line in (tmp_path / "results.json").read_text().splitlines()]
     sections = {result["section"] for result in results}
     assert sections == {
-        "versions", "calls", "paced", "threads", "total", "throughput", "bytes", "flatness", "off", "memory",
+        "versions", "calls", "paced", "threads", "total", "throughput", "bytes", "flatness", "off", "memory", "parts",
+        "tails", "by thread",
     }  # fmt: skip
     tracers = {"none", "no-op", "prototype", "pltrace"}
-    assert {r["tracer"] for r in results if "tracer" in r and r["section"] != "off"} == tracers
+    assert {r["tracer"] for r in results if "tracer" in r and r["section"] not in ("off", "parts")} == tracers
     report = (tmp_path / "report.md").read_text()
     assert "| decorated call, switched off |" in report
     assert "| chain, from 4 threads |" in report
@@ -45,6 +46,13 @@ def test_one_command_measures_all_sections_and_writes_tables_and_a_plot(tmp_path
         assert how in report
     memory = report.partition("Memory of a process")[2].partition("##")[0]
     assert {line.split("|")[1].strip() for line in memory.splitlines()[4:] if line} == tracers
+    for steps in report.split("what its parts add")[1:]:
+        assert "| spans delivered | so: handler | waiting objects | writer | delivery |" in steps
+        for workload in ("LLM call", "agent of 61 runs", "async chain of 5 runs", "decorated call", "with block"):
+            assert f"\n| {workload} | " in steps
+    for tracer in ("none", "no-op", "pltrace"):
+        assert f"| chain of 5 runs | {tracer} | slowest 1 % | " in report
+    assert "\n| pltrace-writer | " in report.partition("by thread")[2]
     for heading in ("Added to one operation", "p50 / p99 / worst", "bytes on disk", "While nobody switches it on"):
         assert heading in report
     assert (tmp_path / "added.svg").read_text().startswith("<svg ")

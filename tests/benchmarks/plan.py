@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["ALONE", "CALLS_AT_ONCE", "LONG", "OF_ONE", "SECTIONS", "WORKLOADS", "Workload"]
+__all__ = ["ALONE", "CALLS_AT_ONCE", "LONG", "OF_ONE", "PARTS", "SECTIONS", "WORKLOADS", "Workload"]
 
-#: Each measured in a process of its own, once: memory, and what some can only do before they are imported.
-ALONE = ("off", "memory")
+#: Each measured in a process of its own, once: what some can only do before they are imported, memory, settings.
+ALONE = ("off", "memory", "profile")
 SECTIONS = ("calls", "paced", "threads", "total", "slow-server", "volume", *ALONE)
 #: Measured where they are asked for, as they take minutes: a million decorated calls; a million LLM calls.
 LONG = ("million", "million-llm")
 #: What is measured of one tracer, once.
-OF_ONE = {"slow-server": "log_request", **dict.fromkeys(("volume", *LONG), "pltrace")}
+OF_ONE = {"slow-server": "log_request", **dict.fromkeys(("volume", "profile", *LONG), "pltrace")}
+#: pltrace with more and more of it at work: what becomes of ended spans.
+PARTS = ("dropped", "kept in a list", "stored", "delivered")
 #: Decorated calls are too short to be timed one by one.
 CALLS_AT_ONCE = 100
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 import statistics
@@ -9,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from xml.sax.saxutils import escape
 
-from tests.benchmarks.plan import WORKLOADS
+from tests.benchmarks.plan import PARTS, WORKLOADS
 
 __all__ = ["markdown", "plot", "speeds"]
 
@@ -137,6 +138,10 @@ def markdown(results: Iterable[Result], circumstances: Sequence[str], missing: M
         "log_request with a server that answers after 50 ms: added to one operation, µs": _slow_server(joined),
         "Memory of a process with each tracer, MB": _memory(joined),
         **_volume(joined),
+        "pltrace: what its parts add to one operation, µs of the caller's CPU": _parts(joined, "cpu"),
+        "pltrace: what its parts add to one operation, µs of wall time": _parts(joined, "wall"),
+        "The slowest of calls without a pause, and what was in them, means of a call in µs": _tails(joined),
+        "CPU of 1,000 LLM calls by thread, ms": _by_thread(joined),
     }
     parts += [f"## {title}\n\n{table}" for title, table in tables.items() if table]
     return "\n\n".join(parts) + "\n"
@@ -205,6 +210,43 @@ def _memory(joined: Results) -> str:
     rows = [[r["tracer"], f"{r['set_up_mb']:.1f}", f"{r['grown_mb']:+.1f}"] for r in found]
     calls = f"{found[0]['calls']:,}" if found else ""
     return _table(["tracer", "set up, after one LLM call", f"grown by {calls} more"], rows)
+
+
+def _parts(joined: Results, what: str) -> str:
+    """Return a table of pltrace with more and more of it at work, and of what each step adds."""
+    rows = []
+    for workload in WORKLOADS:
+        added = [joined.added("parts", workload.name, name, what) for name in PARTS]
+        if None not in added:
+            steps = [later - sooner for sooner, later in itertools.pairwise((0.0, *added))]
+            noop = joined.added("parts", workload.name, "no-op", what)
+            rows.append([workload.name, *map(_number, (noop, *added, *steps))])
+    columns = [f"spans {name}" for name in PARTS]
+    return _table(["", "no-op", *columns, "so: handler", "waiting objects", "writer", "delivery"], rows)
+
+
+def _tails(joined: Results) -> str:
+    rows = []
+    for r in joined.all:
+        if r["section"] == "tails":
+            collected = [
+                f"{count} ({took / 1e3:.1f} ms)" if count else "0"
+                for _, (count, took) in sorted(r["collected"].items(), reverse=True)
+            ]
+            walls = f"{r['least']:,.0f} / {r['wall']:,.0f} / {r['most']:,.0f}"
+            cpu = (f"{r[what]:,.0f}" for what in ("own", "others"))
+            rows.append([r["workload"], r["tracer"], r["which"], f"{r['calls']:,}", walls, *cpu, *collected])
+    seen = ["wall, µs: least / mean / worst", "caller's CPU", "other threads' CPU meanwhile"]
+    generations = ["with a full collection", "with a middle one", "with a young one"]
+    return _table(["", "tracer", "which", "calls", *seen, *generations], rows)
+
+
+def _by_thread(joined: Results) -> str:
+    found = {r["tracer"]: r["threads"] for r in joined.all if r["section"] == "by thread"}
+    threads = dict.fromkeys(name for by_name in found.values() for name in by_name)
+    rows = [[name, *(_number(by_name.get(name)) for by_name in found.values())] for name in threads]
+    rows += [["all", *(_number(sum(by_name.values())) for by_name in found.values())]] if rows else []
+    return _table(["thread", *found], rows)
 
 
 def _volume(joined: Results) -> dict[str, str]:

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import alone, peers, timing
+from tests.benchmarks import alone, peers, profile, timing
 from tests.benchmarks.plan import ALONE, CALLS_AT_ONCE, WORKLOADS
 from tests.benchmarks.prototype import Prototype
 from tests.benchmarks.timing import Samples
@@ -156,7 +156,18 @@ def _memory(name: str, sink: str, folder: Path, scale: float) -> Iterator[Result
     yield {"section": "memory", "tracer": name, **found}
 
 
-_MEASURES_ALONE = {"off": _off, "memory": _memory}
+def _profile(name: str, sink: str, folder: Path, scale: float) -> Iterator[Result]:
+    batch, loop = min(1.0, 10 * scale), timing.new_loop()
+    for workload, samples in profile.parts(sink, folder, _times(100, scale), batch, loop):
+        yield from _results("parts", samples, workload)
+    for tail in profile.tails(sink, folder, _times(100, scale), batch, loop):
+        yield {"section": "tails", **tail}
+    for threads in profile.by_thread(sink, folder, _times(50, scale), _times(300, scale)):
+        yield {"section": "by thread", **threads}
+    loop.close()
+
+
+_MEASURES_ALONE = {"off": _off, "memory": _memory, "profile": _profile}
 
 
 def _rounds(tracers: list[Tracer], count: int, scale: float) -> int:
