@@ -117,11 +117,13 @@ def _processes(options: argparse.Namespace, names: list[str]) -> Iterator[tuple[
                         if s not in ALONE and (s not in OF_ONE or (number == 0 and name == OF_ONE[s]))]  # fmt: skip
             if sections:
                 yield f"process {number + 1} of {options.processes}, {name}", name, sections
+    alone = {
+        "off": [name for name in names if name == "pltrace" or name in peers.OFF],
+        "memory": ["none", "no-op", "prototype", *names],
+        "profile": ["pltrace"],
+    }
     for section in options.sections:
-        if section in ALONE:
-            more = ["none", "no-op", "prototype"] if section == "memory" else []
-            those = [name for name in (*more, *names) if OF_ONE.get(section, name) == name]
-            yield from ((f"a process of its own, {name}", name, [section]) for name in those)
+        yield from ((f"a process of its own, {name}", name, [section]) for name in alone.get(section, ()))
 
 
 @contextlib.contextmanager

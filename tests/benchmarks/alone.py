@@ -44,9 +44,8 @@ def switched_off(name: str, sink: str, folder: Path, rounds: int) -> Iterator[tu
 
 def _off(name: str, sink: str, folder: Path) -> Iterator[tuple[str, Tracer]]:
     if name != Pltrace.name:
-        if name in peers.OFF:
-            how, off = peers.OFF[name]
-            yield how, _Off(name, off(sink))
+        how, off = peers.OFF[name]
+        yield how, _Off(name, off(sink))
         return
     import pltrace
 

@@ -12,7 +12,7 @@ SECTIONS = ("calls", "paced", "threads", "total", "slow-server", "volume", *ALON
 #: Measured where they are asked for, as they take minutes: a million decorated calls; a million LLM calls.
 LONG = ("million", "million-llm")
 #: What is measured of one tracer, once.
-OF_ONE = {"slow-server": "log_request", **dict.fromkeys(("volume", "profile", *LONG), "pltrace")}
+OF_ONE = {"slow-server": "log_request", **dict.fromkeys(("volume", *LONG), "pltrace")}
 #: pltrace with more and more of it at work: what becomes of ended spans.
 PARTS = ("dropped", "kept in a list", "stored", "delivered")
 #: Decorated calls are too short to be timed one by one.
