@@ -4,7 +4,9 @@ Measures no tracer, a callback handler that does nothing, a prototype that store
 pltrace with everything on (scope, tags, metadata, capture, a store on disk, delivery to a local server in another
 process), in turns within one process, batch by batch; several such processes one after the other, and with `--peers`
 other tracers, each in an environment of its own, in between. The model answers at once, so that what is left is
-LangChain and who listens. Writes `report.md`, `added.svg` and the raw `results.json`.
+LangChain and who listens. Memory, what is switched off, and what pltrace's parts take, are measured in processes of
+their own. Writes `report.md`, `added.svg` and the raw `results.json`. A tracer that fails is named in the report, and
+the exit code is 1.
 """
 
 from __future__ import annotations

@@ -44,17 +44,16 @@ class Results:
 
         What all processes measure is of pltrace's, if there are any: its ratios are to what was measured beside it.
         """
+        found = [r for r in self.all if r["section"] == section and r.get("workload", "") == workload]
+        if tracer in ("none", *FLOORS):
+            found = [result for result in found if result["process"] == "pltrace"] or found
         pairs = []
         beside: Result = {}
-        is_shared = tracer in ("none", *FLOORS) and "pltrace" in self.tracers
-        for result in self.all:
-            if is_shared and result.get("process") != "pltrace":
-                continue
-            if result["section"] == section and result.get("workload", "") == workload:
-                if result["tracer"] == "none":
-                    beside = result
-                if result["tracer"] == tracer:
-                    pairs.append((result, beside))
+        for result in found:
+            if result["tracer"] == "none":
+                beside = result
+            if result["tracer"] == tracer:
+                pairs.append((result, beside))
         return pairs
 
     def added(self, section: str, workload: str, tracer: str, what: str = "cpu") -> float | None:
