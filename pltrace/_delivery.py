@@ -6,6 +6,7 @@ import logging
 import math
 import random
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from pltrace._background import Background, Side
@@ -36,7 +37,10 @@ _MOST_BLAMED_AT_ONCE = 2
 _MOST_REFUSED_IN_A_ROW = 10
 _MOST_OPERATIONS = 50
 #: promptlayer's client tries for about 15 seconds by itself. After the shorter time others needn't wait for it.
-LONGEST_OPERATION_S, _LONG_S = 30.0, 1.0
+_LONGEST_OPERATION_S, _LONG_S = 30.0, 1.0
+#: It waits for an answer without a limit, and each such call has a thread. What was sent so often isn't sent again as
+#: long as no call ends, and with so many calls nothing is.
+_MOST_UNANSWERED, _MOST_CALLS = 2, 8
 
 
 class Worker(ABC):
@@ -339,14 +343,18 @@ class _Sending:
     Args:
         operation: What is sent.
         exporter: Where to.
-        ended: Called there when there is a result.
+        ended: Called there when the call has ended.
+
+    Attributes:
+        has_ended: Whether it has.
     """
 
     def __init__(self, operation: Operation, exporter: TracksRequests, ended: Callable[[], None]) -> None:
         self.operation = operation
+        self.has_ended = False
         self._exporter = exporter
         self._ended = ended
-        self._give_up_at = monotonic() + LONGEST_OPERATION_S
+        self._give_up_at = monotonic() + _LONGEST_OPERATION_S
         self._result: ExportResult | None = None
 
     def send(self) -> None:
@@ -356,13 +364,14 @@ class _Sending:
             self._result = self._exporter.operate(self.operation)
         except BaseException as error:  # One that calls sys.exit() ends itself alone.
             self._result = self._failed(error)
+        self.has_ended = True
         self._ended()
 
     @property
     def result(self) -> ExportResult | None:
         """What became of it; None while that isn't known."""
         if self._result is None and monotonic() >= self._give_up_at:
-            return self._failed(TimeoutError(f"no answer within {LONGEST_OPERATION_S:.0f} seconds"))
+            return self._failed(TimeoutError(f"no answer within {_LONGEST_OPERATION_S:.0f} seconds"))
         return self._result
 
     def _failed(self, error: BaseException) -> ExportResult:
@@ -393,7 +402,8 @@ class OperationWorker(Worker):
         self._failing = FailingRequests()
         # A thread that can be left behind: promptlayer's client waits without a limit.
         self._side = Side(f"pltrace-{self._exporter.name}-operations")
-        self._slow: _Sending | None = None  # It takes long, and others go on meanwhile.
+        self._slow: list[_Sending] = []  # They take long, and others go on meanwhile.
+        self._unanswered: list[_Sending] = []  # They take so long that nobody waits for them.
 
     def _run(self) -> None:
         try:
@@ -411,9 +421,15 @@ class OperationWorker(Worker):
             for number, kind, span_id, reason in self._outbox.hopeless_operations(_MOST_OPERATIONS):
                 self._refused(number, kind, f"the request of span {span_id}", reason)
             failure = self._settle_slow() or failure
-            due = self._due(hurried=self.pace.hurried and failure is None)
+            hurried = self.pace.hurried and failure is None
+            due = [] if self._is_stuck else self._due(hurried=hurried)
             if not due:
-                self.pace.finished(self._failing.next(self._underway)[0])
+                in_s = math.inf if self._is_stuck else self._failing.next(self._underway, hurried=hurried)[0]
+                if hurried and in_s < math.inf:
+                    self.pace.hold(in_s)
+                    return
+                self.pace.finished(in_s)
+                failure = failure or self._not_sent_again()
                 if failure is not None:  # Last: who waits for it hurries again.
                     self.pace.put_off(failure)
                 return
@@ -421,8 +437,14 @@ class OperationWorker(Worker):
 
     @property
     def _underway(self) -> set[int]:
-        """The request that waits for what takes long."""
-        return set() if self._slow is None else {self._slow.operation.request_id}
+        """The requests that wait for what takes long, or for the end of what was never answered."""
+        unanswered = Counter(sending.operation.request_id for sending in self._unanswered)
+        often = {request_id for request_id, times in unanswered.items() if times >= _MOST_UNANSWERED}
+        return often | {sending.operation.request_id for sending in self._slow}
+
+    @property
+    def _is_stuck(self) -> bool:
+        return len(self._slow) + len(self._unanswered) >= _MOST_CALLS
 
     def _due(self, *, hurried: bool) -> list[Operation]:
         """Return the oldest operations on requests at which none has failed, or on that one whose turn it is."""
@@ -432,8 +454,8 @@ class OperationWorker(Worker):
             firsts = {operation.request_id: operation for operation in reversed(due)}
             return [random.choice([*firsts.values()])]
         while not due:
-            remaining_s, request_id = self._failing.next(self._underway)
-            if remaining_s and not (hurried and remaining_s < math.inf):
+            remaining_s, request_id = self._failing.next(self._underway, hurried=hurried)
+            if remaining_s:
                 break
             due = self._outbox.due_operations(_MOST_OPERATIONS, kept_back - {request_id})
             if not due:  # Another process has sent them.
@@ -444,10 +466,10 @@ class OperationWorker(Worker):
         """Send operations until one fails or takes long; return the failure."""
         for operation in due:
             sending = _Sending(operation, self._exporter, self.pace.work)
-            self._side.do(sending.send, _LONG_S if self._slow is None else LONGEST_OPERATION_S)
+            self._side.do(sending.send, _LONG_S)
             result = sending.result
             if result is None:
-                self._slow = sending
+                self._slow.append(sending)
                 return None
             failure = self._settle(operation, result)
             if failure is not None:
@@ -455,19 +477,28 @@ class OperationWorker(Worker):
         return None
 
     def _settle_slow(self) -> ExportResult | None:
-        """Take note of what takes long once there is a result; return the failure, if it is one."""
-        sending = self._slow
-        result = None if sending is None else sending.result
-        if sending is None or result is None:
-            return None
-        self._slow = None
-        return self._settle(sending.operation, result)
+        """Take note of what took long once there is a result; return a failure, if there is one."""
+        self._unanswered = [sending for sending in self._unanswered if not sending.has_ended]
+        failure = None
+        for sending in [*self._slow]:
+            result = sending.result
+            if result is not None:
+                self._slow.remove(sending)
+                if not sending.has_ended:
+                    self._unanswered.append(sending)
+                failure = self._settle(sending.operation, result) or failure
+        return failure
+
+    def _not_sent_again(self) -> ExportResult | None:
+        """Return what is the matter if something was sent often enough, and no call has ended."""
+        held_back = self._underway.intersection(self._failing.ids())
+        return ExportResult("retry", "doesn't answer") if held_back or self._is_stuck else None
 
     def _settle(self, operation: Operation, result: ExportResult) -> ExportResult | None:
         """Take note of what became of an operation; return the failure, if it is to be tried again."""
         if result.outcome in ("retry", "unauthorized"):
-            may_be_trouble = self._failing.failed(operation, result)
-            if may_be_trouble or result.retry_after_s is not None or result.outcome == "unauthorized":
+            all_wait = self._failing.failed(operation, result)
+            if all_wait or result.outcome == "unauthorized":
                 self.pace.back_off(result)
             else:
                 warn_sometimes(

@@ -153,6 +153,11 @@ class Pace:
             self._hurry = False
         self._looked_at -= max(self._every_s - look_again_s, 0.0)
 
+    def hold(self, seconds: float) -> None:
+        """Take note that the other side has asked to wait so long with what somebody waits for: it is hurried then."""
+        self._looked_at -= max(self._every_s - seconds, 0.0)
+        self.failed_tries += 1
+
     def back_off(self, result: ExportResult) -> None:
         """Schedule the next try after a failure, and say what is the matter, at most once a minute."""
         if result.outcome == "unauthorized":

@@ -103,7 +103,7 @@ class _Failure(PutOff):
         self.operation = operation
         self.alone = 0  # How often another of its kind was taken right after it had failed.
         self.reason = ""
-        self._wait_s = self._counts_at = 0.0
+        self._wait_s = self._counts_at = self._not_before = 0.0
 
     def failed_by(self, result: ExportResult) -> None:
         """Take note that it failed, and why; one that was hurried doesn't count, nor makes the next wait longer."""
@@ -112,8 +112,14 @@ class _Failure(PutOff):
             self._wait_s = min(max(self._wait_s * _TIMES_AS_LONG, _FIRST_WAIT_S), LONGEST_BACKOFF_S)
             self._counts_at = now + self._wait_s
             self.just_now = self.just_now or result.suspect
-        self.due_at = now + max(self._wait_s * random.uniform(1, 1.25), result.retry_after_s or 0.0)
+        self._not_before = now + (result.retry_after_s or 0.0)
+        self.due_at = max(now + self._wait_s * random.uniform(1, 1.25), self._not_before)
         self.reason = result.reason
+
+    @property
+    def asked_to_wait_s(self) -> float:
+        """How long the backend has asked to leave it alone."""
+        return max(self._not_before - monotonic(), 0.0)
 
 
 class FailingRequests:
@@ -134,17 +140,22 @@ class FailingRequests:
         return set(self._failing)
 
     def failed(self, operation: Operation, result: ExportResult) -> bool:
-        """Take note that an operation isn't taken; return whether the backend may be in trouble: then all wait."""
+        """Take note that an operation isn't taken; return whether all wait: the backend may be in trouble, or asks to.
+
+        One whose answer to the same operation is the same each time asks for that one alone, unless it is too much that
+        was asked (429), of whatever.
+        """
         failure = self._failing.get(operation.request_id)
-        may_be_trouble = False
+        all_wait = result.retry_after_s is not None
         if failure is None or failure.operation.number != operation.number:
             self._acquit(operation.kind)
             failure = self._failing[operation.request_id] = _Failure(operation)
-            may_be_trouble, self.is_in_doubt = self.is_in_doubt, True
+            all_wait, self.is_in_doubt = all_wait or self.is_in_doubt, True
         else:  # It says nothing new of the others.
             self._again.failed(None)
+            all_wait = all_wait and not result.suspect
         failure.failed_by(result)
-        return may_be_trouble
+        return all_wait
 
     def taken(self, operation: Operation) -> list[tuple[Operation, str]]:
         """Take note that an operation is taken; return those that are blamed now, and why."""
@@ -168,17 +179,21 @@ class FailingRequests:
         """Take note that what has failed of a request doesn't wait any more."""
         self._failing.pop(request_id, None)
 
-    def next(self, without: Collection[int]) -> tuple[float, int]:
+    def next(self, without: Collection[int], *, hurried: bool = False) -> tuple[float, int]:
         """Return in how many seconds the next is due, and which one; if there is none, in infinitely many.
 
         Args:
             without: Not these.
+            hurried: They are due at once, but for what the backend has asked.
         """
-        again_s = self._again.remaining_s
+        again_s = 0.0 if hurried else self._again.remaining_s
         due = [
-            (max(one.remaining_s, again_s), one_id) for one_id, one in self._failing.items() if one_id not in without
+            (max(one.asked_to_wait_s if hurried else one.remaining_s, again_s), one.remaining_s, one_id)
+            for one_id, one in self._failing.items()
+            if one_id not in without
         ]
-        return min(due, default=(math.inf, 0))
+        in_s, _, next_id = min(due, default=(math.inf, math.inf, 0))
+        return in_s, next_id
 
     def _acquit(self, kind: str) -> None:
         for failure in self._of_kind(kind):

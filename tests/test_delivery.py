@@ -1278,6 +1278,45 @@ def test_an_operation_that_is_never_answered(deliver: Deliver, promptlayer: Prom
     ]  # fmt: skip
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_an_operation_that_is_never_answered_at_all(deliver: Deliver, promptlayer: PromptLayerServer) -> None:
+    """It is sent twice, which holds two threads, and again when one of the calls has ended."""
+    deliver()
+    first, other = [ask(f"ask-{number}").requests[0] for number in range(2)]
+    assert pltrace.flush(10.0)
+    asked = fail_scores(promptlayer, "bad", HANG)
+    first.score(10, "bad")
+    assert not pltrace.flush(110.0)
+    assert len(asked) == 2
+    other.score(20)
+    promptlayer.wait_for(lambda: promptlayer.operations)
+    began = time.monotonic()
+    assert not pltrace.flush()
+    assert time.monotonic() - began < 10.0
+    promptlayer.faults.clear()
+    promptlayer.release()
+    assert pltrace.flush(60.0)
+
+
+@pytest.mark.slow
+def test_operations_that_are_never_answered(deliver: Deliver, promptlayer: PromptLayerServer) -> None:
+    """However many there are, they hold eight threads; what isn't sent meanwhile is sent later."""
+    deliver()
+    requests = [ask(f"ask-{number}").requests[0] for number in range(12)]
+    assert pltrace.flush(10.0)
+    asked = fail_scores(promptlayer, "bad", HANG)
+    for number, request in enumerate(requests):
+        request.score(number, "bad")
+    promptlayer.wait_for(lambda: len(asked) == 8, 30.0)
+    assert not pltrace.flush(5.0)
+    assert len(asked) == 8
+    promptlayer.faults.clear()
+    promptlayer.release()
+    assert pltrace.flush(60.0)
+    assert {operation["score"] for operation in promptlayer.operations} == set(range(12))
+
+
 @pytest.mark.parametrize("status", [404, 405, 413, 431])
 def test_an_operation_that_promptlayer_can_never_take(
     deliver: Deliver, promptlayer: PromptLayerServer, store: Path, caplog: pytest.LogCaptureFixture, status: int
@@ -1315,6 +1354,27 @@ def test_retry_after_an_operation(deliver: Deliver, promptlayer: PromptLayerServ
     assert pltrace.flush(20.0)
     assert waited[1].time - waited[0].time >= 1.9
     assert sorted(operation["score"] for operation in promptlayer.operations) == [1, 2]
+
+
+@pytest.mark.slow
+def test_retry_after_one_operation_every_time(deliver: Deliver, promptlayer: PromptLayerServer) -> None:
+    """From the second time on it is obeyed for that operation alone, also where somebody flushes; others go on."""
+    deliver()
+    first, other = [ask(f"ask-{number}").requests[0] for number in range(2)]
+    assert pltrace.flush(10.0)
+    failed = fail_scores(promptlayer, "bad", Fault(status=503, headers={"Retry-After": "4"}))
+    first.score(10, "bad")
+    promptlayer.wait_for(lambda: len(failed) == 2, 20.0)
+    other.score(20)
+    promptlayer.wait_for(lambda: promptlayer.operations, 3.0)
+    assert not pltrace.flush()
+    assert len(failed) == 2
+    promptlayer.wait_for(lambda: len(failed) == 3, 20.0)
+    assert failed[1].time - failed[0].time >= 3.9
+    assert failed[2].time - failed[1].time >= 3.9
+    promptlayer.faults.clear()
+    assert pltrace.flush(30.0)
+    assert [operation["score"] for operation in promptlayer.operations] == [20, 10]
 
 
 def test_promptlayer_fails_at_all_operations(deliver: Deliver, promptlayer: PromptLayerServer) -> None:
