@@ -364,7 +364,8 @@ class _Pieces:
                 at = begin.start() + 1
             else:
                 parts += text[done:start], shape.instead
-                done = at = end
+                # A token may end with the word that another one follows.
+                done, at = end, end - len("Bearer") if shape.kept else end
         return "".join(parts) + text[done:] if parts else text
 
     def _end_of_glued(self, text: str, start: int, end: int) -> int:

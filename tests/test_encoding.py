@@ -683,6 +683,10 @@ class TestDefaultRedaction:
         [
             ("Authorization: Bearer abc123def", "Authorization: [redacted]"),
             ("say Bearer abc123def.", "say Bearer [redacted]"),
+            (
+                "Bearer abc123defbearer  def456ghi, Bearer a1b2c3Bearer d4e5f6Bearer",
+                "Bearer [redacted]  [redacted], Bearer [redacted] [redacted]",
+            ),
             ("curl -H 'Authorization: Basic dXNlcjpw' x", "curl -H 'Authorization: [redacted]' x"),
             ("postgres://user:p@ss#1@host/db", "postgres://[redacted]@host/db"),
             ("https://x.org/p?token=abc&n=1", "https://x.org/p?token=[redacted]&n=1"),
@@ -728,8 +732,6 @@ class TestDefaultRedaction:
         """Of two secrets one behind the other nothing of either stays, also in JSON, and in JSON in JSON."""
         kinds = {**SECRETS, "url": "https://ann:hunter2345@", "header": "Bearer abcdefghij0123456789"}
         for second in kinds:
-            if first == second == "header" and not between:
-                continue  # There the second word is the end of the first one's token.
             text = kinds[first] + between + kinds[second]
             for form in (text, json.dumps(text), json.dumps(json.dumps(text))):
                 masked = Rules(()).mask(form)
