@@ -14,7 +14,7 @@ from pltrace._deliveries import DELIVERED, PENDING, QUARANTINED, RENEWED, SENT, 
 from pltrace._exporter import Operation
 from pltrace._health import counts, warn_sometimes
 from pltrace._lease import Lease
-from pltrace._rows import DONE, REFUSED, ReadSpan, Rows, read_spans
+from pltrace._rows import DONE, REFUSED, ReadSpan, Rows, let_stray, read_spans
 
 __all__ = ["COUNTED_HERE", "Outbox"]
 
@@ -347,7 +347,11 @@ class Outbox:
         missing = self._missing([(row[0], row[2]) for row in without_span])
         return [
             *((row[0], row[1], row[2], "it got no id") for row in without_id),
-            *((row[0], row[1], row[2], "its span isn't in the store") for row in without_span if row[0] in missing),
+            *(
+                (row[0], row[1], row[2], f"span {row[2]} isn't in the store")
+                for row in without_span
+                if row[0] in missing
+            ),
         ]
 
     def _missing(self, operations: Iterable[tuple[int, str]]) -> set[int]:
@@ -364,6 +368,7 @@ class Outbox:
                 "UPDATE operations SET state = ?, error = ? WHERE id = ?",
                 (DONE if error is None else REFUSED, error, number),
             )
+            let_stray(connection, number)
 
 
 def _count(connection: Any, reason: str, number: int) -> None:

@@ -11,7 +11,7 @@ from pltrace._exporter import StoredSpan
 
 __all__ = [
     "ASKED", "COLUMNS", "DONE", "FIELDS", "LINE", "LOCAL", "REFUSED", "SPANS", "WIDTH", "ReadSpan", "Row",
-    "Rows", "delete", "lineage_of", "read_spans", "record_from", "record_of", "size",
+    "Rows", "delete", "let_stray", "lineage_of", "read_spans", "record_from", "record_of", "size",
     "unneeded",
 ]  # fmt: skip
 
@@ -23,7 +23,7 @@ SPANS = "spans LEFT JOIN requests USING (seq)"
 #: Between the lines of a body; in compact JSON there is none.
 LINE = "\n"
 _SPAN = "\x1e"
-#: So many operations on requests of others are kept after they are done.
+#: So many operations on requests whose spans aren't here are kept after they are done.
 _MOST_STRAY = 10_000
 
 
@@ -233,8 +233,27 @@ def delete(connection: Any, seqs: Sequence[int], kept: str) -> int:
     connection.executemany("DELETE FROM requests WHERE seq = ?", going)
     connection.executemany("DELETE FROM spans WHERE seq = ?", going)
     cut(connection, [row["seq"] for row in rows])
+    _forget_stray(connection)
+    return len(going)
+
+
+def let_stray(connection: Any, number: int) -> None:
+    """Keep an operation that was done or refused, and whose span isn't here to take it along when it goes, for a while.
+
+    Args:
+        connection: Where it is stored.
+        number: Its number; one whose span is here stays with it.
+    """
+    connection.execute(
+        "UPDATE operations SET span_id = '', source = NULL WHERE id = ?"
+        " AND NOT EXISTS (SELECT 1 FROM spans WHERE spans.span_id = operations.span_id)",
+        (number,),
+    )
+    _forget_stray(connection)
+
+
+def _forget_stray(connection: Any) -> None:
     connection.execute(
         "DELETE FROM operations WHERE span_id = '' AND state <> 0 AND id <= (SELECT max(id) FROM operations) - ?",
         (_MOST_STRAY,),
     )
-    return len(going)

@@ -1106,7 +1106,7 @@ def test_a_score_for_calls_that_are_not_kept(
     while not _health.counts["operations_refused"]:
         assert time.monotonic() < give_up_at
         pltrace.flush(1.0)
-    assert f"refuses a score for the request of span {unknown}: its span isn't in the store" in caplog.text
+    assert f"refuses a score for the request of span {unknown}: span {unknown} isn't in the store" in caplog.text
     assert _health.counts["operations_refused"] == 1
 
 

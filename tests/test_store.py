@@ -27,7 +27,7 @@ from pltrace._encoding import Encoder
 from pltrace._promptlayer import PromptLayerExporter
 from pltrace._record import row_of
 from pltrace._rows import ReadSpan, Row, Rows
-from pltrace._store import Store
+from pltrace._store import Asked, Store
 from tests.support.http_double import STORE_THEN_HANG, on
 from tests.support.programs import deliveries, ended, rows, run, start, stored
 from tests.support.promptlayer_server import PromptLayerServer
@@ -778,6 +778,26 @@ def test_memory_is_bounded() -> None:
     left = [span.record["name"] for span in store.outbox.claim("promptlayer", 1_000, 10**9)]
     assert left == [f"span-{number:03}" for number in range(dropped, 1_000)]
     store.close()
+
+
+def test_operations_on_what_is_not_there_are_bounded() -> None:
+    """What was asked of requests that the store never had is refused, and the oldest of it goes by itself."""
+    store = Store(None, ["promptlayer"], local_ids=False)
+    store.write(Rows([_a_row(0)]), [_a_score(number) for number in range(10_101)])
+    store.outbox.is_missing = lambda span_id: True
+    soon(lambda: store.outbox.hopeless_operations(1))
+    for number, _, span_id, reason in store.outbox.hopeless_operations(1):
+        assert reason == f"span {span_id} isn't in the store"
+        store.outbox.operated(number, reason)
+    with store.database.reading() as connection:
+        left = [row[0] for row in connection.execute("SELECT id FROM operations ORDER BY id")]
+    assert left == [1, *range(102, 10_102)]
+    store.close()
+
+
+def _a_score(number: int) -> Asked:
+    row = _a_row(number)
+    return Asked("score", row.trace_id, row.span_id, '{"score": 1, "score_name": null}', False)
 
 
 def _a_row(number: int) -> Row:

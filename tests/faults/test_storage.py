@@ -581,7 +581,7 @@ def test_a_request_is_lost_with_the_file(
     while not (refused := rows(store, "SELECT error FROM operations WHERE state = 2")):
         assert time.monotonic() < give_up_at
         assert pltrace.flush(10)
-    assert refused == [{"error": "its span isn't in the store"}]
+    assert refused == [{"error": f"span {request.span_id} isn't in the store"}]
     assert promptlayer.operations == []
 
 
