@@ -11,7 +11,7 @@ __all__ = ["Retention"]
 
 #: The most spans that one transaction deletes: others wait meanwhile.
 _MOST_PRUNED = 200
-#: What is recorded meanwhile waits for it.
+#: What is recorded meanwhile waits for it, and so does the end of the process.
 _LONGEST_PRUNING_S, _PRUNING_PATIENCE_S = 0.02, 0.1
 _MOST_PAGES_GIVEN_BACK = 1_000
 #: From such a part of its bound on a file is nearly full.
@@ -52,7 +52,7 @@ class Retention:
         deleted = 0
         give_up_at = monotonic() + _LONGEST_PRUNING_S
         while monotonic() < give_up_at:
-            with self._database.reading() as connection:
+            with self._database.reading(_PRUNING_PATIENCE_S) as connection:
                 taken = size(connection)
                 # A million spans that wait are a few ranges.
                 while (kept := kept_up_to(connection, self._pruned_to + 1)) and monotonic() < give_up_at:
@@ -82,7 +82,7 @@ class Retention:
     def _give_back(self, give_up_at: float) -> None:
         """Make the file smaller by the pages that hold nothing any more, in steps."""
         while monotonic() < give_up_at:
-            with self._database.reading() as connection:
+            with self._database.reading(_PRUNING_PATIENCE_S) as connection:
                 if not connection.execute("PRAGMA freelist_count").fetchone()[0]:
                     return
                 # As a script: `execute` stops after the first page.
