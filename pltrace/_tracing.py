@@ -291,7 +291,10 @@ class Tracing:
             self._ended.set()
 
     def _shut_down(self, timeout: float, patient: bool) -> bool:
-        done = self._flush(monotonic() + timeout, patient)
+        deadline = monotonic() + timeout
+        if patient and self._closes and self.exporters:
+            self._give_up_full_disk(deadline - EXIT_S)
+        done = self._flush(deadline, patient)
         self._is_shut = True
         self._writer.retire()
         self.end_threads()
@@ -354,6 +357,20 @@ class Tracing:
                 return False
             left = self._writer.left
         return True
+
+    def _give_up_full_disk(self, deadline: float) -> None:
+        """Go on in memory if nothing can be written any more, and it isn't others who keep the file.
+
+        Args:
+            deadline: Monotonic time, after which there is too little left to deliver from memory.
+        """
+        left = self._writer.left
+        while monotonic() + EXIT_S < deadline and not self._writer.drain(timeout=EXIT_S):
+            if self._writer.left >= left:
+                if not self._writer.is_kept_out:
+                    self._give_up_disk()
+                return
+            left = self._writer.left
 
     def _give_up_disk(self) -> None:
         """Go on in memory: what can be delivered needs no disk."""

@@ -198,16 +198,17 @@ timed.report(flushed=[full, pltrace.flush(30)])
     assert len(stored(store)) == 20
 
 
+@pytest.mark.parametrize("end", ["", "\nassert pltrace.shutdown(20)"], ids=["", "shut down"])
 def test_disk_is_full_and_backend_works(
-    small_disk: Path, tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object]
+    small_disk: Path, tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], end: str
 ) -> None:
-    """What can't be written because the disk is full is delivered from memory when the process ends."""
+    """What can't be written because the disk is full is delivered from memory at the end of process or tracing."""
     store = small_disk / "traces.db"
     settings["PLTRACE_STORE"] = store
     first = run(PRELUDE + "timed(span, 1000)\nassert pltrace.flush(30)", tmp_path, **settings)
     assert (first.code, first.err) == (0, "")
     fill(small_disk)
-    second = run(PRELUDE + "timed(lambda n: span(n, 'late'), 200)", tmp_path, **settings)
+    second = run(PRELUDE + "timed(large, 200)" + end, tmp_path, **settings)
     assert second.code == 0
     assert "lost" not in second.err
     assert len(promptlayer.spans) == 1200
