@@ -10,7 +10,7 @@ from typing import Any
 from pltrace._snapshot import PLAIN, snapshot
 from pltrace._thawing import thawed
 
-__all__ = ["Arguments", "arguments_of", "named"]
+__all__ = ["Arguments", "arguments_of", "is_method", "named"]
 
 #: The function that was called, and snapshots of its arguments.
 Arguments = tuple[Callable[..., Any], Sequence[Any], Mapping[str, Any]]
@@ -49,7 +49,7 @@ def _takes_its_object(function: Any) -> bool:
     if type(function) is not FunctionType:
         return False
     code = function.__code__
-    return bool(code.co_argcount) and code.co_varnames[0] in ("self", "cls") and _is_method(function)
+    return bool(code.co_argcount) and code.co_varnames[0] in ("self", "cls") and is_method(function)
 
 
 def named(arguments: Arguments) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def named(arguments: Arguments) -> dict[str, Any]:
         return {**{str(position): value for position, value in enumerate(args[is_bound:])}, **kwargs}
     found: dict[str, Any] = {}
     for position, (name, value) in enumerate(bound.arguments.items()):
-        if position == 0 and (is_bound or (name in ("self", "cls") and _is_method(function))):
+        if position == 0 and (is_bound or (name in ("self", "cls") and is_method(function))):
             continue
         if bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
             found.update(value)
@@ -100,7 +100,7 @@ def _simply_named(function: Any, args: list[Any], kwargs: dict[str, Any], is_bou
     return named if complete else None
 
 
-def _is_method(function: Any) -> bool:
+def is_method(function: Any) -> bool:
     """Return whether a function was defined in the body of a class."""
     defined_in, _, _ = str(getattr(function, "__qualname__", "")).rpartition(".")
     return bool(defined_in) and not defined_in.endswith("<locals>")

@@ -168,6 +168,7 @@ class BoundFunction(FunctionWrapper, metaclass=WithoutWrapt):
 
     __annotations__ = annotations_of_wrapped
     __class__ = class_of_wrapped
+    __call__ = FunctionWrapper.__call__
     __repr__ = repr_of_wrapped
 
     def __init__(

@@ -11,6 +11,7 @@ import types
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator
 from contextlib import suppress
+from sys import getrefcount
 from typing import Any, Protocol
 
 from pltrace._collecting import is_collecting
@@ -68,7 +69,24 @@ class _WithoutScope:
     restore = suspend
 
 
-def _generator(steps: Steps, source: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+class _Driver:
+    """Tells a driver whether it is closed, or was let go of: then what it drives goes on, if others hold it too.
+
+    As a stream does that a function was given, or keeps, and returns.
+    """
+
+    __slots__ = ("__weakref__", "_driver")
+
+    def is_let_go(self) -> bool:
+        """Return whether nobody holds the driver any more; Python tells weak references before it closes it."""
+        return self._driver() is None
+
+    def is_(self, driver: Any) -> None:
+        """Take note of the driver."""
+        self._driver = weakref.ref(driver)
+
+
+def _generator(steps: Steps, source: Generator[Any, Any, Any], driver: _Driver) -> Generator[Any, Any, Any]:
     """Pass on what is sent, thrown and returned; of what passes nothing is kept, nor is an exception's context changed.
 
     `close` passes as what it is, a `GeneratorExit` that is thrown: so a generator may answer it in any way it likes.
@@ -80,6 +98,9 @@ def _generator(steps: Steps, source: Generator[Any, Any, Any]) -> Generator[Any,
         while True:
             try:
                 steps.resume()
+                if thrown is not None and driver.is_let_go():
+                    del source  # It is closed by that, unless others hold it too.
+                    raise thrown
                 # Thrown outside of the except block below, or the user's exception would get it as its context.
                 item = source.send(sent) if thrown is None else source.throw(thrown)
             except StopIteration as stop:
@@ -114,7 +135,7 @@ _awaitable_generator: Any = types.coroutine(types.FunctionType(_generator.__code
 def generator(steps: Steps, source: Any) -> Any:
     """Drive a generator; also one that can be awaited, which `types.coroutine` makes of it, before or after us."""
     drive = _awaitable_generator if source.gi_code.co_flags & inspect.CO_ITERABLE_COROUTINE else _generator
-    return _named(drive(steps, source), source)
+    return _named(drive(steps, source, known := _Driver()), source, known)
 
 
 @types.coroutine
@@ -198,7 +219,8 @@ class _Unawaited(_Source):
 
     def __del__(self) -> None:
         with suppress(AttributeError):  # Its making was interrupted.
-            self.coroutine.close()
+            if getrefcount(self.coroutine) <= 2:  # This attribute, and the argument; nobody else holds it.
+                self.coroutine.close()
 
 
 async def _coroutine(steps: Steps, unawaited: _Source) -> Any:
@@ -218,17 +240,17 @@ def coroutine(steps: Steps, source: Any) -> Any:
     return _named(_coroutine(steps, _Unawaited(source)), source)
 
 
-async def _async_generator(steps: Steps, source: AsyncGenerator[Any, Any]) -> AsyncGenerator[Any, Any]:
+async def _async_generator(steps: Steps, source: Any, driver: _Driver) -> AsyncGenerator[Any, Any]:
     sent: Any = None
     thrown: BaseException | None = None
     driving = _Driving()
-    asend: Callable[[Any], Any] = driving.first_step_of(source)
+    first: Callable[[Any], Any] | None = driving.first_step_of(source)
     try:
         while True:
             try:
                 if isinstance(thrown, GeneratorExit) and getattr(source, "ag_frame", source) is None:
                     raise thrown  # Others closed it, and it would answer as one that goes on.
-                item = await _inside(steps, asend(sent) if thrown is None else source.athrow(thrown))
+                item = await _inside(steps, (first or source.asend)(sent) if thrown is None else source.athrow(thrown))
             except StopAsyncIteration:
                 steps.end()
                 return
@@ -236,11 +258,18 @@ async def _async_generator(steps: Steps, source: AsyncGenerator[Any, Any]) -> As
                 thrown = None
                 steps.end(error)
                 raise
-            asend, thrown, sent = source.asend, None, None
+            first, thrown, sent = None, None, None
             try:
                 sent = yield (item, item := None)[0]
             except BaseException as error:
                 thrown = error
+                if driver.is_let_go() and not driving.is_collected:
+                    known, driving.retakes = weakref.ref(source), True
+                    del source
+                    retaken, driving.retaken, driving.retakes = driving.retaken, None, False
+                    source = known() if retaken is None else retaken
+                    if retaken is None:  # Others hold it too.
+                        raise
     except BaseException as error:
         steps.end(error)
         driving.leave(source)
@@ -249,7 +278,7 @@ async def _async_generator(steps: Steps, source: AsyncGenerator[Any, Any]) -> As
 
 def async_generator(steps: Steps, source: AsyncGenerator[Any, Any]) -> Any:
     """Drive an async generator: what is sent and thrown passes through, `aclose` as `close` does for a generator."""
-    return _named(_async_generator(steps, source), source)
+    return _named(_async_generator(steps, source, known := _Driver()), source, known)
 
 
 class _Driving:
@@ -262,6 +291,11 @@ class _Driving:
     def __init__(self) -> None:
         self._hooks: Any = None
         self._is_left = False
+        #: The garbage collector has found it, together with its driver.
+        self.is_collected = False
+        #: It is let go of, to be taken again, and closed, if nobody else holds it.
+        self.retakes = False
+        self.retaken: Any = None
 
     def first_step_of(self, source: AsyncGenerator[Any, Any]) -> Callable[[Any], Any]:
         """Return what makes the first step without the loop's knowing of it."""
@@ -286,7 +320,10 @@ class _Driving:
                 self._hooks.firstiter(source)
 
     def _collected(self, source: AsyncGenerator[Any, Any]) -> None:
-        if self._is_left and self._hooks.finalizer is not None:
+        self.is_collected = True
+        if self.retakes:
+            self.retaken = source
+        elif self._is_left and self._hooks.finalizer is not None:
             self._hooks.finalizer(source)
 
 
@@ -439,8 +476,11 @@ def _driven(steps: Steps, source: Any) -> Driven:
 FINISHED = frozenset({type(None), str, int, float, bool, bytes, list, dict, tuple, set, frozenset})
 #: What all files are, without the detour of an abstract class, and without asking the object, which may be a proxy.
 _FILE: Any = io.IOBase.__base__
-#: What marks a type whose objects are consumed step by step.
-_MARKERS = ("__next__", "__anext__", "__await__")
+#: What marks a type whose objects are consumed step by step, and what else such a type has: a database's client may be
+#: awaited, or refuse `next()`, and isn't consumed.
+_MARKERS = {"__next__": "__iter__", "__anext__": "__aiter__", "__await__": "__await__"}
+#: What marks futures: that of asyncio, of others, and of Ray.
+_FUTURES = ("_asyncio_future_blocking", "add_done_callback", "as_future")
 #: So many types are remembered.
 _MOST_TYPES = 2_000
 
@@ -456,7 +496,7 @@ def consumed(result: Any) -> Callable[[Steps, Any], Any] | None:
             return drive if "body_iterator" in vars(result) else None
         # A proxy has all markers; what it stands for, which is all that counts, is what it says it is. One that stands
         # for nothing yet says that it is itself.
-        if drive is _driven and len({hasattr(result.__class__, marker) for marker in _MARKERS}) == 1:
+        if drive is _driven and len({hasattr(result.__class__, mark) for mark in _MARKERS}) == 1:
             return None
         return drive
     except Exception as error:  # Its class answers in its own way, even when asked what it has.
@@ -478,13 +518,21 @@ def _way_of(kind: type) -> Callable[[Steps, Any], Any] | None:
     # FastAPI's too; whoever made one has imported it.
     if issubclass(kind, getattr(sys.modules.get("starlette.responses"), "Response", ())):
         return _response
-    # Files are read later by design, and futures and tasks run by themselves. The mark is how asyncio knows its own.
-    if issubclass(kind, _FILE) or hasattr(kind, "_asyncio_future_blocking") or kind.__module__ == "unittest.mock":
+    # Files are read later by design, and futures and tasks run by themselves.
+    if issubclass(kind, _FILE) or any(hasattr(kind, mark) for mark in _FUTURES) or kind.__module__ == "unittest.mock":
         return None
-    return _driven if any(hasattr(kind, marker) for marker in _MARKERS) else None
+    return _driven if _is_consumed(kind) else None
 
 
-def _named(driver: Any, source: Any) -> Any:
+def _is_consumed(kind: type) -> bool:
+    marks = [mark for mark, other in _MARKERS.items() if hasattr(kind, mark) and getattr(kind, other, None) is not None]
+    # What is awaited or else entered, and is no coroutine in disguise, lives on, as a client or a pool.
+    return bool(marks) and (marks != ["__await__"] or hasattr(kind, "send") or not hasattr(kind, "__aenter__"))
+
+
+def _named(driver: Any, source: Any, known: _Driver | None = None) -> Any:
     """Give a driver the name of what it drives, for tracebacks and `repr`."""
     driver.__name__, driver.__qualname__ = source.__name__, source.__qualname__
+    if known is not None:
+        known.is_(driver)
     return driver

@@ -431,7 +431,9 @@ def _way_of_others(kind: type, data: bool) -> Callable[[Any], Any]:
         return _file
     if data or issubclass(kind, _SHOWN) or hasattr(kind, "get_secret_value"):
         return _as_it_is
-    return _by_class if hasattr(kind, "__del__") or kind.__repr__ is object.__repr__ else _as_it_is
+    if any(hasattr(kind, name) for name in ("__del__", "__exit__", "__aexit__")):
+        return _by_class
+    return _by_class if kind.__repr__ is object.__repr__ else _as_it_is
 
 
 def is_slotted(kind: type) -> bool:

@@ -9,7 +9,7 @@ from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from pltrace import _runtime
-from pltrace._arguments import arguments_of
+from pltrace._arguments import arguments_of, is_method
 from pltrace._bind import reading
 from pltrace._block import Block
 from pltrace._callables import code_flags, has_to_stay_a_class, held_in, in_class, is_decorable, is_own_class, rewrap
@@ -178,13 +178,13 @@ class Traced(Block):
 
 
 def _is_program_s_own(result: Any, method: Any, args: tuple[Any, ...]) -> bool:
-    """Return whether what could be consumed is what a `with` statement, or a class, has to give as it is."""
+    """Return whether what could be consumed is what a method has to give as it is: a new object, or its own."""
     # Of these types alone: an object may answer in its own way when it is asked for a name.
     if type(method) is MethodType:
-        args = (method.__self__, *args)
-    elif type(method) is not FunctionType:
+        return method.__name__ == "__new__" or result is method.__self__
+    if type(method) is not FunctionType:
         return False
-    return method.__name__ == "__new__" or (method.__name__ == "__enter__" and result is (*args, None)[0])
+    return method.__name__ == "__new__" or (bool(args) and result is args[0] and is_method(method))
 
 
 _DRIVERS: tuple[tuple[int, Callable[[Any, Any], Any]], ...] = (

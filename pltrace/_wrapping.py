@@ -128,6 +128,7 @@ class Wrapped(FunctionWrapper, metaclass=_BehindWrapt):
 
     __annotations__ = annotations_of_wrapped
     __class__ = class_of_wrapped
+    __call__ = FunctionWrapper.__call__  # For who looks along `__mro__`, as `typing.Callable`; it stays a call in C.
     __repr__ = repr_of_wrapped
     __exit__ = __aexit__ = _Absent()  # An exit stack asks the class of what it is given, and may call it then.
     if TYPE_CHECKING:
@@ -220,7 +221,7 @@ def _kind_for(wrapped: Any) -> type[Wrapped]:
 #: What Python looks for in an object's class, and proxies don't have, as it would be found of any object.
 _FURTHER = (
     "__iter__", "__next__", "__await__", "__aiter__", "__anext__", "__fspath__", "__length_hint__", "__exit__",
-    "__aexit__",
+    "__aexit__", "__len__", "__contains__", "__getitem__", "__reversed__", "__enter__", "__aenter__",
 )  # fmt: skip
 #: So many classes of callable objects are remembered, and as many of Runnables.
 MOST_KINDS = 2_000

@@ -506,6 +506,8 @@ _QUESTIONS: dict[str, Callable[[Any], Any]] = {
     "generator function": inspect.isgeneratorfunction,
     "async generator function": inspect.isasyncgenfunction,
     "callable": callable,
+    "callable to typing": lambda it: isinstance(it, typing.Callable),  # type: ignore[arg-type]
+    "callable class": lambda it: issubclass(type(it), collections.abc.Callable),
     "attributes": lambda it: sorted(set(dir(it)) - {"__wrapped__"}),
     "object": lambda it: type(it.__self__).__name__,
     "hashable": lambda it: isinstance(hash(it), int),
@@ -1300,10 +1302,13 @@ def test_yield_from_an_iterator(seen: CapturedSpans) -> None:
 
 
 class Connecting:
-    """Awaitable, and an async context manager, as HTTP clients have it."""
+    """Awaitable once, and an async context manager, as what HTTP clients return for a request."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
+
+    def send(self, sent: None) -> None:
+        """Be a coroutine, for who asks."""
 
     def __await__(self) -> Any:
         yield from asyncio.sleep(0).__await__()
@@ -1327,6 +1332,147 @@ async def test_what_can_be_awaited_and_entered(seen: CapturedSpans) -> None:
     assert connection.names == ["connect", "connect"]
     assert (await connect()).names == ["connect"]
     assert [span.status for span in seen] == ["ok", "ok"]
+
+
+class Pool:
+    """Lives on, and may be awaited, or entered, at its beginning: clients of databases do so."""
+
+    def __await__(self) -> Any:
+        yield from asyncio.sleep(0).__await__()
+        return self
+
+    async def __aenter__(self) -> Pool:
+        return self
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+
+class Collection:
+    """Answers to `next()` that it can't be iterated: a database's, which makes one of each attribute asked for."""
+
+    __iter__ = None
+
+    def __next__(self) -> Any:
+        raise TypeError("not iterable")
+
+
+class Running:
+    """A future of others than asyncio's: a cluster's, whose functions ask for its class."""
+
+    def add_done_callback(self, function: Callable[[Any], object]) -> None:
+        """Do nothing."""
+
+    def __await__(self) -> Any:
+        yield from asyncio.sleep(0).__await__()
+
+
+@pytest.mark.parametrize("kind", [Pool, Collection, Running])
+async def test_what_lives_on_is_returned_as_it_is(kind: type, seen: CapturedSpans) -> None:
+    """Clients and futures aren't streams, though they can be awaited: the span ends with the call that made them."""
+    made = kind()
+    assert traced("get")(lambda: made)() is made
+    assert await traced("aget")(_returns)(made) is made
+    assert [(span.name, span.status) for span in seen] == [("get", "ok"), ("aget", "ok")]
+
+
+async def _returns(value: Any) -> Any:
+    return value
+
+
+def _numbers() -> Iterator[int]:
+    yield from range(6)
+
+
+async def _anumbers() -> AsyncIterator[int]:
+    for number in range(6):
+        yield number
+
+
+class Feed:
+    """Keeps one stream, and gives it to whoever asks."""
+
+    def __init__(self) -> None:
+        self._numbers, self._anumbers = _numbers(), _anumbers()
+
+    @traced
+    def numbers(self) -> Iterator[int]:
+        """Give it."""
+        return self._numbers
+
+    @traced
+    def anumbers(self) -> AsyncIterator[int]:
+        """Give the async one."""
+        return self._anumbers
+
+    @traced
+    async def awaited(self) -> Iterator[int]:
+        """Give it after a while."""
+        await asyncio.sleep(0)
+        return self._numbers
+
+    @traced
+    def waits(self) -> Any:
+        """Give a coroutine that is kept."""
+        return self.waiting
+
+
+def test_a_stream_that_others_hold_too_goes_on(seen: CapturedSpans) -> None:
+    """Who leaves a stream that a function was given, or keeps, closes it no more than undecorated."""
+
+    @traced
+    def skip_one(numbers: Iterator[int]) -> Iterator[int]:
+        next(numbers)
+        return numbers
+
+    numbers = _numbers()
+    for number in skip_one(numbers):
+        if number == 2:
+            break
+    assert [*numbers] == [3, 4, 5]
+    feed = Feed()
+    assert [next(feed.numbers()) for _ in range(3)] == [0, 1, 2]
+    assert next(asyncio.run(feed.awaited())) == 3
+    with traced("block"):
+        assert next(pltrace.bind(feed.numbers())) == 4
+    assert [*feed.numbers()] == [5]
+    assert {span.status for span in seen} == {"ok"}
+
+
+async def test_an_async_stream_that_others_hold_too_goes_on(seen: CapturedSpans) -> None:
+    """Who leaves an async stream that a function keeps closes it no more than undecorated."""
+    feed = Feed()
+    found = []
+    async for number in feed.anumbers():
+        found.append(number)
+        if number == 1:
+            break
+    while not seen:  # The loop closes what was let go of.
+        await asyncio.sleep(0)
+    with traced("block"):
+        found.append(await anext(pltrace.bind(feed.anumbers())))
+    while len(seen) < 3:
+        await asyncio.sleep(0)
+    assert [*found, *[number async for number in feed.anumbers()]] == [0, 1, 2, 3, 4, 5]
+    assert [span.status for span in seen] == ["ok"] * 4
+
+
+async def test_closing_a_stream_that_others_hold_too(seen: CapturedSpans) -> None:
+    """Who closes such a stream, closes it."""
+    feed = Feed()
+    numbers, anumbers = feed.numbers(), feed.anumbers()
+    assert (next(numbers), await anext(anumbers)) == (0, 0)
+    numbers.close()  # type: ignore[attr-defined]
+    await anumbers.aclose()  # type: ignore[attr-defined]
+    assert ([*feed.numbers()], [number async for number in feed.anumbers()]) == ([], [])
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+async def test_a_coroutine_that_others_hold_too(seen: CapturedSpans) -> None:
+    """Who throws away a coroutine that a function keeps leaves it to be awaited later."""
+    feed = Feed()
+    feed.waiting = _returns(7)  # type: ignore[attr-defined]
+    feed.waits()
+    assert await feed.waiting == 7  # type: ignore[attr-defined]
 
 
 async def test_awaiting_again(seen: CapturedSpans) -> None:
@@ -1955,7 +2101,7 @@ def test_traced_runnables_are_copied_and_pickled(seen: CapturedSpans) -> None:
 
 
 def test_methods_that_return_their_object(seen: CapturedSpans) -> None:
-    """What makes an object, or enters it, gives the object itself, whatever can be consumed of it later."""
+    """What makes an object, or gives its own, gives the object itself, whatever can be consumed of it later."""
 
     class Reader:
         @traced
@@ -1972,7 +2118,13 @@ def test_methods_that_return_their_object(seen: CapturedSpans) -> None:
         def __exit__(self, *_: object) -> None:
             pass
 
+        @traced
         def __iter__(self) -> Reader:
+            return self
+
+        @traced
+        def limited(self, most: int) -> Reader:
+            self.left = most
             return self
 
         def __next__(self) -> int:
@@ -1989,6 +2141,7 @@ def test_methods_that_return_their_object(seen: CapturedSpans) -> None:
         assert entered is reader
         assert [span.name.rpartition(".")[2] for span in seen] == ["__new__", "__enter__"]
         assert list(reader) == [1, 0]
+    assert iter(reader.limited(3)) is reader
 
 
 def test_an_object_that_cannot_be_asked(seen: CapturedSpans) -> None:
@@ -2136,6 +2289,9 @@ class Bag:
 _ABSTRACT = [
     *[getattr(collections.abc, name) for name in collections.abc.__all__ if name != "ByteString"],
     contextlib.AbstractContextManager, contextlib.AbstractAsyncContextManager, os.PathLike,
+    # These ask the class, and not what it says it is.
+    *[getattr(typing, name) for name in ("Callable", "Sized", "Iterable", "Container", "Collection", "Reversible",
+      "Iterator", "Awaitable", "AsyncIterable", "AsyncIterator", "ContextManager", "AsyncContextManager", "Hashable")],
 ]  # fmt: skip
 
 

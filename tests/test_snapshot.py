@@ -8,6 +8,7 @@ import gc
 import io
 import itertools
 import os
+import tempfile
 import threading
 import types
 import weakref
@@ -475,8 +476,9 @@ _HOLDERS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
         (_waits, "<coroutine object _waits>"),
         (lambda: open(os.devnull), f"<TextIOWrapper name='{os.devnull}'>"),  # noqa: SIM115
         (_holding, f"{__name__}._holding.<locals>.<lambda>"),
+        (tempfile.TemporaryDirectory, "<TemporaryDirectory>"),
     ],
-    ids=["object", "with a finalizer", "generator", "coroutine", "file", "function"],
+    ids=["object", "with a finalizer", "generator", "coroutine", "file", "function", "to be entered"],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::ResourceWarning")
 def test_what_is_handed_on_ends_when_the_program_lets_go_of_it(
