@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
@@ -138,7 +138,7 @@ class PromptLayerExporter:
             return ExportResult("retry", f"can't be reached: {error}")
         except NoAnswerError as error:
             return ExportResult("retry", f"took a batch and didn't answer: {error}", uncertain=True)
-        return self._judged(answer)
+        return self._judged(answer, {span.span_id for span in spans})
 
     def body(self, batch: Sequence[ReadSpan]) -> bytes:
         """Return what is posted for a batch: the same bytes for the same spans, every time."""
@@ -195,7 +195,7 @@ class PromptLayerExporter:
             ids = {
                 str(span.get("span_id")): span.get("request_log_id") for span in told["spans"] if isinstance(span, dict)
             }
-            return {span_id: number if isinstance(number, int) else None for span_id, number in ids.items()}
+            return {span_id: number if _is_id(number) else None for span_id, number in ids.items()}
         failure = _refusal(answer)
         if answer.status in _TO_WHO_ASKS:
             return replace(failure, uncertain=False)
@@ -231,7 +231,7 @@ class PromptLayerExporter:
                 refused[trace_id] = f"{result.reason} ({times} times, and answered about another one after each)"
         return refused
 
-    def _judged(self, answer: Answer) -> ExportResult:
+    def _judged(self, answer: Answer, sent: Collection[str]) -> ExportResult:
         if not 200 <= answer.status < 300:
             return _refusal(answer)
         told = answer.json()
@@ -243,7 +243,7 @@ class PromptLayerExporter:
         request_ids = {
             log["span_id"]: log["id"]
             for log in logs or ()
-            if isinstance(log, dict) and isinstance(log.get("id"), int) and isinstance(log.get("span_id"), str)
+            if isinstance(log, dict) and str(log.get("span_id")) in sent and _is_id(log.get("id"))
         }
         reason = f"PromptLayer refused it: {told.get('rejection_reason') or 'rejected'}"
         return ExportResult(
@@ -298,6 +298,11 @@ def _refusal(answer: Answer) -> ExportResult:
     failed = answer.status >= 500
     uncertain = failed or answer.status == 408
     return ExportResult("retry", reason, retry_after_s=answer.retry_after_s(), uncertain=uncertain, suspect=failed)
+
+
+def _is_id(told: object) -> bool:
+    """Return whether it can be the id of a request: not `True`, nor more than SQLite can hold."""
+    return type(told) is int and 0 < told < 2**63
 
 
 def _message(answer: Answer) -> str:

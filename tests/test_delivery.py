@@ -165,6 +165,31 @@ def test_ids_come_back(deliver: Deliver, promptlayer: PromptLayerServer, store: 
     assert rows(store, "SELECT request_id FROM requests") == [{"request_id": log_id}]
 
 
+def test_ids_that_cannot_be(deliver: Deliver, promptlayer: PromptLayerServer, store: Path) -> None:
+    """An answer with ids of no span of ours, or that can't be a request's, costs only these: the others come back."""
+    told: list[int] = []
+    ids = [1000, True, 2**63, -1, "7", None, 1001]
+    left = iter(ids)
+
+    def lie(request: Any) -> Fault:
+        logs: list[Any] = [{"id": 77, "span_id": "zzzz"}, {"id": 78, "span_id": ["\ud800"]}, "nothing"]
+        calls = [span["context"]["span_id"] for span in request.json()["spans"] if span["name"] != "ask"]
+        logs += [{"id": number, "span_id": span_id} for span_id, number in zip(calls, left)]
+        body = {"success": True, "spans": [], "request_logs": logs}
+        return Fault(status=201, body=body, store=True)
+
+    promptlayer.faults.append(lie)
+    deliver()
+    with traced("ask", on_request=lambda request: told.append(int(request))) as span:
+        for _ in ids:
+            FakeListChatModel(responses=["Hello."]).invoke("Hi!")
+    assert pltrace.flush(10.0)
+    assert told == [1000, 1001]
+    assert [request.id for request in span.requests] == [1000, None, None, None, None, None, 1001]
+    assert [row["request_id"] for row in rows(store, "SELECT request_id FROM requests")] == told
+    assert set(deliveries(store).values()) == {"delivered"}
+
+
 # When PromptLayer doesn't take it now.
 
 
