@@ -181,9 +181,9 @@ def _method(options: argparse.Namespace) -> str:
         f"{options.processes} processes; those of the no-op handler and the prototype are of pltrace's processes. Each "
         "batch's time is set right by what the same piece of work took right before and after it, as the speed of a "
         "shared machine changes. The background works while the next calls are timed, and is waited for after each "
-        "batch. A batch of a slow tracer has as few calls as take half a second. Percentiles and worst are of all "
-        "calls, as they were. What is switched off, memory and the parts of pltrace's cost are measured in processes "
-        "of their own, once."
+        "batch. A batch of a slow tracer has as few calls as take a quarter of a second. Percentiles and worst are of "
+        "all calls, as they were. What is switched off, memory and the parts of pltrace's cost are measured in "
+        "processes of their own, once."
     )
 
 

@@ -23,7 +23,7 @@ __all__ = ["Samples", "drawn", "in_threads", "in_turns", "made", "new_loop", "pa
 PACE_HZ = 100
 THREADS = 4
 #: No batch takes longer, but for the first one: of a slow tracer fewer calls make one.
-_MOST_S = 0.5
+_MOST_S = 0.25
 
 
 @dataclass
@@ -62,7 +62,7 @@ def in_turns(workload: Workload, tracers: Sequence[Tracer], rounds: int, loop: A
                 cpu, walls = _abatch(run, batch, loop) if batch.is_async else _batch(run, batch)
             tracer.settle()
             if not number:
-                most = int(_MOST_S * 1e6 / batch.at_once / statistics.fmean(walls))
+                most = int(_MOST_S * 1e6 / batch.at_once / statistics.median(walls))
                 workloads[tracer] = replace(batch, calls=max(1, min(batch.calls, most)))
             else:
                 samples[tracer.name].cpu.append(cpu)

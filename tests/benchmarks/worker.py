@@ -24,7 +24,7 @@ from tests.benchmarks.tracers import Nobody, Noop, Pltrace, Tracer
 
 Result = dict[str, Any]
 #: Of pltrace, beside the handler that does nothing, and the prototype.
-_MORE_ROUNDS = 5
+_MORE_ROUNDS = 6
 
 
 _OWN: dict[str, type[Tracer]] = {tracer.name: tracer for tracer in (Nobody, Noop, Prototype, Pltrace)}
@@ -53,7 +53,7 @@ def _results(section: str, samples: Mapping[str, Samples], workload: str = "") -
 
 def _calls(tracers: list[Tracer], scale: float) -> Iterator[Result]:
     loop = timing.new_loop()
-    rounds = _rounds(tracers, 30, scale)
+    rounds = _rounds(tracers, 24, scale)
     for usual in WORKLOADS:
         # Fewer rounds first; smaller batches only where next to nothing is asked for.
         workload = replace(usual, calls=_times(usual.calls, min(1.0, 10 * scale)))
