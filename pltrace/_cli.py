@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import os
 import sys
 import time
@@ -22,6 +23,9 @@ from pltrace._errors import PltraceError, StoreError
 from pltrace._tree import duration, printable, tree
 
 __all__ = ["main"]
+
+#: `sync` gives up when nothing was delivered for so long: the longest back-off.
+_NO_PROGRESS_S = 60.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,7 +83,10 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(run=_run)
 
     sync = commands.add_parser("sync", parents=[stored], help="deliver now what waits in the store")
-    sync.add_argument("--timeout", type=float, default=60.0, metavar="S", help="at most so many seconds (default: 60)")
+    sync.add_argument(
+        "--timeout", type=float, metavar="S",
+        help="take at most so many seconds (default: go on until nothing was delivered for a minute)",
+    )  # fmt: skip
     sync.set_defaults(run=_sync)
 
     doctor = commands.add_parser("doctor", parents=[shared], help="say what is configured, waiting or wrong")
@@ -192,13 +199,15 @@ def _sync(options: argparse.Namespace) -> int:
     _queries.check_place(path)
     _take_from_other_keys(path, account)
     _runtime.configure(enabled=True, store=path)
-    deadline = monotonic() + options.timeout
+    deadline, fewest = monotonic() + (_NO_PROGRESS_S if options.timeout is None else options.timeout), math.inf
     while True:
         done = _runtime.flush(timeout=min(1.0, max(deadline - monotonic(), 0.0)))
         waiting = sum(_queries.store_state(path, account)["pending"].values())
         print(f"{waiting} spans wait", flush=True)
         if done and not waiting:
             return 0
+        if waiting < fewest and options.timeout is None:
+            deadline, fewest = monotonic() + _NO_PROGRESS_S, waiting
         time.sleep(min(0.5, max(deadline - monotonic(), 0.0)))  # Another process may be delivering them.
         if monotonic() >= deadline:
             print("pltrace: not all was delivered in time; `pltrace doctor` says why", file=sys.stderr)

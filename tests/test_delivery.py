@@ -174,7 +174,7 @@ def test_ids_that_cannot_be(deliver: Deliver, promptlayer: PromptLayerServer, st
     def lie(request: Any) -> Fault:
         logs: list[Any] = [{"id": 77, "span_id": "zzzz"}, {"id": 78, "span_id": ["\ud800"]}, "nothing"]
         calls = [span["context"]["span_id"] for span in request.json()["spans"] if span["name"] != "ask"]
-        logs += [{"id": number, "span_id": span_id} for span_id, number in zip(calls, left)]
+        logs += [{"id": number, "span_id": span_id} for span_id, number in zip(calls, left, strict=False)]
         body = {"success": True, "spans": [], "request_logs": logs}
         return Fault(status=201, body=body, store=True)
 

@@ -134,7 +134,7 @@ timed.report(grown_mib=max(0.0, peak[0] - before), collections=collections)
     assert found.pending > 50_000
     server.delay(0.0)
     began = time.monotonic()
-    assert module("sync", "--timeout", "400", timeout=410.0, **settings).code == 0
+    assert module("sync", timeout=410.0, **settings).code == 0
     measured("delivered at once", found.pending / (time.monotonic() - began), "spans a second")
     found = balance(store, 101_000)
     assert (found.delivered, found.pending) == (101_000, 0)
@@ -147,6 +147,21 @@ timed.report(grown_mib=max(0.0, peak[0] - before), collections=collections)
     measure_worst(measured, report)
     untraced = run(PRELUDE + WATCH + source, tmp_path, timeout=400.0, **settings, PLTRACE_ENABLED=0)
     measure_worst(measured, told(untraced), what="worst call, untraced")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_sync_goes_on_as_long_as_it_delivers(
+    tmp_path: Path, counting: tuple[CountingProcess, dict[str, object]], store: Path
+) -> None:
+    """What takes longer than a minute to deliver, as PromptLayer is slow, is delivered by one `pltrace sync`."""
+    server, settings = counting
+    server.delay(2.0)
+    run(PRELUDE + "pltrace.configure()\nfor number in range(8_000):\n    span(number)", tmp_path, **settings)
+    began = time.monotonic()
+    assert module("sync", timeout=250.0, **settings).code == 0
+    assert time.monotonic() - began > 61.0
+    assert server.state()["spans"] == 8_000
 
 
 def test_flush_beside_others_that_record_without_a_pause(tmp_path: Path, store: Path) -> None:
