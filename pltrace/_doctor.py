@@ -150,13 +150,18 @@ def _store_lines(store: Mapping[str, Any]) -> list[str]:
         f"quarantine   span {entry['span_id']} ({entry['name']}) for {entry['exporter']}: {entry['error']}"
         for entry in store["quarantine"]
     ]
-    lines += [
-        f"refused      {entry['kind']} for request {entry['request_id']} (span {entry['span_id']}): {entry['error']}"
-        for entry in store["refused"]
-    ]
+    lines += [f"refused      {entry['kind']} for {_request_of(entry)}: {entry['error']}" for entry in store["refused"]]
     lines += [
         f"count        {store['counts'][reason]:>8}  {text}"
         for reason, text in COUNTS.items()
         if reason in store["counts"]
     ]
     return lines
+
+
+def _request_of(entry: Mapping[str, Any]) -> str:
+    """Return which request an operation was for; what its handle or its id was not known of is left out."""
+    span = f"span {entry['span_id']}" if entry["span_id"] else ""
+    if entry["request_id"] is None:
+        return f"the request of {span or 'a span that is not stored'}"
+    return f"request {entry['request_id']}{span and f' ({span})'}"

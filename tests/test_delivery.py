@@ -1135,13 +1135,20 @@ def test_a_score_for_calls_that_are_not_kept(
     assert _health.counts["operations_refused"] == 1
 
 
-def test_refused_operation(deliver: Deliver, promptlayer: PromptLayerServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_refused_operation(
+    deliver: Deliver, promptlayer: PromptLayerServer, store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """An operation that PromptLayer refuses is told and doesn't hold up those behind it."""
     deliver()
     (request,) = ask().requests
     request.add_to_group(77)
+    request.wait(10)
+    pltrace.track.group(int(request), 78)
     request.score(50)
     assert pltrace.flush(20.0)
+    told = module("doctor", "--store", store).out
+    assert f"refused      group for request {int(request)} (span {request.span_id}): " in told
+    assert f"refused      group for request {int(request)}: " in told
     assert [(operation["op"], operation.get("score")) for operation in promptlayer.operations] == [("score", 50)]
     assert any("refuses a group" in warning for warning in warnings(caplog))
     promptlayer.violations.clear()  # That there is no such group is what this is about.
