@@ -161,7 +161,7 @@ def _store_lines(store: Mapping[str, Any]) -> list[str]:
 
 def _request_of(entry: Mapping[str, Any]) -> str:
     """Return which request an operation was for; what its handle or its id was not known of is left out."""
-    span = f"span {entry['span_id']}" if entry["span_id"] else ""
+    span = f"span {entry['span_id']}" if entry["span_id"].strip("0") else ""
     if entry["request_id"] is None:
         return f"the request of {span or 'a span that is not stored'}"
     return f"request {entry['request_id']}{span and f' ({span})'}"

@@ -14,7 +14,7 @@ import pytest
 import pltrace
 from pltrace import current_span, prompts, traced, track
 from tests.support.http_double import CLOSE
-from tests.support.programs import run
+from tests.support.programs import module, run
 from tests.support.promptlayer_server import PromptLayerServer
 from tests.support.scripted_llm import ScriptedOpenAI
 from tests.support.traces import calls, chat
@@ -78,7 +78,11 @@ def test_a_request_of_somebody_else(deliver: Deliver, promptlayer: PromptLayerSe
 
 
 def test_an_unknown_request_is_refused_and_told(
-    deliver: Deliver, promptlayer: PromptLayerServer, llm: ScriptedOpenAI, caplog: pytest.LogCaptureFixture
+    deliver: Deliver,
+    promptlayer: PromptLayerServer,
+    llm: ScriptedOpenAI,
+    store: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """PromptLayer's refusal is logged with the id, and what is asked of others goes on."""
     deliver()
@@ -90,6 +94,7 @@ def test_an_unknown_request_is_refused_and_told(
     assert pltrace.flush(10.0)
     assert asked(promptlayer) == [("score", 60)]
     assert "PromptLayer refuses a score for request 999999" in caplog.text
+    assert "refused      score for request 999999: " in module("doctor", "--store", store).out
     (violation,) = promptlayer.violations
     assert "no request 999999" in violation
     promptlayer.violations.clear()
