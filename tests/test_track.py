@@ -81,7 +81,7 @@ def test_an_unknown_request_is_refused_and_told(
     deliver: Deliver,
     promptlayer: PromptLayerServer,
     llm: ScriptedOpenAI,
-    store: Path,
+    tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """PromptLayer's refusal is logged with the id, and what is asked of others goes on."""
@@ -94,7 +94,9 @@ def test_an_unknown_request_is_refused_and_told(
     assert pltrace.flush(10.0)
     assert asked(promptlayer) == [("score", 60)]
     assert "PromptLayer refuses a score for request 999999" in caplog.text
-    assert "refused      score for request 999999: " in module("doctor", "--store", store).out
+    assert (
+        "refused      score for request 999999: " in module("doctor", "--store", tmp_path / "store" / "traces.db").out
+    )
     (violation,) = promptlayer.violations
     assert "no request 999999" in violation
     promptlayer.violations.clear()
