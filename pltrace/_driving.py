@@ -98,11 +98,14 @@ def _generator(steps: Steps, source: Generator[Any, Any, Any], driver: _Driver) 
         while True:
             try:
                 steps.resume()
-                if thrown is not None and driver.is_let_go():
+                # Thrown outside of the except block below, or the user's exception would get it as its context.
+                if thrown is None:
+                    item = source.send(sent)
+                elif driver.is_let_go():
                     del source  # It is closed by that, unless others hold it too.
                     raise thrown
-                # Thrown outside of the except block below, or the user's exception would get it as its context.
-                item = source.send(sent) if thrown is None else source.throw(thrown)
+                else:
+                    item = source.throw(thrown)
             except StopIteration as stop:
                 steps.suspend(outside)
                 steps.end(value=stop.value)
