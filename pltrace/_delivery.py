@@ -20,7 +20,7 @@ from pltrace._pace import Pace, PutOff
 from pltrace._rows import ReadSpan
 from pltrace._search import PoisonSearch
 from pltrace._silence import be_silent
-from pltrace._suspicion import FailingRequests, Suspicion
+from pltrace._suspicion import FailingRequests, Suspicion, may_be_the_batch
 
 __all__ = ["DeliveryWorker", "OperationWorker"]
 
@@ -182,6 +182,8 @@ class DeliveryWorker(Worker):
             self._batch, self._took_some = batch, False
             try:
                 result = self._try_another(batch) or self._try(batch)
+                if self._suspicion.at_once:
+                    result = self._go_on(result)
             except Exception:
                 # It may have arrived, and the store failed to take note: it knows that it may have.
                 self._batch, self._suspicion = [], Suspicion()
@@ -206,9 +208,22 @@ class DeliveryWorker(Worker):
         return self._outbox.claim(name, MOST_SPANS, MOST_BYTES)
 
     def _try(self, batch: list[ReadSpan]) -> ExportResult:
-        """Send a batch, without what is refused of it."""
+        """Deliver a batch, or the first half of one that has failed while there is no other span to try."""
         if self._suspicion.wants_another:  # And there is none.
             self._batch = batch = self._suspicion.narrowed(batch, None)
+        return self._deliver(batch)
+
+    def _go_on(self, failure: ExportResult) -> ExportResult:
+        """Try another span right after a batch has failed."""
+        again = None
+        if random.random() < 0.5:  # Not in step with backends that take turns, of which one fails.
+            again = self._deliver(self._batch)
+            if again.outcome == "delivered":
+                return again
+        return self._try_another(self._batch) or again or failure
+
+    def _deliver(self, batch: list[ReadSpan]) -> ExportResult:
+        """Send a batch, without what is refused of it."""
         result = self._send(batch)
         if result.unknown:  # What else isn't taken is claimed again, without them.
             self._batch, self._suspicion = [], Suspicion()
@@ -223,12 +238,14 @@ class DeliveryWorker(Worker):
         return result
 
     def _try_another(self, batch: list[ReadSpan]) -> ExportResult | None:
-        """Send a span from behind a batch that the backend fails at, if it is time for that and there is one."""
+        """Send another span than a batch that the backend fails at, if it is time for that and there is one."""
         if not self._suspicion.wants_another:
             return None
         # One that comes soon: else an outage leaves spans that may have arrived all over a long queue.
         doubtful = self._suspicion.doubtful
         another = self._outbox.another(self.exporter.name, batch[-1].seq, MOST_SPANS, doubtful)
+        if another is None and len(batch) > 1:
+            another = self._outbox.another(self.exporter.name, batch[0].seq, MOST_SPANS, doubtful)
         if another is None or (len(batch) > 1 and another.seq in doubtful):
             return None
         result = self._send([another])
@@ -312,7 +329,7 @@ class DeliveryWorker(Worker):
         self._witness = max(self._witness, search.witness)
         if not search.taken:
             self._refused_in_a_row += len(search.poison)
-        if not result.suspect:  # Else it is narrowed down, and what of it isn't pending any more isn't sent.
+        if not may_be_the_batch(result):  # Else it is narrowed down, and what of it isn't pending any more isn't sent.
             self._batch = []  # What is left of it is claimed again.
         self._set_aside(
             [span for span, _ in search.poison.values()], {seq: reason for seq, (_, reason) in search.poison.items()}

@@ -36,8 +36,9 @@ class ExportResult:
         refused: Spans that were refused though the batch was delivered: span id → reason.
         retry_after_s: How long the backend asked to wait.
         uncertain: The batch was sent and no whole answer came: it may have been taken.
-        suspect: With `retry`: the backend answered that it failed at the batch. If it does so every time, and takes
-            others, spans of the batch are set aside; that it can't be reached, or doesn't answer, says nothing of them.
+        suspect: With `retry`: the backend answered that it failed at the batch, or doesn't take it. If it does so every
+            time, and takes others, spans of the batch are set aside; of what is `uncertain` alone, after twice as many
+            times. That it can't be reached says nothing of them.
         unknown: Uncertain spans that the backend couldn't say anything of, whatever became of the batch: span id →
             reason. They stay pending, and are tried again later; others needn't wait for them.
     """

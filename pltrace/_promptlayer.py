@@ -198,7 +198,7 @@ class PromptLayerExporter:
             return {span_id: number if _is_id(number) else None for span_id, number in ids.items()}
         failure = _refusal(answer)
         if answer.status in _TO_WHO_ASKS:
-            return replace(failure, uncertain=False)
+            return replace(failure, uncertain=False, suspect=False)
         reason = f"doesn't say what it has of trace {trace_id}: it {failure.reason}"
         return ExportResult(
             "retry", reason, retry_after_s=failure.retry_after_s, uncertain=True, suspect=answer.status != 408
@@ -289,15 +289,16 @@ def _load_httpx(openai: ModuleType) -> None:
 def _refusal(answer: Answer) -> ExportResult:
     """Return what an answer other than 2xx means for a batch."""
     reason = f"answered {answer.status}: {_message(answer)}"
-    if answer.status in (401, 403):
+    # What answers 403 with a page isn't PromptLayer, but a firewall in front of it: not to the key.
+    if answer.status == 401 or (answer.status == 403 and isinstance(answer.json(), dict)):
         return ExportResult("unauthorized", reason)
     if answer.status in _REJECTED:
         return ExportResult("rejected", reason)
     # A server that fails may do so after it took the batch, and a gateway can't know: asking costs little, a call that
     # is logged twice can't be taken back.
-    failed = answer.status >= 500
-    uncertain = failed or answer.status == 408
-    return ExportResult("retry", reason, retry_after_s=answer.retry_after_s(), uncertain=uncertain, suspect=failed)
+    uncertain = answer.status >= 500 or answer.status == 408
+    retry_after_s = answer.retry_after_s()
+    return ExportResult("retry", reason, retry_after_s=retry_after_s, uncertain=uncertain, suspect=answer.status != 408)
 
 
 def _is_id(told: object) -> bool:
@@ -311,7 +312,7 @@ def _message(answer: Answer) -> str:
         for key in ("message", "error", "detail"):
             if told.get(key):
                 return str(told[key])[:500]
-    return answer.body[:200].decode("utf-8", "replace")
+    return " ".join(answer.body[:200].decode("utf-8", "replace").split())
 
 
 def _score(track: Any, request_id: int, arguments: Mapping[str, Any]) -> None:

@@ -11,34 +11,44 @@ from pltrace._exporter import ExportResult, Operation
 from pltrace._pace import LONGEST_BACKOFF_S, PutOff
 from pltrace._rows import ReadSpan
 
-__all__ = ["FailingRequests", "Suspicion"]
+__all__ = ["FailingRequests", "Suspicion", "may_be_the_batch"]
 
-#: A batch that fails so often in a row may do so for what is in it.
-_FAILURES_UNTIL_SUSPECTED = 3
-#: A span has to fail alone so often, with another one taken after each. When a backend fails at random, at 50 to 97 %
-#: of all posts, a simulation blames 170 of a million spans after three times, 20 after four, and 5 after five.
-_FAILURES_UNTIL_BLAMED = 5
+#: A batch that fails so often in a row may do so for what is in it; the second is for an answer that it surely isn't
+#: taken. After one about the key there is a long pause: once is enough.
+_FAILURES_UNTIL_SUSPECTED, _REFUSALS_UNTIL_SUSPECTED = 3, 2
+#: A span has to fail alone so often, with another one taken after each; the second, when no whole answer comes, which
+#: may also be for how large it is, on a bad line.
+_FAILURES_UNTIL_BLAMED, _UNANSWERED_UNTIL_BLAMED = 5, 10
 #: An operation that fails keeps back only its own request: it waits so long at first, and so many times as long each
 #: time, up to the longest back-off. So five failures take more than two minutes, which few troubles of a backend do.
 _FIRST_WAIT_S, _TIMES_AS_LONG = 2.0, 5
 
 
+def may_be_the_batch(result: ExportResult) -> bool:
+    """Return whether a batch may have failed for what is in it: nothing can be at fault that wasn't sent."""
+    answered = result.suspect or result.outcome == "unauthorized"
+    return (answered or result.uncertain) and not result.unknown
+
+
 class Suspicion:
     """Says what is tried while a backend fails at a batch: one thing for each back-off, as without it.
 
-    Once a batch is suspected, every other try is another span, from behind it. If that is taken, the batch is halved,
-    or, when it is a single span, has failed once for what is in it. If not, the backend is in trouble, and the batch is
-    kept as it is.
+    Once a batch is suspected, every other try is another span, from behind it if there is one. If that is taken, the
+    batch is halved, or, when it is a single span, has failed once for what is in it. If not, the backend is in trouble,
+    and the batch is kept as it is.
     """
 
     def __init__(self) -> None:
         #: Whether another span is to be tried next.
         self.wants_another = False
+        #: Whether that is to be at once: it surely isn't taken, and that is soon said of many.
+        self.at_once = False
         #: Numbers of other spans that weren't taken: they may be like the batch, and are tried if there are no others.
         self.doubtful: set[int] = set()
         self._rest: list[list[ReadSpan]] = []  # What was put off when a batch was halved, the first part last.
         self._failures = self._failures_alone = 0
-        self._reason = ""
+        self._others_pass = False  # Another was taken since the batch failed.
+        self._last = ExportResult("retry")
 
     def next(self) -> list[ReadSpan]:
         """Return the next part of a batch that was halved, or none."""
@@ -46,16 +56,20 @@ class Suspicion:
 
     def failed(self, result: ExportResult) -> None:
         """Take note that the batch isn't taken."""
-        if result.suspect:
+        if may_be_the_batch(result):
             self._failures += 1
-            self._reason = result.reason
+            self._last = result
         else:
             self._failures = self._failures_alone = 0
-        self.wants_another = self._failures >= _FAILURES_UNTIL_SUSPECTED
+        to_key = result.outcome == "unauthorized"
+        most = _FAILURES_UNTIL_SUSPECTED if result.uncertain else _REFUSALS_UNTIL_SUSPECTED
+        self.wants_another = self._failures >= (1 if to_key else most)
+        may_go_on = result.retry_after_s is None and (self._others_pass or not to_key)
+        self.at_once = self.wants_another and not result.uncertain and may_go_on
 
     def another_failed(self, another: ReadSpan) -> None:
         """Take note that the other span isn't taken either."""
-        self.wants_another = False
+        self.wants_another = self.at_once = self._others_pass = False
         if another.seq not in self.doubtful:  # Else it says nothing new.
             self.doubtful.add(another.seq)
             self._failures_alone = 0
@@ -67,7 +81,8 @@ class Suspicion:
             batch: What has failed.
             another: What was taken; None if there is no other to try, and nobody is blamed.
         """
-        self.wants_another = False
+        self.wants_another = self.at_once = False
+        self._others_pass = self._others_pass or another is not None
         if len(batch) > 1:
             middle = len(batch) // 2
             self._rest.append(batch[middle:])
@@ -83,16 +98,19 @@ class Suspicion:
     @property
     def verdict(self) -> str:
         """Why the single span that is left is set aside; empty as long as it isn't."""
-        if self._failures_alone < _FAILURES_UNTIL_BLAMED:
+        unanswered = self._last.uncertain and not self._last.suspect
+        if self._failures_alone < (_UNANSWERED_UNTIL_BLAMED if unanswered else _FAILURES_UNTIL_BLAMED):
             return ""
-        return f"{self._reason} ({self._failures_alone} times to this span alone, and took another one after each)"
+        return f"{self._last.reason} ({self._failures_alone} times to this span alone, and took another one after each)"
 
     def settled(self) -> None:
         """Take note that the batch is taken or set aside."""
-        self.wants_another = False
+        self.wants_another = self.at_once = False
         self._failures_alone = 0
-        if not self._rest:  # Else the next part is of what has failed.
-            self._failures = 0
+        if self._rest:  # The next part is of what has failed.
+            self._others_pass = True
+        else:
+            self._failures, self._others_pass = 0, False
 
 
 class _Failure(PutOff):

@@ -696,17 +696,135 @@ def test_promptlayer_fails_at_others_too_now_and_then(
     assert set(deliveries(store).values()) == {"delivered"}
 
 
-@pytest.mark.parametrize("fault", [CLOSE, Fault(status=408), Fault(status=429)], ids=["closed", "408", "429"])
-def test_what_is_not_put_down_to_a_span(
+_PAGE = "<html>\n  <h1>Blocked</h1>\n</html>"
+#: How gateways, proxies and firewalls refuse what they don't like in a body, and what is told of it.
+_REFUSALS = {
+    "403 page": (Fault(status=403, body=_PAGE), "answered 403: <html> <h1>Blocked</h1> </html>"),
+    "406 page": (Fault(status=406, body=_PAGE), "answered 406: <html> <h1>Blocked</h1> </html>"),
+    "404": (Fault(status=404), "answered 404: The test asked for this fault."),
+    "302": (Fault(status=302, body=b""), "answered 302: "),
+    "408": (Fault(status=408), "answered 408: The test asked for this fault."),
+    "429": (Fault(status=429), "answered 429: The test asked for this fault."),
+    "431": (Fault(status=431, body=_PAGE), "answered 431: <html> <h1>Blocked</h1> </html>"),
+    "a page as if all were well": (Fault(status=200, body=_PAGE), "answered 200 with something unreadable"),
+    "closed": (CLOSE, "took a batch and didn't answer: RemoteDisconnected"),
+}
+
+
+@pytest.mark.parametrize("refusal", _REFUSALS)
+def test_a_span_that_is_refused_in_other_ways(
+    deliver: Deliver, promptlayer: PromptLayerServer, store: Path, caplog: pytest.LogCaptureFixture, refusal: str
+) -> None:
+    """However a span is refused, it costs only itself: it is found, set aside with the reason, and told."""
+    fault, reason = _REFUSALS[refusal]
+    fail_at(promptlayer, fault, "poison")
+    deliver()
+    names = [f"span-{number:02}" for number in range(90)]
+    names.insert(31, "poison")
+    record(*names)
+    insist()
+    states = deliveries(store)
+    assert states.pop("poison") == "quarantined"
+    assert set(states.values()) == {"delivered"}
+    assert arrived(promptlayer) == sorted(set(names) - {"poison"})
+    assert set(
+        Counter(span_id for post in promptlayer.posts if post.handled for span_id in post.span_ids).values()
+    ) == {1}
+    (aside,) = rows(store, "SELECT error FROM deliveries WHERE state = 2")
+    assert aside["error"].startswith(reason)
+    assert "times to this span alone, and took another one after each" in aside["error"]
+    (warning,) = [warning for warning in warnings(caplog) if "quarantine" in warning]
+    assert reason in warning
+    assert not [warning for warning in warnings(caplog) if "API key" in warning]
+
+
+def test_a_firewall_refuses_a_span(deliver: Deliver, promptlayer: PromptLayerServer, store: Path) -> None:
+    """All others arrive within seconds, though nobody flushes, and the span is set aside."""
+    fail_at(promptlayer, Fault(status=403, body=_PAGE), "poison")
+    promptlayer.stop()
+    deliver()
+    record("poison", *[f"span-{number:03}" for number in range(299)])
+    promptlayer.start()
+    promptlayer.wait_for(lambda: len(promptlayer.spans) == 299, timeout=30.0)
+    assert len([post for post in promptlayer.posts if post.status == 403]) <= 2 * (1 + math.ceil(math.log2(200)) + 5)
+    promptlayer.wait_for(lambda: deliveries(store)["poison"] == "quarantined", timeout=10.0)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [CLOSE, Fault(status=408), Fault(status=404), Fault(status=429), Fault(status=403, body=_PAGE)],
+    ids=["closed", "408", "404", "429", "403 page"],
+)
+def test_all_is_refused_in_other_ways(
     deliver: Deliver, promptlayer: PromptLayerServer, store: Path, fault: Fault
 ) -> None:
-    """A lost connection, a timeout or a limit says nothing of the spans: however often it comes, nobody is blamed."""
-    fail_at(promptlayer, fault, "span-00")
+    """While no other span is taken either, nobody is blamed, a try is two posts at most, and all arrives later."""
+    promptlayer.faults.append(on("/spans-bulk", fault))
     deliver()
+    record(*[f"span-{number:03}" for number in range(250)])
+    tries = 25
+    for number in range(tries):
+        assert not pltrace.flush()
+        record(f"late-{number:02}")
+    assert set(deliveries(store).values()) == {"pending"}
+    assert len(promptlayer.posts) <= 3 * (tries + 1)
+    promptlayer.faults.clear()
+    insist()
+    assert set(deliveries(store).values()) == {"delivered"}
+    assert len(promptlayer.spans) == 250 + tries
+    assert set(
+        Counter(span_id for post in promptlayer.posts if post.handled for span_id in post.span_ids).values()
+    ) == {1}
+
+
+def test_backends_take_turns(deliver: Deliver, promptlayer: PromptLayerServer, store: Path) -> None:
+    """Where each other post comes to a server that refuses all, no span is blamed, and all arrive."""
+    posts = 0
+
+    def fail(request: Any) -> Fault | None:
+        nonlocal posts
+        posts += 1
+        return Fault(status=404) if posts % 2 else None
+
+    promptlayer.faults.append(fail)
+    deliver()
+    for number in range(40):
+        record(*[f"span-{number:02}-{part}" for part in range(10)])
+        pltrace.flush(0.1)
+    insist()
+    assert set(deliveries(store).values()) == {"delivered"}
+
+
+def test_nothing_is_sent_to_show_that_there_is_nothing_to_send_to(
+    deliver: Deliver, promptlayer: PromptLayerServer, store: Path
+) -> None:
+    """While nobody listens, no span is suspected, however long it takes."""
+    deliver()
+    promptlayer.stop()
     record(*[f"span-{number:02}" for number in range(10)])
     for _ in range(30):
         assert not pltrace.flush()
     assert set(deliveries(store).values()) == {"pending"}
+    promptlayer.start()
+    assert pltrace.flush()
+    assert [len(post.span_ids) for post in promptlayer.posts] == [10]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(150)
+def test_a_span_that_is_refused_as_if_for_the_key(
+    deliver: Deliver, promptlayer: PromptLayerServer, store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A firewall that answers as PromptLayer does for a wrong key costs the pause, and then the span alone."""
+    fail_at(promptlayer, Fault(status=403, body={"message": "Forbidden"}), "poison")
+    deliver()
+    record("poison", *[f"span-{number:02}" for number in range(90)])
+    promptlayer.wait_for(lambda: len(promptlayer.posts) == 1)
+    promptlayer.wait_for(lambda: len(promptlayer.spans) == 90, timeout=100.0)
+    assert pltrace.flush(10.0)
+    assert deliveries(store)["poison"] == "quarantined"
+    assert len([warning for warning in warnings(caplog) if "set a valid key" in warning]) == 1
+    assert promptlayer.posts[1].time - promptlayer.posts[0].time >= 59.0
 
 
 # When nobody knows whether it was taken.
