@@ -14,7 +14,7 @@ from pltrace._background import Background
 from pltrace._clock import monotonic
 from pltrace._greenlets import new_lock, new_rlock, taken
 from pltrace._health import failed
-from pltrace._room import Room
+from pltrace._room import FEWEST_LOG_BYTES, Room
 from pltrace._store_file import MOST_WAL_BYTES, close_quickly, opened_beside
 
 __all__ = ["Checkpoints", "after_fork_in_child", "after_fork_in_parent", "before_fork"]
@@ -23,9 +23,6 @@ __all__ = ["Checkpoints", "after_fork_in_child", "after_fork_in_parent", "before
 #: the commit that starts it over waits for the disk. One beyond its bound is started over, and one far beyond it is
 #: waited for.
 _LARGE, _FAR, _EVERY_S = 1 / 4, 2, 0.2
-#: The part of the disk's room that the log may take; where that is less than its bound, it takes so much in any case,
-#: for notes of deliveries: when the disk is full, what it has is written over.
-_PART_OF_ROOM, _FEWEST_WAL_BYTES = 1 / 4, 2**18
 #: How often it is looked at, at most, and at least; in between as soon as it has grown by so much, be it by commits
 #: alone: each look lets go of the interpreter five times, and has to get it back.
 _LOOK_EVERY_S, _LOOK_AT_LEAST_EVERY_S, _GROWN_BYTES, _COMMIT_BYTES = 0.05, 1.0, 2**18, 2**15
@@ -76,12 +73,13 @@ class Checkpoints:
         now = monotonic()
         self._grown += characters + _COMMIT_BYTES
         every_s = _LOOK_EVERY_S if self._grown >= _GROWN_BYTES else _LOOK_AT_LEAST_EVERY_S
-        if now < self._looked_at + every_s and not at_once:
+        if now < self._looked_at + every_s and not at_once and self._grown < self._room.for_log(path):
             return
         if sys.is_finalizing():  # The log isn't looked at: the function `open` is gone before the last finalizers run.
             return
         self._looked_at, self._grown = now, 0
-        most = int(max(min(MOST_WAL_BYTES, self._room.left(path) * _PART_OF_ROOM), _FEWEST_WAL_BYTES))
+        self._room.look(path)
+        most = min(MOST_WAL_BYTES, self._room.for_log(path))
         if most < MOST_WAL_BYTES:
             _lengthen_log(path)
         is_far = _log_takes(path, most * _FAR)
@@ -153,11 +151,11 @@ def _log_takes(path: Path, size: int) -> bool:
 
 def _lengthen_log(path: Path) -> None:
     """Give the log the least that it takes; SQLite writes over what doesn't bear its header's numbers."""
-    if hasattr(os, "posix_fallocate") and not _log_takes(path, _FEWEST_WAL_BYTES - 1):
+    if hasattr(os, "posix_fallocate") and not _log_takes(path, FEWEST_LOG_BYTES - 1):
         with suppress(OSError):
             descriptor = os.open(f"{path}-wal", os.O_WRONLY)
             try:
-                os.posix_fallocate(descriptor, 0, _FEWEST_WAL_BYTES)
+                os.posix_fallocate(descriptor, 0, FEWEST_LOG_BYTES)
             finally:
                 os.close(descriptor)
 

@@ -52,6 +52,7 @@ _MOST_BUSY_READING_S, _MOST_BUSY_AT_FIRST_S = 5.0, 0.02
 _PART_OF_WAIT, _SHORTEST_TRY_S, _LONGEST_TRY_S = 1 / 16, 0.0003, 0.004
 #: Of the file, its log, the log's index and their folder, with some more.
 _MOST_DESCRIPTORS = 8
+_BYTES_OF_PAGE = 2**12
 
 #: Every use of SQLite in this process holds it, whatever the database, and so does a fork: SQLite's own mutexes are
 #: the process's, and a child of a fork that happened while a thread was inside SQLite would hang in them.
@@ -159,7 +160,7 @@ class Database:
             sqlite3.OperationalError: The disk is full or failing, or others kept the file for so long.
         """
         if grows and self.path is not None:
-            self._room.require(self.path)
+            self._room.require(self.path, grows)
         # At once for writing: a transaction that reads first can fail with no chance to wait.
         connection = self._take("BEGIN IMMEDIATE", patience_s)
         try:
@@ -169,9 +170,8 @@ class Database:
             with suppress(sqlite3.Error):
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
-            if not grows and self.path is not None and _is_full(error) and self._room.spend(self.path):
-                # The next try has room, which others may take; the log's is its own once it is moved into the file.
-                self._checkpoints.committed(self.path, self._file, at_once=True)
+            if not grows:
+                self._make_room_after(error)
             if self._replace_if_useless(error):
                 raise sqlite3.OperationalError(f"it is of no use any more: {error}") from error
             raise
@@ -196,7 +196,7 @@ class Database:
             sqlite3.OperationalError: The disk is full or failing, or others kept the file for so long.
         """
         if self.path is not None:
-            self._room.require(self.path)
+            self._room.require(self.path, characters)
         self._take(statement, patience_s, values)
         try:
             yield
@@ -204,6 +204,51 @@ class Database:
             _give_back()
         if self.path is not None:
             self._checkpoints.committed(self.path, self._file, characters)
+
+    def shrink(self, most_pages: int, patience_s: float) -> bool:
+        """Make the file smaller by pages that hold nothing any more.
+
+        Args:
+            most_pages: So many at most.
+            patience_s: The longest wait for other threads.
+
+        Returns:
+            Whether there are more.
+        """
+        if self.path is None:
+            return False
+        try:
+            with self.reading(patience_s) as connection:
+                (empty,) = connection.execute("PRAGMA freelist_count").fetchone()
+                if empty:  # As a script: `execute` stops after the first page.
+                    connection.executescript(f"PRAGMA incremental_vacuum({most_pages})")
+        except sqlite3.OperationalError as error:
+            self._make_room_after(error)
+            raise
+        if empty and self.path is not None:
+            self._checkpoints.committed(self.path, self._file, _BYTES_OF_PAGE * min(empty, most_pages))
+        return bool(empty > most_pages)
+
+    def most_at_once(self, most: int) -> int:
+        """Return how many bytes one commit may have: so many at most, and what its disk has room for."""
+        return most if self.path is None else min(most, self._room.for_log(self.path))
+
+    def most_bytes(self, most: int, *, is_full: bool) -> int:
+        """Return how many bytes it may take: so many at most, and what leaves its disk some room for others.
+
+        Args:
+            most: The most there may be of it anywhere.
+            is_full: It couldn't be written to for want of room.
+        """
+        of_disk = None if self.path is None else self._room.most(self.path, is_full=is_full)
+        return most if of_disk is None else min(most, of_disk)
+
+    def _make_room_after(self, error: BaseException) -> None:
+        """Give the reserve up if the disk was too full for what needs it, and write over what the log has."""
+        if self.path is not None and _is_full(error):
+            self._room.spend(self.path)
+            # The next try has room, which others may take; the log's is its own once it is moved into the file.
+            self._checkpoints.committed(self.path, self._file, at_once=True)
 
     def _take(self, begin: str, patience_s: float, values: Sequence[Any] = ()) -> sqlite3.Connection:
         """Return the connection with the lock held, which is free while other processes are waited for."""

@@ -13,6 +13,7 @@ from pltrace import _queries
 from pltrace._config import Config
 from pltrace._errors import StoreError
 from pltrace._http import JsonClient, NoAnswerError, NotSentError
+from pltrace._room import is_nearly_full
 
 __all__ = ["diagnosis", "printed"]
 
@@ -93,6 +94,12 @@ def _promptlayer(config: Config, remedies: list[str]) -> dict[str, Any]:
 def _store(config: Config, remedies: list[str]) -> dict[str, Any]:
     if not isinstance(config.store, Path):
         return {"path": config.store}
+    is_full, free = is_nearly_full(config.store)
+    if is_full:
+        remedies.append(
+            f"The store's disk is nearly full: {free / 1e6:.1f} MB are left. pltrace deletes delivered spans to make "
+            "room, but never others; free some, or set a file on another disk with PLTRACE_STORE."
+        )
     try:
         found = _queries.store_state(config.store, config.account)
     except StoreError as error:

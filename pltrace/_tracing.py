@@ -31,10 +31,11 @@ EXIT_S = 2.0
 #: How long a flush waits for the disk at least, and how often a patient one tries again.
 _WRITING_S, _TRY_AGAIN_S = 0.5, 0.05
 #: What is delivered, or was only ever local, is kept so long, and up to a size; it is looked at more often in memory,
-#: and when the file is nearly full: a busy program adds five megabytes a second.
+#: and the sooner the less is left: a busy program adds five megabytes a second, and more for a while.
 _KEEP_S = 30 * 86_400.0
 _FILE_BYTES, _MEMORY_BYTES, _OFF_BYTES = 2**30, 2**28, 2**24
-_PRUNE_FILE_EVERY_S, _PRUNE_FULL_EVERY_S, _PRUNE_MEMORY_EVERY_S, _PRUNE_MORE_AFTER_S = 30.0, 1.0, 5.0, 0.04
+_PRUNE_FILE_EVERY_S, _PRUNE_FULL_EVERY_S, _PRUNE_MEMORY_EVERY_S, _PRUNE_MORE_AFTER_S = 30.0, 0.25, 5.0, 0.04
+_MOST_BYTES_A_SECOND = 2**25
 #: While nothing of what is too much may go, because PromptLayer can't be reached.
 _PRUNE_STUCK_EVERY_S = 10.0
 
@@ -154,23 +155,26 @@ class Tracing:
         for worker in self._deliveries:
             worker.work()
         self._work_on_operations()
-        if monotonic() >= self._prune_at:
+        if self._writer.is_full or monotonic() >= self._prune_at:
             self._prune()
 
     def _prune(self) -> None:
         in_memory = self.store.database.path is None
         retention = self.store.retention
         every_s = _PRUNE_MEMORY_EVERY_S if in_memory else _PRUNE_FILE_EVERY_S
-        if retention.is_nearly_full:
-            every_s = _PRUNE_STUCK_EVERY_S if retention.is_stuck and not in_memory else _PRUNE_FULL_EVERY_S
-        self._prune_at = monotonic() + every_s
+        self._prune_at = monotonic() + every_s  # Others needn't do it meanwhile.
         most_bytes = _OFF_BYTES if self.config.store == "off" else _MEMORY_BYTES if in_memory else _FILE_BYTES
         oldest_ns = self.recorder.now_ns() - int(_KEEP_S * 1e9)
         try:
-            if retention.prune(oldest_ns, most_bytes) or not (in_memory or retention.is_through):
-                self._prune_at = min(self._prune_at, monotonic() + _PRUNE_MORE_AFTER_S)
-            elif in_memory and (dropped := retention.drop(_MEMORY_BYTES)):
-                self._prune_at = monotonic() + _PRUNE_MORE_AFTER_S
+            pruned = retention.prune(oldest_ns, most_bytes, is_full=self._writer.is_full)
+            if pruned or not (in_memory or retention.is_through):
+                every_s = _PRUNE_MORE_AFTER_S
+            elif retention.is_stuck and not in_memory:
+                every_s = _PRUNE_STUCK_EVERY_S
+            else:
+                every_s = min(every_s, max(retention.left / _MOST_BYTES_A_SECOND, _PRUNE_FULL_EVERY_S))
+            if not pruned and in_memory and (dropped := retention.drop(_MEMORY_BYTES)):
+                every_s = _PRUNE_MORE_AFTER_S
                 counts["dropped_memory_full"] += dropped
                 warn_sometimes(
                     "memory_full",
@@ -179,9 +183,10 @@ class Tracing:
                     _MEMORY_BYTES >> 20,
                 )
         except STORE_TROUBLE:
-            pass  # The disk is full or another process writes; next time.
+            every_s = _PRUNE_FULL_EVERY_S  # The disk is full or another process writes.
         except Exception:
             failed("pruning the store")
+        self._prune_at = monotonic() + every_s
 
     def _resolved(self, ids: Mapping[str, int]) -> None:
         self.recorder.registry.resolve({int(span_id, 16): request_id for span_id, request_id in ids.items()})

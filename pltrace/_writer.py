@@ -64,6 +64,7 @@ class Writer:
         thread: The thread, if it runs.
         bound: Says how much may wait.
         is_kept_out: Whether it was others that kept the last commit from the file.
+        is_full: Whether the disk had no room for the last commit.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class Writer:
         self.bound = Backpressure()
         self._taken = 0  # How many items were taken off the queue,
         self._settled = 0  # and of how many the commits are done.
-        self.is_kept_out = False
+        self.is_kept_out = self.is_full = False
         self.asleep = False
         self._wake = new_lock()
         self._wake.acquire()
@@ -298,7 +299,7 @@ class Writer:
         self._next = Commit()
         self._settled = self._taken
         self.bound.wrote(len(rows))
-        self.is_kept_out = False
+        self.is_kept_out = self.is_full = False
         counts["recorded"] += len(rows)
         self._tell(commit, written)
         return True
@@ -338,10 +339,11 @@ class Writer:
     def _encode(self, commit: Commit) -> None:
         """Take items off the queue and encode them, one by one: what is encoded needn't be held any more."""
         most = min(_MOST_IN_COMMIT, self.bound.most)
+        most_bytes = self.store.database.most_at_once(_MOST_BYTES_IN_COMMIT)
         queue = self.queue
         slices = Slices(long=len(queue) > _BEHIND)
         before = 0
-        while queue and len(commit) < most and before < _MOST_BYTES_IN_COMMIT:
+        while queue and len(commit) < most and before < most_bytes:
             slices.between()
             item = queue[0]  # Only then taken off: what interrupts us must not lose it.
             try:
@@ -361,7 +363,7 @@ class Writer:
     def _cannot_write(self, error: Exception) -> None:
         """Keep what is in flight for the next try, and how many may wait behind it."""
         self.bound.failed()
-        self.is_kept_out = "locked" in str(error)
+        self.is_kept_out, self.is_full = "locked" in str(error), "full" in str(error)
         # That other processes write is no news before it lasts.
         if not self.is_kept_out or monotonic() > self.bound.wrote_at + _WARN_AFTER_S:
             warn_sometimes(

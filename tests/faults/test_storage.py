@@ -32,7 +32,7 @@ from tests.faults.support import (
 )
 from tests.faults.test_processes import go, ready
 from tests.support.http_double import Fault
-from tests.support.programs import ended, rows, run, start, stored
+from tests.support.programs import ended, module, rows, run, start, stored
 from tests.support.promptlayer_server import PromptLayerServer
 
 #: A hang is told from none by this; the figures themselves are printed.
@@ -214,6 +214,73 @@ def test_disk_is_full_and_backend_works(
     assert len(promptlayer.spans) == 1200
     (small_disk / "filler").unlink()
     assert rows(store, "PRAGMA integrity_check") == [{"integrity_check": "ok"}]
+
+
+@pytest.mark.slow
+def test_what_is_delivered_makes_room_on_a_small_disk(
+    small_disk: Path, tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object]
+) -> None:
+    """On a small disk the oldest delivered spans go, all are stored and delivered, and the program has room as well."""
+    remount(small_disk, "size=16m")
+    store = small_disk / "traces.db"
+    settings["PLTRACE_STORE"] = store
+    source = """
+timed(lambda number: large(number, 5_000), 6_000, rate=500)
+assert pltrace.flush(30)
+timed(span, 50, rate=50)
+with open(sys.argv[1], "wb", buffering=0) as own:
+    timed.report(flushed=pltrace.flush(30), written=own.write(bytes(2_000_000)))
+"""
+    program = run(PRELUDE + source, tmp_path, small_disk / "own", **settings)
+    report = told(program)
+    assert (report["flushed"], report["written"], program.err) == (True, 2_000_000, "")
+    assert report["worst_ms"] < MOST_MS
+    assert len(promptlayer.spans) == 6_050
+    assert (_counted(store, "recorded"), _counted(store, "delivered")) == (6_050, 6_050)
+    left = stored(store)
+    assert left[-50:] == [f"call-{number:06}" for number in range(50)]
+    assert left[:-50] == [f"large-{number:06}" for number in range(6_050 - len(left), 6_000)]
+
+
+@pytest.mark.slow
+def test_a_disk_is_found_full(
+    small_disk: Path, tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object]
+) -> None:
+    """On a disk that is found full what was delivered makes room for what is recorded, and what wasn't delivered stays.
+
+    `doctor` says that it is full.
+    """
+    remount(small_disk, "size=16m")
+    store = small_disk / "traces.db"
+    settings["PLTRACE_STORE"] = store
+    run(PRELUDE + "timed(large, 450, rate=200)\nassert pltrace.flush(30)", tmp_path, **settings)
+    assert len(promptlayer.spans) == 450
+    promptlayer.stop()
+    run(PRELUDE + "timed(lambda n: span(n, 'waiting'), 50)", tmp_path, **settings)
+    fill(small_disk)
+    assert "disk is nearly full: 0.0 MB are left" in module("doctor", **settings).out
+    program = run(PRELUDE + "timed(lambda n: span(n, 'late'), 200, rate=200)\npltrace.flush(20)", tmp_path, **settings)
+    assert program.code == 0
+    left = stored(store)
+    assert left[-250:] == [f"{what}-{n:06}" for what, most in (("waiting", 50), ("late", 200)) for n in range(most)]
+    assert 0 < len(left) - 250 < 450
+    promptlayer.start()
+    deliver_rest(tmp_path, **settings)
+    assert set(taken(promptlayer).values()) == {1}
+    assert len(promptlayer.spans) == 700
+    assert rows(store, "PRAGMA integrity_check") == [{"integrity_check": "ok"}]
+
+
+@pytest.mark.slow
+def test_more_comes_at_once_than_a_small_disk_holds(
+    small_disk: Path, tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object]
+) -> None:
+    """A burst that a small disk has no room for is delivered all the same, bit by bit: the log leaves the file room."""
+    remount(small_disk, "size=16m")
+    settings["PLTRACE_STORE"] = small_disk / "traces.db"
+    program = run(PRELUDE + "timed(large, 2_000, rate=2_000)\nassert pltrace.flush(50)", tmp_path, **settings)
+    assert program.code == 0, program.err
+    assert len(promptlayer.spans) == 2_000
 
 
 def test_a_patient_flush_waits_for_the_store(
