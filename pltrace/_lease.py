@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,8 @@ __all__ = ["LEASE_S", "Lease"]
 LEASE_S = 60.0
 #: The most rows that one transaction takes over: others wait meanwhile.
 _MOST_IN_STEP = 100
-_LEAVING_PATIENCE_S = 1.0
+#: The longest waits for other processes.
+_LONG_PATIENCE_S, _SHORT_PATIENCE_S = 30.0, 1.0
 #: The exporter whose spans are an account's of PromptLayer's, as what is asked of requests is; other exporters go by
 #: their names alone.
 _OF_ACCOUNT = "promptlayer"
@@ -137,9 +139,27 @@ class Lease:
         Args:
             regardless: Also the spans that another account was to get; else they wait, and that is told.
         """
+        return sum(self._steps(regardless=regardless))
+
+    def adopt_until(self, deadline: float) -> bool:
+        """Take over what `adopt` does, in small steps until a monotonic time; return whether nothing is left of it."""
+        steps = self._steps(deadline)
+        for _ in steps:
+            if monotonic() >= deadline:
+                break
+        return not any(steps)  # Most often there are none, or of processes that left nothing.
+
+    def _steps(self, deadline: float = math.inf, *, regardless: bool = False) -> Iterator[int]:
+        """Take over what processes left, step by step; each gives how many spans and operations it were.
+
+        Args:
+            deadline: Nobody is waited for beyond it, or not for long.
+            regardless: As for `adopt`.
+        """
         with self._database.reading() as connection:
             gone = self._gone(connection, regardless=regardless)
-        return sum(self._adopt_from(owner, parts) for owner, parts in gone.items())
+        for owner, parts in gone.items():
+            yield from self._adopt_from(owner, parts, deadline)
 
     def _gone(self, connection: Any, *, regardless: bool) -> dict[str, list[_Part]]:
         """Return the processes that have ended or lost their lease, each with what it left that is to be taken over."""
@@ -190,11 +210,12 @@ class Lease:
                 str(self._database.place),
             )
 
-    def _adopt_from(self, owner: str, parts: Sequence[_Part]) -> int:
+    def _adopt_from(self, owner: str, parts: Sequence[_Part], deadline: float) -> Iterator[int]:
         """Take over what a process left, in steps: nobody should wait for a large backlog."""
-        adopted, most = 0, _MOST_IN_STEP
+        most = _MOST_IN_STEP
         while most == _MOST_IN_STEP:
-            with self._database.writing() as connection:
+            patience_s = max(deadline - monotonic(), _SHORT_PATIENCE_S)
+            with self._database.writing(min(patience_s, _LONG_PATIENCE_S)) as connection:
                 began = monotonic()
                 taken = [
                     connection.execute(
@@ -208,9 +229,8 @@ class Lease:
                 most = max(taken, default=0)
                 if most < _MOST_IN_STEP:
                     connection.execute("DELETE FROM owners WHERE owner = ?", (owner,))
-            adopted += sum(taken)
             sleep(monotonic() - began)  # For others to write.
-        return adopted
+            yield sum(taken)
 
     def _is_gone(self, row: Any) -> bool:
         if row["owner"] == self.owner:
@@ -227,7 +247,7 @@ class Lease:
     def leave(self) -> None:
         """Give it up: the next process takes over what is left, at once."""
         self._seen_at = 0.0
-        with self._database.writing(_LEAVING_PATIENCE_S) as connection:
+        with self._database.writing(_SHORT_PATIENCE_S) as connection:
             connection.execute("DELETE FROM owners WHERE owner = ?", (self.owner,))
 
 

@@ -232,9 +232,8 @@ class Tracing:
             return False  # What it has recorded may not be delivered.
         while True:
             try:
-                if self.exporters:
-                    self._adopt()
-                return self._flush_store(deadline, patient)
+                is_all = not self.exporters or self._adopt(deadline)
+                return self._flush_store(deadline, patient) and is_all
             except InterruptedUseError:
                 return False  # Whoever waits for it here waits in vain.
             except STORE_TROUBLE:  # The disk may be full now and have room in a moment.
@@ -242,13 +241,15 @@ class Tracing:
                     return False
             rest(_TRY_AGAIN_S)
 
-    def _adopt(self) -> None:
+    def _adopt(self, deadline: float) -> bool:
+        """Take over what earlier processes left; return whether that could be done until then."""
         try:
-            self.store.lease.adopt()
+            return self.store.lease.adopt_until(deadline)
         except STORE_TROUBLE:
             raise
         except Exception:
             failed("taking over what earlier processes left")
+            return True
 
     def _flush(self, deadline: float, patient: bool) -> bool:
         try:

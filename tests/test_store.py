@@ -558,6 +558,26 @@ def test_a_backlog_makes_nothing_slower() -> None:
     assert steps(4_000) <= 1.5 * steps(500)
 
 
+def test_a_flush_takes_over_until_its_time(
+    tmp_path: Path, promptlayer: PromptLayerServer, deliver: Callable[..., None]
+) -> None:
+    """A flush that has no time leaves most of a large backlog of an earlier process to the worker, and says so."""
+    path = tmp_path / "store" / "traces.db"
+    promptlayer.stop()
+    deliver(store=path)
+    record("first")
+    soon(lambda: rows(path, "SELECT owner FROM owners"))
+    (owner,) = rows(path, "SELECT owner FROM owners")[0].values()
+    before = Store(path, ["promptlayer"], local_ids=False, account=owner.partition("@")[2])
+    before.write(Rows(), [_a_score(number) for number in range(20_000)])
+    before.lease.leave()
+    before.close()
+    assert not pltrace.flush(0.0)
+    taken_over = rows(path, "SELECT count(*) AS number FROM operations WHERE owner = ?", owner)[0]["number"]
+    assert 0 < taken_over < 20_000
+    promptlayer.start()
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_each_span_has_its_state(seed: int) -> None:
     """Whatever becomes of spans of several processes, in any order, the store knows of each what became of it."""
