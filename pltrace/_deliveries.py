@@ -21,7 +21,7 @@ class Delivery(NamedTuple):
         state: Pending, delivered or in quarantine.
         owner: The process that delivers them; of what isn't pending, nobody.
         uncertain: `SENT`: they were sent, and no whole answer has come; `RENEWED`: an earlier version of them was.
-        error: Why they are in quarantine.
+        error: Why they are in quarantine, or weren't taken at the last try.
     """
 
     state: int

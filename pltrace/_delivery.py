@@ -284,10 +284,10 @@ class DeliveryWorker(Worker):
             self._asking = PutOff()
         if result.outcome == "delivered":
             self._taken(batch, result)
-        elif result.uncertain:
+            return result
+        if result.uncertain:
             self._batch = [span.as_uncertain() for span in self._batch]
-        else:
-            self._outbox.not_taken(name, [span for span in batch if not span.uncertain])
+        self._outbox.not_taken(name, batch, result.reason, surely=not result.uncertain)
         return result
 
     def _taken(self, batch: Sequence[ReadSpan], result: ExportResult) -> None:

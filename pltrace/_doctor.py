@@ -106,7 +106,8 @@ def _store(config: Config, remedies: list[str]) -> dict[str, Any]:
         return {"path": str(config.store), "error": str(error)}
     pending = sum(found["pending"].values())
     if pending:
-        remedies.append(f"{pending} spans wait for delivery; `pltrace sync` sends them now.")
+        again = "tries again now: see above why they weren't taken" if found["failing"] else "sends them now"
+        remedies.append(f"{pending} spans wait for delivery; `pltrace sync` {again}.")
     elsewhere = found["pending_for_other_keys"]
     if config.account and any(elsewhere.values()):
         remedies.append(
@@ -151,6 +152,10 @@ def _store_lines(store: Mapping[str, Any]) -> list[str]:
         return lines
     lines.append(f"             {store['spans']} spans in {store['traces']} traces, {store['bytes'] / 1e6:.1f} MB")
     lines += [f"pending      {count} spans for {exporter}" for exporter, count in store["pending"].items()]
+    lines += [
+        f"failing      {entry['spans']} of them for {entry['exporter']}, at the last try: it {entry['error']}"
+        for entry in store["failing"]
+    ]
     if store["operations_pending"]:
         lines.append(f"pending      {store['operations_pending']} scores, metadata, links or groups")
     lines += [

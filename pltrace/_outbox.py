@@ -246,15 +246,20 @@ class Outbox:
             self._underway[exporter] = len(known)  # Only now: the file may have turned out to be damaged.
         return [span for span in known if span.seq in ours]
 
-    def not_taken(self, exporter: str, batch: Iterable[ReadSpan]) -> None:
-        """Note that a batch surely didn't arrive."""
+    def not_taken(self, exporter: str, batch: Sequence[ReadSpan], why: str, *, surely: bool) -> None:
+        """Note that a batch wasn't taken, and why; surely, or as far as anybody knows."""
         with self._database.writing() as connection:
             self._see_losses()
             if self._is_from_elsewhere(exporter):
                 return  # They are counted when they would be sent again.
-            self._underway[exporter] = 0
-            surely = [span for span in batch if not span.is_renewed]
-            self._note(connection, exporter, surely, Delivery(PENDING, self.lease.owner))
+            if surely:
+                self._underway[exporter] = 0
+            parts: dict[int, list[ReadSpan]] = {}
+            for span in batch:
+                uncertain = SENT if span.uncertain or not surely else 0
+                parts.setdefault(RENEWED if span.is_renewed else uncertain, []).append(span)
+            for uncertain, some in parts.items():
+                self._note(connection, exporter, some, Delivery(PENDING, self.lease.owner, uncertain, why))
 
     def delivered(self, exporter: str, batch: Sequence[ReadSpan], request_ids: Mapping[str, int]) -> None:
         """Note that a batch arrived, and the ids that its requests got."""

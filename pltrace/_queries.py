@@ -139,6 +139,10 @@ def store_state(path: Path, account: str) -> dict[str, Any]:
         pending = connection.execute(
             "SELECT exporter, sum(last - first + 1) FROM delivery_ranges WHERE state = 0 GROUP BY exporter"
         ).fetchall()
+        failing = connection.execute(
+            "SELECT exporter, error, sum(last - first + 1) AS spans FROM delivery_ranges"
+            " WHERE state = 0 AND error IS NOT NULL GROUP BY exporter, error ORDER BY spans DESC LIMIT 5"
+        ).fetchall()
         (operations,) = connection.execute("SELECT count(*) FROM operations WHERE state = 0").fetchone()
         (elsewhere,) = connection.execute(
             "SELECT coalesce(sum(last - first + 1), 0) FROM delivery_ranges"
@@ -164,6 +168,7 @@ def store_state(path: Path, account: str) -> dict[str, Any]:
         "traces": traces,
         "bytes": sum(part.stat().st_size for part in path.parent.glob(f"{path.name}*") if part.is_file()),
         "pending": {row[0]: row[1] for row in pending},
+        "failing": [dict(row) for row in failing],
         "operations_pending": operations,
         "pending_for_other_keys": {"spans": elsewhere, "operations": operations_elsewhere},
         "quarantine": [dict(row) for row in quarantine],

@@ -827,6 +827,35 @@ def test_a_span_that_is_refused_as_if_for_the_key(
     assert promptlayer.posts[1].time - promptlayer.posts[0].time >= 59.0
 
 
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (Fault(status=404), "answered 404: The test asked for this fault."),
+        (Fault(status=403, body=_PAGE), "answered 403: <html> <h1>Blocked</h1> </html>"),
+        (Fault(status=401), "answered 401: The test asked for this fault."),
+        (CLOSE, "took a batch and didn't answer: RemoteDisconnected"),
+    ],
+    ids=["404", "403 page", "401", "closed"],
+)
+def test_doctor_says_why_spans_wait(
+    deliver: Deliver, promptlayer: PromptLayerServer, store: Path, fault: Fault, reason: str
+) -> None:
+    """Another process tells why the last try has failed, as long as it is the last."""
+    promptlayer.faults.append(on("/spans-bulk", fault))
+    deliver()
+    record("first", "second")
+    assert not pltrace.flush()
+    settings = {"PROMPTLAYER_API_KEY": promptlayer.api_key, "PROMPTLAYER_BASE_URL": promptlayer.url}
+    told = module("doctor", "--store", store, **settings).out
+    assert "API key set, reachable" in told
+    assert f"failing      2 of them for promptlayer, at the last try: it {reason}" in told
+    assert "2 spans wait for delivery; `pltrace sync` tries again now: see above why they weren't taken." in told
+    promptlayer.faults.clear()
+    deliver(service="another")
+    insist()
+    assert "failing" not in module("doctor", "--store", store, **settings).out
+
+
 # When nobody knows whether it was taken.
 
 _NO_ANSWER = {

@@ -605,8 +605,9 @@ def test_each_span_has_its_state(seed: int) -> None:
             outbox.delivered("promptlayer", batch, {})
             expected.update(dict.fromkeys([span.seq for span in batch], (1, "", 0)))
         elif chance.random() < 0.5:
-            outbox.not_taken("promptlayer", batch)
-            expected.update(dict.fromkeys([span.seq for span in batch], (0, owner, 0)))
+            surely = chance.random() < 0.5
+            outbox.not_taken("promptlayer", batch, "is down", surely=surely)
+            expected.update({span.seq: (0, owner, int(span.uncertain or not surely)) for span in batch})
         else:
             outbox.quarantine("promptlayer", {span.seq: f"because of {span.seq}" for span in batch})
             expected.update(dict.fromkeys([span.seq for span in batch], (2, "", 0)))
