@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 import threading
 import time
 from collections import Counter
@@ -15,7 +16,7 @@ import pytest
 import pltrace
 from pltrace import traced
 from tests.faults.support import PRELUDE, Measured, ask, balance, taken, told
-from tests.support.http_double import Fault, on
+from tests.support.http_double import CLOSE, STORE_THEN_CLOSE, Fault, on
 from tests.support.programs import deliveries, rows, run
 from tests.support.promptlayer_server import PromptLayerServer
 
@@ -177,6 +178,89 @@ def test_promptlayer_fails_at_some(deliver: Deliver, promptlayer: PromptLayerSer
     assert states(store) == {"good delivered": 45 + late, "poison quarantined": 5}
     assert set(taken(promptlayer).values()) == {1}
     balance(store, 50 + late)
+
+
+_FIREWALL = Fault(status=403, body="<html>Blocked</html>", headers={"Content-Type": "text/html"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [_FIREWALL, Fault(status=429), CLOSE], ids=["firewall", "429", "closed"])
+def test_refused_in_other_ways_while_the_program_goes_on(
+    deliver: Deliver, promptlayer: PromptLayerServer, store: Path, measured: Measured, fault: Fault
+) -> None:
+    """Nobody flushes: what was recorded before such a span, with it and after it arrives within a minute, once."""
+    promptlayer.faults.append(
+        lambda request: fault if request.path == "/spans-bulk" and b"poison" in request.body else None
+    )
+    deliver()
+    ended = threading.Event()
+    late = 0
+    record(*[f"{'poison' if number == 70 else 'good'}-{number:03}" for number in range(200)])
+    began = time.monotonic()
+    while states(store)["poison quarantined"] == 0 and time.monotonic() - began < 60.0:
+        record(f"good-late-{late:03}")
+        late += 1
+        ended.wait(0.1)
+    measured("set aside after", time.monotonic() - began, "s")
+    assert pltrace.flush(30.0)
+    measured("all others arrived after", time.monotonic() - began, "s")
+    assert states(store) == {"good delivered": 199 + late, "poison quarantined": 1}
+    assert set(taken(promptlayer).values()) == {1}
+    balance(store, 200 + late)
+    measured("posts that failed", sum(not post.handled for post in promptlayer.posts), "")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "fault", [CLOSE, STORE_THEN_CLOSE, _FIREWALL, Fault(status=404)], ids=["closed", "stored", "firewall", "404"]
+)
+def test_half_of_all_posts_fail(
+    deliver: Deliver, promptlayer: PromptLayerServer, store: Path, measured: Measured, fault: Fault
+) -> None:
+    """Where each post may fail, as on a bad line, no span is set aside, and each is taken once."""
+    chance = random.Random(7)
+    promptlayer.faults.append(
+        lambda request: fault if request.path == "/spans-bulk" and chance.random() < 0.5 else None
+    )
+    deliver()
+    recorded = 0
+    for _ in range(100):
+        record(*[f"good-{recorded + number:04}" for number in range(20)])
+        recorded += 20
+        pltrace.flush(0.05)
+    promptlayer.wait_for(lambda: len(promptlayer.posts) > 20)
+    while not pltrace.flush(0.2):
+        pass
+    assert states(store) == {"good delivered": recorded}
+    assert set(taken(promptlayer).values()) == {1}
+    measured("posts", len(promptlayer.posts), "")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(150)
+def test_a_firewall_refuses_much(
+    deliver: Deliver, promptlayer: PromptLayerServer, store: Path, measured: Measured
+) -> None:
+    """One in ten that a firewall refuses is set aside, and all others arrive, those that are recorded meanwhile too."""
+    promptlayer.faults.append(
+        lambda request: _FIREWALL if request.path == "/spans-bulk" and b"poison" in request.body else None
+    )
+    promptlayer.stop()
+    deliver()
+    record(*[f"{'poison' if number % 10 == 3 else 'good'}-{number:03}" for number in range(300)])
+    promptlayer.start()
+    began = time.monotonic()
+    late = 0
+    while states(store)["poison quarantined"] < 30 and time.monotonic() - began < 120.0:
+        record(f"good-late-{late:03}")
+        late += 1
+        pltrace.flush(0.1)
+    assert pltrace.flush(30.0)
+    assert states(store) == {"good delivered": 270 + late, "poison quarantined": 30}
+    assert set(taken(promptlayer).values()) == {1}
+    measured("took", time.monotonic() - began, "s")
+    measured("posts", len(promptlayer.posts), "")
 
 
 def test_what_was_asked_of_a_refused_call(
