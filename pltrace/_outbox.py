@@ -267,9 +267,10 @@ class Outbox:
         try:
             with self._database.writing() as connection:
                 self._see_losses()
+                number = len(batch)
                 if not self._is_from_elsewhere(exporter):
-                    self._note_delivered(connection, exporter, batch, got)
-                _count(connection, "delivered", len(batch))
+                    number = self._note_delivered(connection, exporter, batch, got)
+                _count(connection, "delivered", number)
                 self._underway[exporter] = 0  # Only now: the file may have turned out to be damaged.
         except STORE_TROUBLE:
             if not self._is_from_elsewhere(exporter):
@@ -278,7 +279,8 @@ class Outbox:
 
     def _note_delivered(
         self, connection: Any, exporter: str, batch: Sequence[ReadSpan], request_ids: Mapping[int, int]
-    ) -> None:
+    ) -> int:
+        """Return how many of them it was this process's to deliver: others may have taken them over meanwhile."""
         if request_ids:
             connection.execute(
                 "INSERT OR REPLACE INTO requests SELECT CAST(key AS INTEGER), value FROM json_each(?)",
@@ -287,8 +289,9 @@ class Outbox:
         # Not of an LLM call: one that is sent again would be logged again.
         again = [one for one in batch if one.seq in self._replaced[exporter] and one.row.kind != "llm"]
         arrived = [one for one in batch if one not in again]
-        self._waiting[exporter] -= len(self._note(connection, exporter, arrived, Delivery(DELIVERED)))
-        self._note(connection, exporter, again, Delivery(PENDING, self.lease.owner, RENEWED))
+        delivered = len(self._note(connection, exporter, arrived, Delivery(DELIVERED)))
+        self._waiting[exporter] -= delivered
+        return delivered + len(self._note(connection, exporter, again, Delivery(PENDING, self.lease.owner, RENEWED)))
 
     def quarantine(self, exporter: str, reasons: Mapping[int, str]) -> Mapping[int, str]:
         """Set spans aside that the backend refuses for what is in them: number → reason.
@@ -298,12 +301,15 @@ class Outbox:
         """
         with self._database.writing() as connection:
             reasons = {seq: reason for seq, reason in reasons.items() if seq not in self._replaced[exporter]}
+            number = len(reasons)
             if not self._is_from_elsewhere(exporter):
-                for seq, reason in reasons.items():
-                    held = Delivery(PENDING, self.lease.owner)
-                    set_aside = change(connection, exporter, [seq], held, Delivery(QUARANTINED, error=reason))
-                    self._waiting[exporter] -= len(set_aside)
-            _count(connection, "quarantined", len(reasons))
+                held = Delivery(PENDING, self.lease.owner)
+                number = sum(
+                    len(change(connection, exporter, [seq], held, Delivery(QUARANTINED, error=reason)))
+                    for seq, reason in reasons.items()
+                )
+                self._waiting[exporter] -= number
+            _count(connection, "quarantined", number)
         return reasons
 
     def _note(self, connection: Any, exporter: str, batch: Iterable[ReadSpan], delivery: Delivery) -> set[int]:

@@ -618,6 +618,32 @@ def test_each_span_has_its_state(seed: int) -> None:
     first.close()
 
 
+@pytest.mark.parametrize("what", ["delivered", "quarantined"])
+def test_what_others_took_over_counts_once(what: str) -> None:
+    """What became of spans counts once, also when who lost them to others, as it was stopped, learns of it later."""
+
+    def end(store: Store, batch: list[ReadSpan]) -> None:
+        if what == "delivered":
+            store.outbox.delivered("promptlayer", batch, {})
+        else:
+            store.outbox.quarantine("promptlayer", {span.seq: "refused" for span in batch})
+
+    first = Store(None, ["promptlayer"], local_ids=False)
+    second = Store(first.database, ["promptlayer"], local_ids=False)
+    first.write(Rows(_a_row(number) for number in range(10)))
+    batch = first.outbox.claim("promptlayer", 10, 10**9)
+    first.outbox.sending("promptlayer", batch)
+    first.lease.leave()
+    second.lease.adopt()
+    end(second, second.outbox.claim("promptlayer", 6, 10**9))
+    end(first, batch)
+    end(second, second.outbox.claim("promptlayer", 10, 10**9))
+    with first.database.reading() as connection:
+        counted = dict(map(tuple, connection.execute("SELECT reason, count FROM counters")))
+    assert counted[what] == 10
+    first.close()
+
+
 def test_read_or_remembered(tmp_path: Path) -> None:
     """What is sent of a span is to the byte the same, whether it is sent by who recorded it or by a later process."""
     exporter = PromptLayerExporter("pl_key", "http://127.0.0.1:9")
