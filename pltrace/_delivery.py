@@ -52,6 +52,8 @@ class Worker(ABC):
         is_users: It runs code of the user's.
     """
 
+    _outbox: Outbox
+
     def __init__(self, name: str, linger_s: float, *, is_users: bool = False) -> None:
         self._name = name
         self._linger_s = linger_s
@@ -88,10 +90,13 @@ class Worker(ABC):
             try:
                 self._round()
             except STORE_TROUBLE as error:
-                self.pace.back_off(ExportResult("retry", f"waits for the store: {error}"))
+                self._back_off(ExportResult("retry", f"waits for the store: {error}"))
             except Exception as error:
                 failed(f"delivering to {self._name}")  # All is still in the store.
-                self.pace.back_off(ExportResult("retry", str(error)))
+                self._back_off(ExportResult("retry", str(error)))
+
+    def _back_off(self, result: ExportResult) -> None:
+        self.pace.back_off(result, self._outbox.where)
 
     @abstractmethod
     def _round(self) -> None:
@@ -191,7 +196,7 @@ class DeliveryWorker(Worker):
             if result.outcome != "delivered":
                 if self._took_some:  # In the middle of a search for what is refused: the other side works.
                     self.pace.succeeded()
-                self.pace.back_off(result)
+                self._back_off(result)
                 return
             self.pace.succeeded()
             self._outbox.lease.renew()
@@ -516,15 +521,16 @@ class OperationWorker(Worker):
         if result.outcome in ("retry", "unauthorized"):
             all_wait = self._failing.failed(operation, result)
             if all_wait or result.outcome == "unauthorized":
-                self.pace.back_off(result)
+                self._back_off(result)
             else:
                 warn_sometimes(
                     f"operation_waits:{operation.kind}",
-                    "PromptLayer doesn't take a %s for request %d: it %s. All is kept in the store and sent when it "
-                    "works again; what is asked of other requests goes on.",
+                    "PromptLayer doesn't take a %s for request %d: it %s. All is kept in %s and sent when it works "
+                    "again; what is asked of other requests goes on.",
                     operation.kind,
                     operation.request_id,
                     result.reason,
+                    self._outbox.where,
                 )
             return result
         self.pace.succeeded()

@@ -80,6 +80,12 @@ class Outbox:
         self._written = (0, 0)  # The first number of the last commit, and how many spans it had.
         self._missing_since: dict[int, float] = {}  # By operation, whose span is missing.
 
+    @property
+    def where(self) -> str:
+        """Where what is pending is kept, for people."""
+        memory = "memory, as long as the process lives and there is room,"
+        return memory if self._database.path is None else "the store"
+
     def _see_losses(self) -> None:
         """Count what was lost with a file, if one was since the last look; with the lock on the database."""
         if self._files == self._database.files:

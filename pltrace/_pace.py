@@ -158,23 +158,30 @@ class Pace:
         self._looked_at -= max(self._every_s - seconds, 0.0)
         self.failed_tries += 1
 
-    def back_off(self, result: ExportResult) -> None:
-        """Schedule the next try after a failure, and say what is the matter, at most once a minute."""
+    def back_off(self, result: ExportResult, where: str) -> None:
+        """Schedule the next try after a failure, and say what is the matter, at most once a minute.
+
+        Args:
+            result: The failure.
+            where: What there is to do is kept meanwhile.
+        """
         if result.outcome == "unauthorized":
             delay = UNAUTHORIZED_PAUSE_S
             warn_sometimes(
                 f"unauthorized:{self.name}",
-                "%s refuses the API key (%s). All is kept in the store; set a valid key and it is sent.",
+                "%s refuses the API key (%s). All is kept in %s; set a valid key and it is sent.",
                 self.name,
                 result.reason,
+                where,
             )
         else:
             delay = _backoff_s(self.failures)
             warn_sometimes(
                 f"retry:{self.name}",
-                "%s can't be delivered to: it %s. All is kept in the store and sent when it works again.",
+                "%s can't be delivered to: it %s. All is kept in %s and sent when it works again.",
                 self.name,
                 result.reason,
+                where,
             )
         if result.retry_after_s is not None:  # With jitter too: others were told the same.
             delay = result.retry_after_s + random.uniform(0, FIRST_BACKOFF_S)

@@ -240,12 +240,26 @@ def test_refused_and_back(deliver: Deliver, promptlayer: PromptLayerServer, capl
     assert not pltrace.flush(0.5)
     (warning,) = warnings(caplog)
     assert "promptlayer can't be delivered to" in warning
-    assert "kept in the store" in warning
+    assert "kept in the store and sent" in warning
     promptlayer.start()
     assert pltrace.flush()
     assert arrived(promptlayer) == names
     assert sum(len(post.span_ids) for post in promptlayer.posts) == 150
     assert len(warnings(caplog)) == 1
+
+
+def test_a_warning_says_where_spans_wait(
+    deliver: Deliver, promptlayer: PromptLayerServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where there is no file, the warning that spans can't be delivered doesn't promise that they are kept in one."""
+    deliver(store="memory")
+    promptlayer.stop()
+    record("first")
+    assert not pltrace.flush()
+    (warning,) = warnings(caplog)
+    assert "kept in memory, as long as the process lives and there is room, and sent" in warning
+    promptlayer.start()
+    assert pltrace.flush()
 
 
 @pytest.mark.parametrize(
