@@ -17,7 +17,9 @@ __all__ = ["FailingRequests", "Suspicion", "may_be_the_batch"]
 #: taken. After one about the key there is a long pause: once is enough.
 _FAILURES_UNTIL_SUSPECTED, _REFUSALS_UNTIL_SUSPECTED = 3, 2
 #: A span has to fail alone so often, with another one taken after each; the second, when no whole answer comes, which
-#: may also be for how large it is, on a bad line.
+#: may also be for how large it is, on a bad line. When a backend fails at random, at 50 to 97 % of all posts, a
+#: simulation blames one of a million spans at 500 and above, and none at other answers or closed connections, nor where
+#: so many posts a second are taken, or each other one.
 _FAILURES_UNTIL_BLAMED, _UNANSWERED_UNTIL_BLAMED = 5, 10
 #: An operation that fails keeps back only its own request: it waits so long at first, and so many times as long each
 #: time, up to the longest back-off. So five failures take more than two minutes, which few troubles of a backend do.
