@@ -164,6 +164,7 @@ class DeliveryWorker(Worker):
         self._batch: list[ReadSpan] = []  # What a retry sends again: the same spans, so the same bytes.
         self._suspicion = Suspicion()
         self._asking = PutOff()  # About spans that may have arrived.
+        self._unsent_first = True  # What a process that ended got no answer about may never get one.
         self._refused_in_a_row, self._took_some = 0, False
         self._witness = 0  # Spans up to this number are refused for what is in them: a newer one was taken since.
 
@@ -204,6 +205,11 @@ class DeliveryWorker(Worker):
     def _claim(self) -> list[ReadSpan]:
         """Return what is next: the oldest; of what may have arrived none while the backend can't say what it has."""
         name = self.exporter.name
+        if self._unsent_first:
+            batch = self._outbox.claim(name, MOST_SPANS, MOST_BYTES, unsent=True)
+            self._unsent_first = bool(batch)
+            if batch:
+                return batch
         just_now, self._asking.just_now = self._asking.just_now, False
         if just_now or self._asking.remaining_s:
             # Each that isn't taken either may have arrived: one is enough to see.

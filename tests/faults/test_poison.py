@@ -263,6 +263,21 @@ def test_a_firewall_refuses_much(
     measured("posts", len(promptlayer.posts), "")
 
 
+def test_a_later_process_delivers_its_own(
+    tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object], store: Path
+) -> None:
+    """What an earlier process got no answer about keeps back nothing of a later one that lives for seconds only."""
+    promptlayer.faults.append(
+        lambda request: CLOSE if request.path == "/spans-bulk" and b"poison" in request.body else None
+    )
+    source = "pltrace.configure()\nspan(1, sys.argv[1])\nspan(2, 'other')\npltrace.flush(1)"
+    for name in ("poison", "second", "third"):
+        assert run(PRELUDE + source, tmp_path, name, **settings).code == 0
+    found = states(store)
+    assert (found["poison pending"], found["second delivered"], found["third delivered"]) == (1, 1, 1)
+    assert found["other pending"] <= 1
+
+
 def test_what_was_asked_of_a_refused_call(
     deliver: Deliver, promptlayer: PromptLayerServer, store: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
