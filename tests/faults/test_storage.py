@@ -138,6 +138,7 @@ def test_a_full_disk_keeps_nothing_from_delivery(
     else:
         go(program)
         end = ended(program)
+        in_store = len(stored(store))  # The log may have had room for some more.
         assert f"ends with {900 - in_store} spans in memory" in end.err
         promptlayer.start()
         deliver_rest(tmp_path, **settings)
