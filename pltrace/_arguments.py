@@ -4,19 +4,41 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from types import FunctionType
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 from pltrace._snapshot import PLAIN, snapshot
 from pltrace._thawing import thawed
+from pltrace._wrapping import Wrapped
 
-__all__ = ["Arguments", "arguments_of", "is_method", "named"]
+__all__ = ["Arguments", "arguments_of", "is_method", "named", "namesake"]
 
-#: The function that was called, and snapshots of its arguments.
+#: What names them, the function that was called or its `namesake`, and snapshots of its arguments.
 Arguments = tuple[Callable[..., Any], Sequence[Any], Mapping[str, Any]]
 _NO_KEYWORDS: Mapping[str, Any] = {}
 #: Stands for the object of a method among its arguments.
 _SELF = "<the method's object>"
+
+
+def namesake(function: Any) -> Any:
+    """Return what names the arguments of a function or method, and holds nothing of what that holds; else itself.
+
+    A span may be held for long, by a run inside it that isn't read to its end. It must not be what holds that run's
+    stream in turn, by way of the function's variables or the method's object.
+    """
+    while issubclass(type(function), Wrapped):  # It is traced twice.
+        function = function.__wrapped__
+    if type(function) is MethodType:
+        inner = namesake(function.__func__)
+        return function if inner is function.__func__ else MethodType(inner, _SELF)
+    if type(function) is not FunctionType or function.__dict__:  # It may be what `functools.wraps` made.
+        return function
+    code = function.__code__
+    closure = tuple([CellType() for _ in code.co_freevars])
+    made = FunctionType(code, {}, function.__name__, function.__defaults__, closure)
+    made.__kwdefaults__ = function.__kwdefaults__
+    made.__qualname__ = function.__qualname__
+    return made
 
 
 def arguments_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:

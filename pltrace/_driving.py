@@ -86,7 +86,11 @@ class _Driver:
         self._driver = weakref.ref(driver)
 
 
-def _generator(steps: Steps, source: Generator[Any, Any, Any], driver: _Driver) -> Generator[Any, Any, Any]:
+#: What `getrefcount` says at most of what one variable or attribute holds, and nobody else.
+_HELD_ONCE = 2
+
+
+def _generator(steps: Steps, source: Any, driver: _Driver) -> Generator[Any, Any, Any]:
     """Pass on what is sent, thrown and returned; of what passes nothing is kept, nor is an exception's context changed.
 
     `close` passes as what it is, a `GeneratorExit` that is thrown: so a generator may answer it in any way it likes.
@@ -101,7 +105,7 @@ def _generator(steps: Steps, source: Generator[Any, Any, Any], driver: _Driver) 
                 # Thrown outside of the except block below, or the user's exception would get it as its context.
                 if thrown is None:
                     item = source.send(sent)
-                elif driver.is_let_go():
+                elif driver.is_let_go() and (getrefcount(source) > _HELD_ONCE or source.gi_code is _generator.__code__):
                     del source  # It is closed by that, unless others hold it too.
                     raise thrown
                 else:
@@ -222,7 +226,7 @@ class _Unawaited(_Source):
 
     def __del__(self) -> None:
         with suppress(AttributeError):  # Its making was interrupted.
-            if getrefcount(self.coroutine) <= 2:  # This attribute, and the argument; nobody else holds it.
+            if getrefcount(self.coroutine) <= _HELD_ONCE:
                 self.coroutine.close()
 
 
@@ -272,6 +276,7 @@ async def _async_generator(steps: Steps, source: Any, driver: _Driver) -> AsyncG
                     retaken, driving.retaken, driving.retakes = driving.retaken, None, False
                     source = known() if retaken is None else retaken
                     if retaken is None:  # Others hold it too.
+                        thrown = None  # It would be part of a cycle.
                         raise
     except BaseException as error:
         steps.end(error)
@@ -521,16 +526,20 @@ def _way_of(kind: type) -> Callable[[Steps, Any], Any] | None:
     # FastAPI's too; whoever made one has imported it.
     if issubclass(kind, getattr(sys.modules.get("starlette.responses"), "Response", ())):
         return _response
-    # Files are read later by design, and futures and tasks run by themselves.
-    if issubclass(kind, _FILE) or any(hasattr(kind, mark) for mark in _FUTURES) or kind.__module__ == "unittest.mock":
+    # Files are read later by design.
+    if issubclass(kind, _FILE) or kind.__module__ == "unittest.mock":
         return None
     return _driven if _is_consumed(kind) else None
 
 
 def _is_consumed(kind: type) -> bool:
     marks = [mark for mark, other in _MARKERS.items() if hasattr(kind, mark) and getattr(kind, other, None) is not None]
-    # What is awaited or else entered, and is no coroutine in disguise, lives on, as a client or a pool.
-    return bool(marks) and (marks != ["__await__"] or hasattr(kind, "send") or not hasattr(kind, "__aenter__"))
+    if marks != ["__await__"]:
+        return bool(marks)
+    # Futures and tasks run by themselves. What is awaited or else entered, and is no coroutine in disguise, lives on,
+    # as a client or a pool.
+    lives_on = not hasattr(kind, "send") and hasattr(kind, "__aenter__")
+    return not lives_on and not any(hasattr(kind, mark) for mark in _FUTURES)
 
 
 def _named(driver: Any, source: Any, known: _Driver | None = None) -> Any:

@@ -56,6 +56,8 @@ MORE = "…"
 EXTRA = "__pydantic_extra__"
 _NOTHING: Mapping[str, Any] = {}
 
+#: Of short ones of these, what is in them and has its end is told by a text, as their own containers' is.
+_FEW_TOLD = frozenset({dict, list})
 #: What can't change, by far the most: told by one look-up.
 PLAIN = frozenset({type(None), str, int, float, bool, bytes})
 
@@ -112,15 +114,24 @@ def _copied(value: Any, *, within: bool = False) -> Any:
         return Frozen((kind, {**_told(made), "data": data}, id(value)))
     if within and copy is _dict:
         return dict(zip(made, _copied_while_there_is_room([*made.values()]), strict=True))
+    if type(made) in _FEW_TOLD and len(made) <= _FEW:
+        return _told(made) if type(made) is dict else _told_items(made)
     return made
 
 
 def _told(state: dict[str, Any]) -> dict[str, Any]:
-    """Return attributes with a text for each that has its end."""
+    """Return attributes, or a dict, with a text for each that has its end."""
     if _lasting.issuperset(map(type, state.values())):
         return state
-    ways = [_copies.get(type(item)) or _learn(type(item)) for item in state.values()]
-    return {key: way(item) if way in _TOLD else item for (key, item), way in zip(state.items(), ways, strict=True)}
+    return dict(zip(state, _told_items([*state.values()]), strict=True))
+
+
+def _told_items(items: list[Any]) -> list[Any]:
+    """Return items with a text for each that has its end."""
+    if _lasting.issuperset(map(type, items)):
+        return items
+    ways = [_copies.get(type(item)) or _learn(type(item)) for item in items]
+    return [way(item) if way in _TOLD else item for item, way in zip(items, ways, strict=True)]
 
 
 def _copied_while_there_is_room(items: Sequence[Any]) -> list[Any]:

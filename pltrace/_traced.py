@@ -9,7 +9,7 @@ from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from pltrace import _runtime
-from pltrace._arguments import arguments_of, is_method
+from pltrace._arguments import arguments_of, is_method, namesake
 from pltrace._bind import reading
 from pltrace._block import Block
 from pltrace._callables import code_flags, has_to_stay_a_class, held_in, in_class, is_decorable, is_own_class, rewrap
@@ -124,20 +124,29 @@ class Traced(Block):
         flags = code_flags(function)
         for flag, drive in _DRIVERS:
             if flags & flag:
-                return self._driven(name, module, drive)
-        return self._plain(name, module)
+                return self._driven(function, name, module, drive)
+        return self._plain(function, name, module)
 
-    def _driven(self, name: str, module: str | None, drive: Any) -> Any:
+    def _driven(self, function: Any, name: str, module: str | None, drive: Any) -> Any:
+        names: Any = None  # Made at the first call: the function is decorated further until then.
+
         def call(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+            nonlocal names
             source = wrapped(*args, **kwargs)
             if not _runtime.is_on(module):
                 return source
-            return drive(OpenCall(self, name, module, arguments_of(wrapped, args, kwargs)), source)
+            if names is None:
+                names = namesake(function)
+            arguments = arguments_of(names if wrapped is function else namesake(wrapped), args, kwargs)
+            return drive(OpenCall(self, name, module, arguments), source)
 
         return call
 
-    def _plain(self, name: str, module: str | None) -> Any:
+    def _plain(self, function: Any, name: str, module: str | None) -> Any:
+        names: Any = None
+
         def call(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+            nonlocal names
             if not _runtime.is_on_everywhere and not _runtime.is_on(module):
                 return wrapped(*args, **kwargs)
             scope = None
@@ -153,7 +162,10 @@ class Traced(Block):
                 try:
                     attach(scope)
                     if scope.inherited.capture & INPUTS:
-                        scope.arguments = arguments_of(wrapped, args, kwargs)
+                        if names is None:
+                            names = namesake(function)
+                        by = names if wrapped is function else namesake(wrapped)
+                        scope.arguments = arguments_of(by, args, kwargs)
                     result = wrapped(*args, **kwargs)
                     drive = consumed(result)
                 except BaseException as error:
@@ -184,7 +196,10 @@ def _is_program_s_own(result: Any, method: Any, args: tuple[Any, ...]) -> bool:
         return method.__name__ == "__new__" or result is method.__self__
     if type(method) is not FunctionType:
         return False
-    return method.__name__ == "__new__" or (bool(args) and result is args[0] and is_method(method))
+    if method.__name__ == "__new__":
+        return True
+    # Not a static method, which was given it.
+    return bool(args) and result is args[0] and is_method(method) and hasattr(type(result), method.__name__)
 
 
 _DRIVERS: tuple[tuple[int, Callable[[Any, Any], Any]], ...] = (

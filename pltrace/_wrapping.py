@@ -230,7 +230,7 @@ MOST_KINDS = 2_000
 @functools.lru_cache(MOST_KINDS)
 def _kind_of(kind: type) -> type[Wrapped]:
     base = Wrapped if hasattr(kind, "__get__") else WrappedObject
-    further = tuple(name for name in _FURTHER if hasattr(kind, name))
+    further = tuple(name for name in _FURTHER if getattr(kind, name, None) is not None)
     return _with_methods(base, further) if further else base
 
 

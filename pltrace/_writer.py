@@ -302,6 +302,7 @@ class Writer:
         self.is_kept_out = self.is_full = False
         counts["recorded"] += len(rows)
         self._tell(commit, written)
+        self._add_up(commit)
         return True
 
     def _write_each(self, rows: Rows, operations: list[Asked], new_counts: Mapping[str, int]) -> dict[int, int]:
@@ -355,10 +356,15 @@ class Writer:
             queue.popleft()
             size, before = commit.rows.characters - before, commit.rows.characters
             self.bound.encoded_one(size)
-        for totals in commit.totals.values():
-            slices.between()
-            while totals.fold(_FOLDED_AT_ONCE):
+
+    def _add_up(self, commit: Commit) -> None:
+        """Add calls that are written to the totals of the blocks around them; afterwards, as nothing waits for it."""
+        slices = Slices(long=len(self.queue) > _BEHIND)
+        with silence():
+            for totals in commit.totals.values():
                 slices.between()
+                while totals.fold(_FOLDED_AT_ONCE):
+                    slices.between()
 
     def _cannot_write(self, error: Exception) -> None:
         """Keep what is in flight for the next try, and how many may wait behind it."""

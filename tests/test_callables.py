@@ -1456,6 +1456,123 @@ async def test_an_async_stream_that_others_hold_too_goes_on(seen: CapturedSpans)
     assert [span.status for span in seen] == ["ok"] * 4
 
 
+def _left(closed: list[str]) -> Iterator[int]:
+    try:
+        yield from (1, 2)
+    finally:
+        closed.append(threading.current_thread().name)
+
+
+class Owner:
+    """Keeps the stream that it opens."""
+
+    def __init__(self, stream: Iterator[int]) -> None:
+        self.stream = stream
+
+    def open(self) -> Iterator[int]:
+        """Give it."""
+        return self.stream
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda stream: traced(lambda: stream)(),
+        lambda stream: traced(Owner(stream).open)(),
+        lambda stream: traced(lambda given: given[0]["stream"])([{"stream": stream}]),
+        lambda stream: traced(lambda given: given["a"][0])({"a": [stream]}),
+        lambda stream: traced(lambda: (number for number in stream))(),
+        lambda stream: traced(traced(lambda: stream))(),
+    ],
+    ids=["of a closure", "of an object", "in a list", "in a dict", "iterated over", "traced twice"],
+)  # fmt: skip
+def test_a_stream_that_only_its_span_could_hold_is_closed(
+    make: Callable[[Iterator[int]], Iterator[int]], seen: CapturedSpans
+) -> None:
+    """A stream that is left is closed right then, though its function, or an argument, had to do with it."""
+    closed: list[str] = []
+    for _ in make(_left(closed)):
+        break
+    assert closed == [threading.current_thread().name]
+    assert {span.status for span in seen} == {"ok"}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_what_fails_as_it_is_left(seen: CapturedSpans) -> None:
+    """A stream that fails while it is closed, when nobody holds it any more, is recorded as failed."""
+
+    @traced
+    def fails() -> Iterator[int]:
+        try:
+            yield 1
+        finally:
+            raise OSError("cleanup failed")
+
+    for _ in fails():
+        break
+    assert [(span.status, span.error) for span in seen] == [("error", "OSError: cleanup failed")]
+
+
+async def test_an_async_stream_ends_when_the_last_lets_go(seen: CapturedSpans) -> None:
+    """What others hold too, and nobody reads any more, is closed when they let go of it, not by the collector."""
+    closed = asyncio.Event()
+
+    async def numbers() -> AsyncIterator[int]:
+        try:
+            for number in range(3):
+                yield number
+        finally:
+            closed.set()
+
+    kept = [numbers()]
+    async for _ in traced(lambda: kept[0])():
+        break
+    while not seen:
+        await asyncio.sleep(0)
+    assert not closed.is_set()
+    kept.clear()
+    await asyncio.wait_for(closed.wait(), 10)
+
+
+class Rendezvous:
+    """A stream that is a future too, as those of gRPC."""
+
+    def __iter__(self) -> Rendezvous:
+        return self
+
+    def __next__(self) -> int:
+        raise StopIteration
+
+    def add_done_callback(self, function: Callable[[Any], object]) -> None:
+        """Do nothing."""
+
+
+def test_a_stream_that_is_a_future_too(seen: CapturedSpans) -> None:
+    """What can be iterated over is a stream, whatever else it is."""
+    stream = traced(Rendezvous)()
+    assert not seen
+    assert [*stream] == []
+    assert [span.status for span in seen] == ["ok"]
+
+
+class Given:
+    """Has a static method that hands on what it was given."""
+
+    @staticmethod
+    @traced
+    def passed(stream: Iterator[int]) -> Iterator[int]:
+        """Give it back."""
+        return stream
+
+
+def test_a_static_method_that_returns_its_argument(seen: CapturedSpans) -> None:
+    """It has no object of its own: the span lasts as long as the stream is read."""
+    stream = Given.passed(iter([1, 2]))
+    assert not seen
+    assert [*stream] == [1, 2]
+    assert [span.status for span in seen] == ["ok"]
+
+
 async def test_closing_a_stream_that_others_hold_too(seen: CapturedSpans) -> None:
     """Who closes such a stream, closes it."""
     feed = Feed()
@@ -2286,6 +2403,12 @@ class Bag:
     def __exit__(self, *_: object) -> None: ...
 
 
+class Without(Bag):
+    """A callable container that refuses a length."""
+
+    __len__ = __contains__ = __reversed__ = None  # type: ignore[assignment]
+
+
 _ABSTRACT = [
     *[getattr(collections.abc, name) for name in collections.abc.__all__ if name != "ByteString"],
     contextlib.AbstractContextManager, contextlib.AbstractAsyncContextManager, os.PathLike,
@@ -2295,7 +2418,9 @@ _ABSTRACT = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("wrapped", [lambda *_: True, functools.partial(max, 1), len, Bag().__len__, Endless(), Bag()])
+@pytest.mark.parametrize(
+    "wrapped", [lambda *_: True, functools.partial(max, 1), len, Bag().__len__, Endless(), Bag(), Without()]
+)
 def test_what_a_callable_is_besides(wrapped: Any) -> None:
     """A decorated callable has items, or can be entered, for who asks an abstract class, if it does undecorated."""
     decorated = traced(wrapped)
