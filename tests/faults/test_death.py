@@ -75,7 +75,9 @@ print(json.dumps(killed))
 )
 
 
-@pytest.mark.parametrize("waves", [4, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(300)])])
+@pytest.mark.parametrize(
+    "waves", [4, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timed, pytest.mark.timeout(300)])]
+)
 def test_killed_at_random_moments(
     tmp_path: Path,
     promptlayer: PromptLayerServer,
@@ -121,6 +123,7 @@ def test_killed_at_random_moments(
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 @pytest.mark.timeout(200)
 def test_killed_while_more_comes_than_can_be_written(tmp_path: Path, store: Path, measured: Measured) -> None:
     """Of a program that records without a pause a `kill -9` takes a moment, not all that would have room in memory."""

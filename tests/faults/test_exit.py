@@ -116,6 +116,7 @@ _BACKENDS = {
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("backend", _BACKENDS)
 def test_exit_delay(

@@ -65,7 +65,9 @@ print(json.dumps({
 )
 
 
-@pytest.mark.parametrize("forks", [8, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+@pytest.mark.parametrize(
+    "forks", [8, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timed, pytest.mark.timeout(600)])]
+)
 def test_fork_storm(
     tmp_path: Path,
     promptlayer: PromptLayerServer,

@@ -109,6 +109,7 @@ for thread in threads:
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 @pytest.mark.timeout(600)
 def test_a_burst_at_a_slow_promptlayer(
     tmp_path: Path, counting: tuple[CountingProcess, dict[str, object]], store: Path, measured: Measured
@@ -211,6 +212,7 @@ timed.report()
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 def test_large_values_at_once(tmp_path: Path, store: Path, measured: Measured) -> None:
     """Of calls that are given a megabyte each, as the one before, only so many wait in memory as there is room for."""
     source = """
@@ -238,6 +240,7 @@ timed.report(grown_mib=most_mib() - before)
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 @pytest.mark.timeout(7200)
 def test_soak(
     tmp_path: Path, counting: tuple[CountingProcess, dict[str, object]], store: Path, measured: Measured

@@ -44,6 +44,7 @@ def ready(*processes: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 def test_eight_processes_one_file(tmp_path: Path, store: Path, measured: Measured) -> None:
     """Eight processes that record 5,000 spans each into one file lose none, and no call waits for another process."""
     source = (
@@ -79,6 +80,7 @@ timed.report(behind_ms=1000 * (time.monotonic() - left))
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 def test_durable_soon(tmp_path: Path, store: Path, measured: Measured) -> None:
     """While four processes write, what one of them recorded can be read from the file a moment later."""
     source = (
