@@ -145,18 +145,17 @@ class Totals(list[Any]):
         if len(self) - self._worked_off > _MOST_WAITING:
             self.fold(_FEW)
 
-    def fold(self, most: int | None = None) -> bool:
-        """Work off what was added, or so much of it; return whether more is left."""
+    def fold(self, most: int | None = None) -> None:
+        """Work off what was added, or so much of it."""
         global _is_folding
         with _folding.lock:
             if _is_folding:
-                return False  # It is a finalizer that comes in between; what it added is folded later.
+                return  # It is a finalizer that comes in between; what it added is folded later.
             _is_folding = True
             try:
                 self._work_off(most)
             finally:
                 _is_folding = False
-        return len(self) > self._worked_off
 
     def _work_off(self, most: int | None) -> None:
         start = self._worked_off

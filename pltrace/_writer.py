@@ -36,8 +36,6 @@ _NO_THREAD_LEFT, _START_AGAIN_S = "can't start new thread", 0.5
 #: How long the writer gathers before it commits.
 _GROUP_COMMIT_S = 0.002
 _MOST_IN_COMMIT, _MOST_BYTES_IN_COMMIT = 500, 2**23
-#: So many calls are added to the totals of a span at once: some 0.1 ms.
-_FOLDED_AT_ONCE = 64
 #: With so many waiting the writer is behind, and takes longer slices.
 _BEHIND = 256
 #: The writer looks so often whether there is something to gather, and sleeps after so many looks for nothing: where 100
@@ -302,7 +300,6 @@ class Writer:
         self.is_kept_out = self.is_full = False
         counts["recorded"] += len(rows)
         self._tell(commit, written)
-        self._add_up(commit)
         return True
 
     def _write_each(self, rows: Rows, operations: list[Asked], new_counts: Mapping[str, int]) -> dict[int, int]:
@@ -356,15 +353,9 @@ class Writer:
             queue.popleft()
             size, before = commit.rows.characters - before, commit.rows.characters
             self.bound.encoded_one(size)
-
-    def _add_up(self, commit: Commit) -> None:
-        """Add calls that are written to the totals of the blocks around them; afterwards, as nothing waits for it."""
-        slices = Slices(long=len(self.queue) > _BEHIND)
-        with silence():
-            for totals in commit.totals.values():
-                slices.between()
-                while totals.fold(_FOLDED_AT_ONCE):
-                    slices.between()
+        for totals in commit.totals.values():
+            slices.between()
+            totals.fold()
 
     def _cannot_write(self, error: Exception) -> None:
         """Keep what is in flight for the next try, and how many may wait behind it."""

@@ -23,7 +23,7 @@ class CountingServer(HttpDouble):
         self.logged: set[int] = set()
         self.posts = 0
         self.again = 0
-        self.latest: deque[dict[str, list[dict[str, Any]]]] = deque(maxlen=5)  # The spans of each, by trace.
+        self.latest: deque[dict[str, list[dict[str, Any]]]] = deque(maxlen=1_000)  # The spans of each, by trace.
 
     def answer(self, request: Request) -> Answer:
         """Takes a batch, or says how many there were."""
