@@ -11,12 +11,13 @@ from pltrace._callbacks import CallbackRunner
 from pltrace._clock import monotonic
 from pltrace._config import Config
 from pltrace._database import STORE_TROUBLE, InterruptedUseError
-from pltrace._delivery import DeliveryWorker, OperationWorker
+from pltrace._delivery import DeliveryWorker
 from pltrace._encoding import Encoder
 from pltrace._errors import StoreError
 from pltrace._exporter import SpanExporter, TracksRequests
 from pltrace._greenlets import rest
 from pltrace._health import counts, failed, warn_once, warn_sometimes
+from pltrace._operations import OperationWorker
 from pltrace._recorder import SpanRecorder
 from pltrace._rows import Rows
 from pltrace._scope import Inherited, Scope, ScopeCopy
