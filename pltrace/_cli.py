@@ -216,8 +216,8 @@ def _sync(options: argparse.Namespace) -> int:
 
 def _take_from_other_keys(path: Path, account: str) -> None:
     """Have spans that processes with other keys have left delivered to this one's account, as it is asked for."""
-    from pltrace._database import STORE_TROUBLE
     from pltrace._store import Store
+    from pltrace._trouble import STORE_TROUBLE
 
     store = Store(path, ["promptlayer"], local_ids=False, account=account)
     before = _queries.store_state(path, account)["pending_for_other_keys"]["spans"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import random
 import sqlite3
@@ -18,7 +17,7 @@ from pltrace._checkpoints import Checkpoints
 from pltrace._clock import monotonic
 from pltrace._errors import StoreError
 from pltrace._forks import LONGEST_FORK_S, at_fork
-from pltrace._greenlets import close_now, new_rlock, rest, taken
+from pltrace._greenlets import new_rlock, rest, taken
 from pltrace._health import warn_once
 from pltrace._room import Room
 from pltrace._store_file import (
@@ -31,18 +30,19 @@ from pltrace._store_file import (
     opened_memory,
     set_aside,
 )  # fmt: skip
+from pltrace._trouble import (
+    InterruptedUseError,
+    has_failed,
+    is_busy,
+    is_full,
+    is_never_locked,
+    is_short_of_descriptors,
+)
 
-__all__ = [
-    "CONFLICT",
-    "MANY_VALUES",
-    "STORE_TROUBLE",
-    "TOO_LARGE",
-    "UNSTORABLE",
-    "Database",
-    "InterruptedUseError",
-    "close_at_exit",
-]
+__all__ = ["MANY_VALUES", "Database", "close_at_exit"]
 
+#: Whether a statement may have 32,766 values; before SQLite 3.32 it may have 999.
+MANY_VALUES = sqlite3.sqlite_version_info >= (3, 32)
 _MOST_BUSY_S = 30.0
 #: Whoever reads, or gives the file up, waits so long at most; who switches tracing on hardly at all: the writer opens
 #: the file then.
@@ -50,8 +50,6 @@ _MOST_BUSY_READING_S, _MOST_BUSY_AT_FIRST_S = 5.0, 0.02
 #: How long to wait before the next look at whether others have let go of the file, as a part of the wait so far: they
 #: hold it for half a millisecond, unless something is wrong. Whoever looks more seldom than others finds it held again.
 _PART_OF_WAIT, _SHORTEST_TRY_S, _LONGEST_TRY_S = 1 / 16, 0.0003, 0.004
-#: Of the file, its log, the log's index and their folder, with some more.
-_MOST_DESCRIPTORS = 8
 _BYTES_OF_PAGE = 2**12
 
 #: Every use of SQLite in this process holds it, whatever the database, and so does a fork: SQLite's own mutexes are
@@ -66,22 +64,6 @@ _inherited: list[sqlite3.Connection] = []
 _unused: list[sqlite3.Connection] = []
 #: False in a child of a fork that came while SQLite was in use after all.
 _usable = True
-#: What is raised while the disk is full or failing, or others keep the file.
-STORE_TROUBLE = sqlite3.OperationalError
-#: Whether a statement may have 32,766 values; before SQLite 3.32 it may have 999.
-MANY_VALUES = sqlite3.sqlite_version_info >= (3, 32)
-#: What is raised for an answer of a billion bytes.
-TOO_LARGE = sqlite3.DataError
-#: What is raised for what is there already.
-CONFLICT = sqlite3.IntegrityError
-#: What is raised for a value that can't be stored, and never can.
-UNSTORABLE = (
-    ValueError, OverflowError, TypeError, sqlite3.DataError, sqlite3.IntegrityError, sqlite3.ProgrammingError,
-)  # fmt: skip
-
-
-class InterruptedUseError(sqlite3.OperationalError):
-    """A signal handler or finalizer that came in the middle of using SQLite wants to use it."""
 
 
 class Database:
@@ -118,7 +100,7 @@ class Database:
         try:
             self._take("", _MOST_BUSY_AT_FIRST_S)
         except (sqlite3.Error, OSError) as error:
-            if not (_is_full(error) or _is_busy(error) or _is_short_of_descriptors(error)):
+            if not (is_full(error) or is_busy(error) or is_short_of_descriptors(error)):
                 raise StoreError(f"Can't use the store {str(path)!r}: {error}") from error
             # The writer tries again: there may be room or descriptors then, or others have let go of it.
         else:
@@ -245,7 +227,7 @@ class Database:
 
     def _make_room_after(self, error: BaseException) -> None:
         """Give the reserve up if the disk was too full for what needs it, and write over what the log has."""
-        if self.path is not None and _is_full(error):
+        if self.path is not None and is_full(error):
             self._room.spend(self.path)
             # The next try has room, which others may take; the log's is its own once it is moved into the file.
             self._checkpoints.committed(self.path, self._file, at_once=True)
@@ -264,7 +246,7 @@ class Database:
             except BaseException as error:
                 replaced = self._replace_if_useless(error)
                 _give_back()
-                if not replaced and (not _is_busy(error) or monotonic() > give_up_at):
+                if not replaced and (not is_busy(error) or monotonic() > give_up_at):
                     raise
             longest = min(max((monotonic() - began) * _PART_OF_WAIT, _SHORTEST_TRY_S), _LONGEST_TRY_S)
             rest(random.uniform(longest / 2, longest))
@@ -316,12 +298,12 @@ class Database:
         except (sqlite3.Error, OSError) as error:
             if isinstance(error, BeingMadeError) and since is None:
                 self._being_made_since = monotonic()
-            if _is_full(error) or (_has_failed(error) and self._room.is_little(self.path)):
+            if is_full(error) or (has_failed(error) and self._room.is_little(self.path)):
                 self._room.spend(self.path)
                 raise sqlite3.OperationalError(str(error)) from error
-            if _is_short_of_descriptors(error):
+            if is_short_of_descriptors(error):
                 raise sqlite3.OperationalError(f"{error}: the process has too many files open") from error
-            if not self._is_begun or _is_busy(error):
+            if not self._is_begun or is_busy(error):
                 raise
             self._use_memory(error)
             return opened_memory()
@@ -377,7 +359,7 @@ class Database:
         """
         if self.path is None or self._connection is None:
             return False
-        if _is_never_locked(error) and not can_lock(self.path.parent):
+        if is_never_locked(error) and not can_lock(self.path.parent):
             self._use_memory("it can't be locked any more, as on NFS whose lock service is gone")
             return True
         if type(error) is not sqlite3.DatabaseError:
@@ -398,39 +380,6 @@ class Database:
                 self._disconnect()
         finally:
             _give_back()
-
-
-def _is_busy(error: BaseException) -> bool:
-    return isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
-
-
-def _is_never_locked(error: BaseException) -> bool:
-    """Return whether SQLite has tried for ten seconds to lock the file, and it wasn't others who had locked it."""
-    return isinstance(error, sqlite3.OperationalError) and "locking protocol" in str(error)
-
-
-def _is_full(error: BaseException) -> bool:
-    full = isinstance(error, sqlite3.OperationalError) and "full" in str(error)
-    return full or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
-
-
-def _has_failed(error: BaseException) -> bool:
-    """Return whether the disk failed SQLite, which says so too where there is no room for the log's index."""
-    return isinstance(error, sqlite3.OperationalError) and "disk I/O" in str(error)
-
-
-def _is_short_of_descriptors(error: BaseException) -> bool:
-    """Return whether a file couldn't be opened because too many are; SQLite doesn't say so, and needs several."""
-    if isinstance(error, sqlite3.OperationalError) and "unable to open" in str(error):
-        opened: list[int] = []
-        try:
-            while len(opened) < _MOST_DESCRIPTORS:
-                opened.append(os.open(os.devnull, os.O_RDONLY))
-        except OSError as found:
-            error = found
-        for descriptor in opened:
-            close_now(descriptor)
-    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
 
 
 def _wait_for_lock(give_up_at: float) -> None:

@@ -1,4 +1,4 @@
-"""Drives generators, coroutines and iterators so that each of their steps runs inside a scope of its own."""
+"""Drives coroutines, iterators and other results so that each of their steps runs inside a scope of its own."""
 
 from __future__ import annotations
 
@@ -12,184 +12,21 @@ import weakref
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator
 from contextlib import suppress
 from sys import getrefcount
-from typing import Any, Protocol
+from typing import Any
 
-from pltrace._collecting import is_collecting
+from pltrace._generators import async_generator, generator
 from pltrace._health import pass_on
+from pltrace._stepping import HELD_ONCE, Steps, inside, named
 from pltrace._wrapping import ObjectProxy, repr_of_wrapped, set_class
 
-__all__ = ["Steps", "async_generator", "consumed", "coroutine", "generator"]
-
-
-class Steps(Protocol):
-    """What is around the steps of something that is consumed; several may be taken at once, by several threads."""
-
-    #: Whether it is awaited as a whole: it isn't left early then, but cancelled.
-    is_awaited: bool
-
-    def outside(self) -> Any:
-        """Return the consumer's own scope; called before each step."""
-
-    def resume(self) -> None:
-        """Make the scope current; called before each step, for the first of which the span starts."""
-
-    def suspend(self, outside: Any) -> None:
-        """Keep what is current for the next step, and give the consumer its own scope back; called after each step."""
-
-    def restore(self, outside: Any) -> object:
-        """Give the consumer its own scope back, if it hasn't got it: Ctrl+C can interrupt the others anywhere."""
-
-    def end(self, error: BaseException | None = None, value: Any = None) -> None:
-        """End the span, if it hasn't ended."""
-
-
-#: In place of the consumer's scope between two steps, when that isn't held.
-_SUSPENDED: Any = object()
-
-
-class _WithoutScope:
-    """Steps that a finalizer takes: the collector has found something that is consumed, and closes it.
-
-    The scope can't be made current then; the span ends.
-    """
-
-    def __init__(self, steps: Steps) -> None:
-        self.is_awaited = steps.is_awaited
-        self.end = steps.end
-
-    def outside(self) -> None:
-        """Do nothing."""
-
-    def resume(self) -> None:
-        """Do nothing."""
-
-    def suspend(self, outside: Any) -> None:
-        """Do nothing."""
-
-    restore = suspend
-
-
-class _Driver:
-    """Tells a driver whether it is closed, or was let go of: then what it drives goes on, if others hold it too.
-
-    As a stream does that a function was given, or keeps, and returns.
-    """
-
-    __slots__ = ("__weakref__", "_driver")
-
-    def is_let_go(self) -> bool:
-        """Return whether nobody holds the driver any more; Python tells weak references before it closes it."""
-        return self._driver() is None
-
-    def is_(self, driver: Any) -> None:
-        """Take note of the driver."""
-        self._driver = weakref.ref(driver)
-
-
-#: What `getrefcount` says at most of what one variable or attribute holds, and nobody else.
-_HELD_ONCE = 2
-
-
-def _generator(steps: Steps, source: Any, driver: _Driver) -> Generator[Any, Any, Any]:
-    """Pass on what is sent, thrown and returned; of what passes nothing is kept, nor is an exception's context changed.
-
-    `close` passes as what it is, a `GeneratorExit` that is thrown: so a generator may answer it in any way it likes.
-    """
-    sent: Any = None
-    thrown: BaseException | None = None
-    outside = steps.outside()
-    try:
-        while True:
-            try:
-                steps.resume()
-                # Thrown outside of the except block below, or the user's exception would get it as its context.
-                if thrown is None:
-                    item = source.send(sent)
-                elif driver.is_let_go() and (getrefcount(source) > _HELD_ONCE or source.gi_code is _generator.__code__):
-                    del source  # It is closed by that, unless others hold it too.
-                    raise thrown
-                else:
-                    item = source.throw(thrown)
-            except StopIteration as stop:
-                steps.suspend(outside)
-                steps.end(value=stop.value)
-                return stop.value
-            except BaseException as error:
-                thrown = None  # It would be part of a cycle.
-                steps.suspend(outside)
-                steps.end(error)
-                raise
-            steps.suspend(outside)
-            outside, thrown, sent = _SUSPENDED, None, None
-            try:
-                sent = yield (item, item := None)[0]
-            except BaseException as error:
-                thrown = error
-                if is_collecting():
-                    steps = _WithoutScope(steps)
-            outside = steps.outside()
-    except BaseException as error:
-        # Mostly all is done already. Not where we were interrupted.
-        if outside is not _SUSPENDED:
-            steps.restore(outside)
-        steps.end(error)
-        raise
-
-
-_awaitable_generator: Any = types.coroutine(types.FunctionType(_generator.__code__, globals()))
-
-
-def generator(steps: Steps, source: Any) -> Any:
-    """Drive a generator; also one that can be awaited, which `types.coroutine` makes of it, before or after us."""
-    drive = _awaitable_generator if source.gi_code.co_flags & inspect.CO_ITERABLE_COROUTINE else _generator
-    return _named(drive(steps, source, known := _Driver()), source, known)
-
-
-@types.coroutine
-def _inside(steps: Steps, source: Any) -> Generator[Any, Any, Any]:
-    """Await something with the scope around each of its steps, but without ending the span."""
-    iterator = source if inspect.iscoroutine(source) or inspect.isgenerator(source) else source.__await__()
-    has_send = hasattr(iterator, "send")
-    sent: Any = None
-    thrown: BaseException | None = None
-    outside = steps.outside()
-    try:
-        while True:
-            try:
-                steps.resume()
-                if thrown is None:
-                    item = iterator.send(sent) if has_send else next(iterator)
-                elif hasattr(iterator, "throw") and getattr(iterator, "cr_frame", iterator) is not None:
-                    item = iterator.throw(thrown)
-                else:  # Or it is a coroutine that the garbage collector found together with this one, and closed first.
-                    raise thrown
-            except StopIteration as stop:
-                return stop.value
-            except BaseException:
-                source = iterator = None  # What throws an exception holds it: it would be part of a cycle.
-                raise
-            finally:
-                thrown = None
-                steps.suspend(outside)
-            outside, sent = _SUSPENDED, None
-            try:
-                sent = yield (item, item := None)[0]
-            except BaseException as error:
-                thrown = error
-                if is_collecting():
-                    steps = _WithoutScope(steps)
-            outside = steps.outside()
-    except BaseException:
-        if outside is not _SUSPENDED:
-            steps.restore(outside)
-        raise
+__all__ = ["consumed", "coroutine"]
 
 
 def _awaited(steps: Steps, source: Awaitable[Any]) -> Generator[Any, Any, Any]:
     """Await something inside the scope, and end the span with it."""
     steps.is_awaited = True
     try:
-        value = yield from _inside(steps, source)
+        value = yield from inside(steps, source)
     except BaseException as error:
         steps.end(error)
         raise
@@ -226,7 +63,7 @@ class _Unawaited(_Source):
 
     def __del__(self) -> None:
         with suppress(AttributeError):  # Its making was interrupted.
-            if getrefcount(self.coroutine) <= _HELD_ONCE:
+            if getrefcount(self.coroutine) <= HELD_ONCE:
                 self.coroutine.close()
 
 
@@ -235,7 +72,7 @@ async def _coroutine(steps: Steps, unawaited: _Source) -> Any:
     source, unawaited.coroutine = unawaited.coroutine, None
     steps.is_awaited = True
     try:
-        value = await _inside(steps, source)
+        value = await inside(steps, source)
     except BaseException as error:
         steps.end(error)
         raise
@@ -244,95 +81,7 @@ async def _coroutine(steps: Steps, unawaited: _Source) -> Any:
 
 def coroutine(steps: Steps, source: Any) -> Any:
     """Drive a coroutine."""
-    return _named(_coroutine(steps, _Unawaited(source)), source)
-
-
-async def _async_generator(steps: Steps, source: Any, driver: _Driver) -> AsyncGenerator[Any, Any]:
-    sent: Any = None
-    thrown: BaseException | None = None
-    driving = _Driving()
-    first: Callable[[Any], Any] | None = driving.first_step_of(source)
-    try:
-        while True:
-            try:
-                if isinstance(thrown, GeneratorExit) and getattr(source, "ag_frame", source) is None:
-                    raise thrown  # Others closed it, and it would answer as one that goes on.
-                item = await _inside(steps, (first or source.asend)(sent) if thrown is None else source.athrow(thrown))
-            except StopAsyncIteration:
-                steps.end()
-                return
-            except BaseException as error:
-                thrown = None
-                steps.end(error)
-                raise
-            first, thrown, sent = None, None, None
-            try:
-                sent = yield (item, item := None)[0]
-            except BaseException as error:
-                thrown = error
-                if driver.is_let_go() and not driving.is_collected:
-                    known, driving.retakes = weakref.ref(source), True
-                    del source
-                    retaken, driving.retaken, driving.retakes = driving.retaken, None, False
-                    source = known() if retaken is None else retaken
-                    if retaken is None:  # Others hold it too.
-                        thrown = None  # It would be part of a cycle.
-                        raise
-    except BaseException as error:
-        steps.end(error)
-        driving.leave(source)
-        raise
-
-
-def async_generator(steps: Steps, source: AsyncGenerator[Any, Any]) -> Any:
-    """Drive an async generator: what is sent and thrown passes through, `aclose` as `close` does for a generator."""
-    return _named(_async_generator(steps, source, known := _Driver()), source, known)
-
-
-class _Driving:
-    """What an event loop knows of an async generator that is driven: nothing, as long as its driver sees to it.
-
-    When a loop shuts down it closes all async generators it knows, at once; closing both a driver and, beside it, what
-    it drives is an error. Nor may the garbage collector close it, which can't await: the loop closes the driver then.
-    """
-
-    def __init__(self) -> None:
-        self._hooks: Any = None
-        self._is_left = False
-        #: The garbage collector has found it, together with its driver.
-        self.is_collected = False
-        #: It is let go of, to be taken again, and closed, if nobody else holds it.
-        self.retakes = False
-        self.retaken: Any = None
-
-    def first_step_of(self, source: AsyncGenerator[Any, Any]) -> Callable[[Any], Any]:
-        """Return what makes the first step without the loop's knowing of it."""
-
-        def asend(sent: Any) -> Any:
-            self._hooks = sys.get_asyncgen_hooks()
-            try:
-                sys.set_asyncgen_hooks(None, self._collected)
-                return source.asend(sent)
-            finally:
-                sys.set_asyncgen_hooks(*self._hooks)
-
-        return asend
-
-    def leave(self, source: AsyncGenerator[Any, Any]) -> None:
-        """Leave it to the loop, if it hasn't ended with its driver: that was interrupted in our own code."""
-        if self._hooks is not None and sys.get_asyncgen_hooks().finalizer == self._collected:
-            sys.set_asyncgen_hooks(*self._hooks)  # That was interrupted, too.
-        if self._hooks is not None and getattr(source, "ag_frame", None) is not None:
-            self._is_left = True
-            if self._hooks.firstiter is not None:
-                self._hooks.firstiter(source)
-
-    def _collected(self, source: AsyncGenerator[Any, Any]) -> None:
-        self.is_collected = True
-        if self.retakes:
-            self.retaken = source
-        elif self._is_left and self._hooks.finalizer is not None:
-            self._hooks.finalizer(source)
+    return named(_coroutine(steps, _Unawaited(source)), source)
 
 
 async def _each(source: AsyncIterable[Any]) -> AsyncGenerator[Any, Any]:
@@ -383,7 +132,7 @@ class Driven(ObjectProxy):
         if steps is None:
             return await step(*arguments)
         try:
-            result = await _inside(steps, step(*arguments))
+            result = await inside(steps, step(*arguments))
         except BaseException as error:
             self._self_end(None if isinstance(error, StopAsyncIteration) else error)
             raise
@@ -481,7 +230,7 @@ def _driven(steps: Steps, source: Any) -> Driven:
 
 
 #: Results that are nothing to consume: by far the most, told by one look-up.
-FINISHED = frozenset({type(None), str, int, float, bool, bytes, list, dict, tuple, set, frozenset})
+_FINISHED = frozenset({type(None), str, int, float, bool, bytes, list, dict, tuple, set, frozenset})
 #: What all files are, without the detour of an abstract class, and without asking the object, which may be a proxy.
 _FILE: Any = io.IOBase.__base__
 #: What marks a type whose objects are consumed step by step, and what else such a type has: a database's client may be
@@ -497,7 +246,7 @@ def consumed(result: Any) -> Callable[[Steps, Any], Any] | None:
     """Return what drives the result of a plain function while it is consumed; None if it is a finished value."""
     kind: Any = type(result)
     try:
-        if kind in FINISHED:
+        if kind in _FINISHED:
             return None
         drive = _way_of(kind)
         if drive is _response:
@@ -540,11 +289,3 @@ def _is_consumed(kind: type) -> bool:
     # as a client or a pool.
     lives_on = not hasattr(kind, "send") and hasattr(kind, "__aenter__")
     return not lives_on and not any(hasattr(kind, mark) for mark in _FUTURES)
-
-
-def _named(driver: Any, source: Any, known: _Driver | None = None) -> Any:
-    """Give a driver the name of what it drives, for tracebacks and `repr`."""
-    driver.__name__, driver.__qualname__ = source.__name__, source.__qualname__
-    if known is not None:
-        known.is_(driver)
-    return driver

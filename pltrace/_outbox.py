@@ -9,12 +9,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pltrace._clock import monotonic
-from pltrace._database import STORE_TROUBLE, TOO_LARGE, Database
+from pltrace._database import Database
 from pltrace._deliveries import DELIVERED, PENDING, QUARANTINED, RENEWED, SENT, Delivery, change, pending
 from pltrace._exporter import Operation
 from pltrace._health import counts, warn_sometimes
 from pltrace._lease import Lease
 from pltrace._rows import DONE, REFUSED, ReadSpan, Rows, let_stray, read_spans
+from pltrace._trouble import STORE_TROUBLE, TOO_LARGE
 
 __all__ = ["COUNTED_HERE", "Outbox"]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 from pltrace._clock import monotonic
-from pltrace._database import STORE_TROUBLE, Database
+from pltrace._database import Database
 from pltrace._deliveries import kept_up_to
 from pltrace._rows import delete, size, unneeded
+from pltrace._trouble import STORE_TROUBLE
 
 __all__ = ["Retention"]
 

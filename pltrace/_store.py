@@ -10,13 +10,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from pltrace._database import CONFLICT, MANY_VALUES, STORE_TROUBLE, Database
+from pltrace._database import MANY_VALUES, Database
 from pltrace._deliveries import DELIVERED, PENDING, QUARANTINED, RENEWED, Delivery, change
 from pltrace._errors import StoreError
 from pltrace._lease import Lease
 from pltrace._outbox import Outbox
 from pltrace._retention import Retention
 from pltrace._rows import ASKED, LOCAL, SPANS, WIDTH, Row, Rows, lineage_of, record_from
+from pltrace._trouble import CONFLICT, STORE_TROUBLE
 
 __all__ = ["Asked", "Store"]
 

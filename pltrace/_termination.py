@@ -26,7 +26,10 @@ _STANDSTILL_S, _MOST_WRITING_S, _MOST_DELIVERING_S = 0.1, 1.0, 0.5
 #: The pipe's descriptors have higher numbers.
 _HIGH = 200
 #: Modules with code of ours around the user's functions.
-_AROUND = {f"{__package__}.{name}" for name in ("_bind", "_cli", "_driving", "_runnables", "_traced", "_wrapping")}
+_AROUND = {
+    f"{__package__}.{name}"
+    for name in ("_bind", "_cli", "_driving", "_generators", "_runnables", "_stepping", "_traced", "_wrapping")
+}
 
 _process: _Terminable | None = None
 _work: Work | None = None

@@ -23,8 +23,9 @@ from pltrace._checks import (
     checked_sample,
     checked_tags,
 )
-from pltrace._driving import async_generator, consumed, coroutine, generator
+from pltrace._driving import consumed, coroutine
 from pltrace._errors import ConfigError
+from pltrace._generators import async_generator, generator
 from pltrace._health import failed
 from pltrace._propagation import checked_carrier
 from pltrace._runnables import TRANSFORMING, RunnableProxy, is_runnable

@@ -10,7 +10,6 @@ from pathlib import Path
 from pltrace._callbacks import CallbackRunner
 from pltrace._clock import monotonic
 from pltrace._config import Config
-from pltrace._database import STORE_TROUBLE, InterruptedUseError
 from pltrace._delivery import DeliveryWorker
 from pltrace._encoding import Encoder
 from pltrace._errors import StoreError
@@ -24,6 +23,7 @@ from pltrace._scope import Inherited, Scope, ScopeCopy
 from pltrace._span import INERT_SPAN
 from pltrace._store import Store
 from pltrace._termination import expect_termination
+from pltrace._trouble import STORE_TROUBLE, InterruptedUseError
 
 __all__ = ["Tracing"]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from pltrace._background import Background
-from pltrace._database import STORE_TROUBLE
 from pltrace._exporter import ExportResult
 from pltrace._greenlets import new_lock
 from pltrace._health import failed
 from pltrace._outbox import Outbox
 from pltrace._pace import Pace
 from pltrace._silence import be_silent
+from pltrace._trouble import STORE_TROUBLE
 
 __all__ = ["Worker"]
 

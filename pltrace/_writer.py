@@ -12,7 +12,6 @@ from pltrace._background import Background
 from pltrace._backpressure import Backpressure
 from pltrace._clock import monotonic
 from pltrace._commit import Ask, Commit
-from pltrace._database import STORE_TROUBLE, UNSTORABLE
 from pltrace._encoding import Encoder
 from pltrace._greenlets import new_lock, new_rlock, rest, sleep, taken
 from pltrace._health import counts, failed, warn_sometimes
@@ -24,6 +23,7 @@ from pltrace._silence import be_silent, silence
 from pltrace._slices import Slices
 from pltrace._span import Span
 from pltrace._store import Asked, Store
+from pltrace._trouble import STORE_TROUBLE, UNSTORABLE
 
 __all__ = ["Writer"]
 

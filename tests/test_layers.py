@@ -38,11 +38,14 @@ RANKS = {
     "_imports": 1,
     "_rows": 1,
     "_runnables": 1,
+    "_stepping": 1,
     "_blueprint._server_tools": 2,
     "_blueprint._text": 2,
     "_forks": 2,
+    "_generators": 2,
     "_search": 2,
     "_slices": 2,
+    "_trouble": 2,
     "_blueprint._content": 3,
     "_blueprint._extras": 3,
     "_client": 3,
@@ -129,7 +132,7 @@ IMPORTERS = {
     # The handler is loaded when LangChain is; the others, for prompts of the registry, at their first use.
     "langchain_core": {"_from_blueprint", "_handler", "_templates", "_to_blueprint"},
     "promptlayer": {"_client"},
-    "sqlite3": {"_checkpoints", "_database", "_doctor", "_queries", "_room", "_store_file"},
+    "sqlite3": {"_checkpoints", "_database", "_doctor", "_queries", "_room", "_store_file", "_trouble"},
     "wrapt": {"_wrapping"},
 }
 

@@ -747,7 +747,7 @@ def test_an_interrupted_driver_closes_what_it_drives(local: Path, no_collector: 
 
     def interrupting(frame: Any, event: str, _: Any) -> Any:
         nonlocal left
-        if not frame.f_code.co_filename.endswith("_driving.py"):
+        if not frame.f_code.co_filename.endswith(("_generators.py", "_stepping.py")):
             return interrupting if event == "call" else None
         if event == "line" and _may_be_interrupted(frame):
             left -= 1
