@@ -179,8 +179,9 @@ class BoundFunction(FunctionWrapper, metaclass=WithoutWrapt):
         self._self_kept = binding
 
     def __get__(self, instance: Any, owner: type | None = None) -> BoundFunction:
-        """Return itself: what was bound to a scope is not bound to an object too."""
-        return self
+        """Bind to an object, or not, as the function does that it wraps."""
+        bind_to = getattr(type(self.__wrapped__), "__get__", None)
+        return self if bind_to is None else self._self_with(bind_to(self.__wrapped__, instance, owner))
 
     def __copy__(self) -> BoundFunction:
         """Return itself, as copying a function does; or one with a copy of the object that it wraps."""

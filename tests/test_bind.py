@@ -140,6 +140,26 @@ def test_identity(seen: CapturedSpans) -> None:
     assert inspect.signature(bound) == inspect.signature(here_later)
 
 
+def test_a_bound_function_in_a_class(seen: CapturedSpans) -> None:
+    """A bound function that is put into a class is given its object, or the class, as the function itself is."""
+
+    def where(it: Any, suffix: str = "") -> str:
+        return f"{getattr(it, '__name__', 'an object')}{suffix} in {current_span().name}"
+
+    with traced("s"):
+        bound, builtin = bind(where), bind(len)
+
+    class Service:
+        method, of_class, alone, given = bound, classmethod(bound), staticmethod(bound), property(bound)
+        length = builtin
+
+    service = Service()
+    assert service.method("!") == "an object! in s"
+    assert Service.of_class("!") == "Service! in s"
+    assert service.alone(service) == service.given == Service.method(service) == "an object in s"
+    assert service.length("four") == 4
+
+
 def test_what_can_not_run_is_given_back(seen: CapturedSpans) -> None:
     """What is neither called nor consumed is given back as it is."""
     with traced("s"):
