@@ -78,13 +78,15 @@ def rewrap(function: Any, decorate: Callable[[Any], Any]) -> Any:
         function: What is to be decorated.
         decorate: Decorates a function.
     """
-    if isinstance(function, (classmethod, staticmethod)):
-        return type(function)(decorate(function.__func__))
-    if isinstance(function, functools.cached_property):
+    # By what it is itself: a proxy of one, as another decorator makes, is bound as that binds it.
+    kind = type(function)
+    if issubclass(kind, (classmethod, staticmethod)):
+        return kind(decorate(function.__func__))
+    if issubclass(kind, functools.cached_property):
         made: Any = copy.copy(function)  # It keeps the name that a class gave it, which is given only once.
         made.func = decorate(function.func)
         return made
-    if isinstance(function, (property, DynamicClassAttribute)):  # The latter is the `property` of an Enum.
+    if issubclass(kind, (property, DynamicClassAttribute)):  # The latter is the `property` of an Enum.
         made = function
         for name, part in (("getter", made.fget), ("setter", made.fset), ("deleter", made.fdel)):
             # A setter is added to a copy of what the getter made, which may be decorated already.

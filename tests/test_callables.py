@@ -32,6 +32,7 @@ from typing import Any
 
 import cloudpickle
 import pytest
+import wrapt
 from langchain_core.runnables import RunnableLambda
 from pydantic import BaseModel
 
@@ -895,6 +896,32 @@ def test_over_descriptors(seen: CapturedSpans) -> None:
     ]  # fmt: skip
     assert isinstance(Thing.__dict__["double"], property)
     assert Thing.double.__doc__ == "Twice the size."
+
+
+def test_over_decorators_of_wrapt(seen: CapturedSpans) -> None:
+    """What another decorator has made a proxy of, as wrapt's do of class and static methods, is bound as that does."""
+
+    @wrapt.decorator
+    def told(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+        return getattr(instance, "__name__", None), wrapped(*args, **kwargs)
+
+    class Owner:
+        @traced
+        @told
+        @classmethod
+        def of_class(cls, a: int) -> int:
+            return a
+
+        @traced
+        @told
+        @staticmethod
+        def alone(a: int) -> int:
+            return a
+
+    assert Owner.of_class(1) == Owner().of_class(1) == ("Owner", 1)
+    assert Owner.alone(2) == Owner().alone(2) == (None, 2)
+    assert [span.name.rpartition(".")[2] for span in seen] == ["of_class"] * 2 + ["alone"] * 2
+    assert [span.input for span in seen] == [{"a": 1}] * 2 + [{"a": 2}] * 2
 
 
 def test_over_a_setter(seen: CapturedSpans) -> None:
