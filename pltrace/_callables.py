@@ -57,7 +57,7 @@ _HOLDERS = {
 def held_in(value: Any) -> str | None:
     """Return the name of the attribute with the function that an object runs; None for what is called itself."""
     for base in type(value).__mro__:
-        held = _HOLDERS.get((base.__module__.partition(".")[0], base.__name__))
+        held = _HOLDERS.get((str(base.__module__).partition(".")[0], base.__name__))
         if held is not None and callable(vars(value).get(held)):
             return held
     return None

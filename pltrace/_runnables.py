@@ -60,10 +60,11 @@ class RunnableProxy(ObjectProxy):
             # Composed is the proxy, not what it stands for.
             base: Any = sys.modules["langchain_core.runnables.base"]
             return MethodType(getattr(base.Runnable, name), self)
-        value = super().__getattribute__(name)
         if name in _RUNNABLE_METHODS:
-            return self._self_wrap(value)
-        return _deriving(self, value) if name in _DERIVING_METHODS else value
+            return self._self_wrap(getattr(self.__wrapped__, name))
+        if name in _DERIVING_METHODS:
+            return _deriving(self, getattr(self.__wrapped__, name))
+        return super().__getattribute__(name)
 
     __repr__ = repr_of_wrapped
 

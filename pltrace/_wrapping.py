@@ -29,6 +29,8 @@ if TYPE_CHECKING:
         def __init__(self, wrapped: Any) -> None: ...
 
     class _FunctionWrapperBase(ObjectProxy):
+        _self_binding: str
+
         def __init__(
             self, wrapped: Any, instance: Any, wrapper: Wrapper, enabled: Any = None, binding: str = "callable"
         ) -> None: ...
@@ -131,6 +133,7 @@ class Wrapped(FunctionWrapper, metaclass=_BehindWrapt):
     __call__ = FunctionWrapper.__call__  # For who looks along `__mro__`, as `typing.Callable`; it stays a call in C.
     __repr__ = repr_of_wrapped
     __exit__ = __aexit__ = _Absent()  # An exit stack asks the class of what it is given, and may call it then.
+    _self_binding = "builtin"  # Not wrapt's own, but for those who ask; see `wrapped_call`.
     if TYPE_CHECKING:
         _self_wrapper_of: tuple[Wrapper, list[Any]]
         _self_declaration: Any
@@ -260,6 +263,8 @@ def wrapped_call(wrapped: Any, wrapper: Wrapper, gate: list[Any], declaration: A
     # Again, by the base's own: for a "builtin" no call looks for the object that it is bound to, which on a function
     # fails, by an exception that takes 0.5 µs. How it is bound is ours to say.
     _FunctionWrapperBase.__init__(made, wrapped, None, wrapper, gate, "builtin")
+    if hasattr(type(wrapped), "__get__"):  # A decorator of wrapt's above this asks, and wouldn't bind it.
+        made._self_binding = FunctionWrapper(wrapped, wrapper)._self_binding
     made._self_wrapper_of = (wrapper, gate)
     made._self_declaration = declaration
     return made

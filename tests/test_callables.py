@@ -39,6 +39,7 @@ from pydantic import BaseModel
 import pltrace
 from pltrace import ConfigError, current_span, traced
 from pltrace.testing import CapturedSpans, capture_spans
+from tests.support.programs import run
 from tests.support.scripted_llm import Reply, ScriptedOpenAI
 from tests.support.traces import chat
 
@@ -898,30 +899,71 @@ def test_over_descriptors(seen: CapturedSpans) -> None:
     assert Thing.double.__doc__ == "Twice the size."
 
 
-def test_over_decorators_of_wrapt(seen: CapturedSpans) -> None:
-    """What another decorator has made a proxy of, as wrapt's do of class and static methods, is bound as that does."""
+@wrapt.decorator
+def seeing(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+    """Tells, of each call, what it was bound to."""
+    return getattr(instance, "__name__", None) or type(instance).__name__, wrapped(*args, **kwargs)
 
-    @wrapt.decorator
-    def told(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
-        return getattr(instance, "__name__", None), wrapped(*args, **kwargs)
 
-    class Owner:
-        @traced
-        @told
-        @classmethod
-        def of_class(cls, a: int) -> int:
-            return a
+@pytest.mark.parametrize("on", [True, False])
+@pytest.mark.parametrize(
+    "decorate",
+    [
+        lambda wrap, function: seeing(wrap(function)),
+        lambda wrap, function: wrap(seeing(function)),
+        lambda wrap, function: seeing(wrap(seeing(function))),
+    ],
+    ids=["below", "above", "between"],
+)
+def test_decorators_of_wrapt(decorate: Callable[[Any, Any], Any], on: bool) -> None:
+    """Decorators made with wrapt see what they see without tracing, whichever stands above the other."""
 
-        @traced
-        @told
-        @staticmethod
-        def alone(a: int) -> int:
-            return a
+    def owner(wrap: Callable[[Any], Any]) -> Any:
+        class Owner:
+            method = decorate(wrap, lambda self, a: a)
+            of_class = decorate(wrap, classmethod(lambda cls, a: a))
+            alone = decorate(wrap, staticmethod(lambda a: a))
+            cached = decorate(wrap, functools.lru_cache(lambda self, a: a))
 
-    assert Owner.of_class(1) == Owner().of_class(1) == ("Owner", 1)
-    assert Owner.alone(2) == Owner().alone(2) == (None, 2)
-    assert [span.name.rpartition(".")[2] for span in seen] == ["of_class"] * 2 + ["alone"] * 2
-    assert [span.input for span in seen] == [{"a": 1}] * 2 + [{"a": 2}] * 2
+        return Owner
+
+    def seen_by(kind: Any) -> list[Any]:
+        it = kind()
+        return [
+            it.method(1), kind.method(it, 2), it.of_class(3), kind.of_class(4), it.alone(5), kind.alone(6),
+            it.cached(7), kind.cached(it, 8),
+        ]  # fmt: skip
+
+    with capture_spans() if on else contextlib.nullcontext([]) as spans:
+        assert seen_by(owner(traced)) == seen_by(owner(lambda function: function))
+    assert [span.input for span in spans] == [{"a": number} for number in range(1, 9) if on]
+
+
+def test_without_the_extension_of_wrapt(tmp_path: Path) -> None:
+    """Where wrapt has no compiled part, as in other Pythons than CPython, what is decorated is traced too."""
+    program = """
+        from langchain_core.runnables import RunnableLambda
+        from pltrace import current_span, traced
+        from pltrace.testing import capture_spans
+
+        class Owner:
+            @traced
+            def method(self, a):
+                return current_span().name
+
+            @traced
+            @classmethod
+            def of_class(cls, a):
+                yield current_span().name
+
+        with capture_spans() as spans:
+            assert Owner().method(1) == "Owner.method"
+            assert [*Owner.of_class(2)] == ["Owner.of_class"]
+            assert traced("runnable")(RunnableLambda(lambda a: current_span().name)).invoke(3) == "runnable"
+        print(len(spans))
+    """
+    ended = run(program, tmp_path, WRAPT_DISABLE_EXTENSIONS=1)
+    assert (ended.out, ended.err) == ("4\n", "")
 
 
 def test_over_a_setter(seen: CapturedSpans) -> None:
