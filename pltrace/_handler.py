@@ -17,10 +17,11 @@ from pltrace._health import counts, failed, warn_once
 from pltrace._links import seen as rendered_here
 from pltrace._record import Answer, answer_of
 from pltrace._request import Request
-from pltrace._runs import RunId, open_runs, vanished
+from pltrace._runs import RunId, key_of, open_runs, vanished
 from pltrace._scope import Callback, Scope, current, outermost
 from pltrace._snapshot import snapshot, whole
 from pltrace._span import Span, SpanKind
+from pltrace._usage import RunKey
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -71,8 +72,7 @@ class SpanHandler(BaseCallbackHandler):
     ) -> None:
         """Open a span for a chain, a prompt or a parser."""
         kind = _CHAIN_KINDS.get(options.get("run_type"), "chain")
-        parent = parent_run_id and parent_run_id.int
-        run = (run_id.int, parent, serialized, tags, metadata, None, False)
+        run = (parent_run_id, serialized, tags, metadata, None, False)
         self._open(kind, inputs, run_id, run, options.get("name"))
 
     def on_chat_model_start(
@@ -89,8 +89,7 @@ class SpanHandler(BaseCallbackHandler):
         """Open a span for a call of a chat model."""
         # The list is LangChain's own and fresh; what is in it isn't changed.
         prompt = messages[0] if messages else []
-        parent = parent_run_id and parent_run_id.int
-        run = (run_id.int, parent, serialized, tags, metadata, options.get("invocation_params"), True)
+        run = (parent_run_id, serialized, tags, metadata, options.get("invocation_params"), True)
         self._open("llm", prompt, run_id, run, options.get("name"))
 
     def on_llm_start(
@@ -105,8 +104,7 @@ class SpanHandler(BaseCallbackHandler):
         **options: Any,
     ) -> None:
         """Open a span for a call of a completion model."""
-        parent = parent_run_id and parent_run_id.int
-        run = (run_id.int, parent, serialized, tags, metadata, options.get("invocation_params"), False)
+        run = (parent_run_id, serialized, tags, metadata, options.get("invocation_params"), False)
         self._open("llm", prompts, run_id, run, options.get("name"))
 
     def on_tool_start(
@@ -123,8 +121,7 @@ class SpanHandler(BaseCallbackHandler):
     ) -> None:
         """Open a span for a call of a tool."""
         given = input_str if inputs is None else inputs
-        parent = parent_run_id and parent_run_id.int
-        run = (run_id.int, parent, serialized, tags, metadata, None, False)
+        run = (parent_run_id, serialized, tags, metadata, None, False)
         self._open("tool", given, run_id, run, options.get("name"))
 
     def on_retriever_start(
@@ -139,15 +136,20 @@ class SpanHandler(BaseCallbackHandler):
         **options: Any,
     ) -> None:
         """Open a span for a retriever's query."""
-        parent = parent_run_id and parent_run_id.int
-        run = (run_id.int, parent, serialized, tags, metadata, None, False)
+        run = (parent_run_id, serialized, tags, metadata, None, False)
         self._open("retriever", query, run_id, run, options.get("name"))
 
     def _open(
         self, kind: SpanKind, raw_input: Any, run_id: UUID, run: tuple[Any, ...], name: str | None
     ) -> Span | None:
         try:
-            key, parent_key, serialized, tags, metadata, invocation_params, is_chat = run
+            parent_run_id, serialized, tags, metadata, invocation_params, is_chat = run
+            key: RunKey
+            parent_key: RunKey | None
+            try:
+                key, parent_key = run_id.int, None if parent_run_id is None else parent_run_id.int
+            except AttributeError:
+                key, parent_key = key_of(run_id), None if parent_run_id is None else key_of(parent_run_id)
             seen = open_runs.get(key)
             if seen is not None:
                 counts["runs_merged"] += 1
@@ -188,8 +190,11 @@ class SpanHandler(BaseCallbackHandler):
                 span.tried_before = parent.tried
             if inherited.capture or kind == "llm":  # A call is linked to its prompt by what it says.
                 span.raw_input = whole(raw_input) if is_chat else snapshot(raw_input)
-            span.run_id = run_ref = RunId(run_id, vanished)
-            run_ref.key = key
+            try:
+                span.run_id = run_ref = RunId(run_id, vanished)
+                run_ref.key = key
+            except TypeError:  # A text. It ends with its block or task, or by age, if LangChain doesn't end it.
+                span.run_id = None
             if kind not in _CHAINS:
                 _runs.remember_starter(span, key)
                 if kind == "llm":
@@ -213,7 +218,10 @@ class SpanHandler(BaseCallbackHandler):
 
     def on_llm_new_token(self, token: Any, *, run_id: UUID, chunk: Any = None, **options: Any) -> None:
         """Note when the first token came, and keep those that LangChain doesn't give to a reader."""
-        span = open_runs.get(run_id.int)
+        try:
+            span = open_runs.get(run_id.int)
+        except AttributeError:
+            span = open_runs.get(key_of(run_id))
         if span is None:
             return
         if not span.first_token_at_ns:
@@ -229,26 +237,33 @@ class SpanHandler(BaseCallbackHandler):
 
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **options: Any) -> None:
         """End the span of a chain, prompt or parser."""
-        span = open_runs.pop(run_id.int, None)
+        try:
+            span = open_runs.pop(run_id.int, None)
+        except AttributeError:
+            span = open_runs.pop(key_of(run_id), None)
         if span is not None:
             span.run_id = None
             self._end(span, outputs)
 
     def on_tool_end(self, output: Any, *, run_id: UUID, **options: Any) -> None:
         """End the span of a tool."""
-        self._end_leaf(run_id.int, output)
+        self._end_leaf(run_id, output)
 
     def on_retriever_end(self, documents: Any, *, run_id: UUID, **options: Any) -> None:
         """End the span of a retriever."""
-        self._end_leaf(run_id.int, documents)
+        self._end_leaf(run_id, documents)
 
     def on_llm_end(self, response: Any, *, run_id: UUID, **options: Any) -> None:
         """End the span of a model's call, and add its tokens to the totals of the spans around it."""
-        span = open_runs.pop(run_id.int, None)
+        try:
+            key: RunKey = run_id.int
+        except AttributeError:
+            key = key_of(run_id)
+        span = open_runs.pop(key, None)
         if span is None:
             return
         try:
-            _runs.finish(span, run_id.int)
+            _runs.finish(span, key)
             answer = _answer(response)
             span.raw_output = answer
             span.status = "ok"
@@ -260,7 +275,11 @@ class SpanHandler(BaseCallbackHandler):
         except Exception:
             failed("ending a span of a model's call")
 
-    def _end_leaf(self, key: int, output: Any) -> None:
+    def _end_leaf(self, run_id: UUID, output: Any) -> None:
+        try:
+            key: RunKey = run_id.int
+        except AttributeError:
+            key = key_of(run_id)
         span = open_runs.pop(key, None)
         if span is not None:
             _runs.finish(span, key)
@@ -280,21 +299,22 @@ class SpanHandler(BaseCallbackHandler):
 
     def on_chain_error(self, error: BaseException, *, run_id: UUID, **options: Any) -> None:
         """End the span of a chain, prompt or parser that failed."""
-        self._fail(run_id.int, error)
+        self._fail(run_id, error)
 
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **options: Any) -> None:
         """End the span of a tool that failed."""
-        self._fail(run_id.int, error)
+        self._fail(run_id, error)
 
     def on_retriever_error(self, error: BaseException, *, run_id: UUID, **options: Any) -> None:
         """End the span of a retriever that failed."""
-        self._fail(run_id.int, error)
+        self._fail(run_id, error)
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **options: Any) -> None:
         """End the span of a model's call that failed or was left, with what it had answered until then."""
-        self._fail(run_id.int, error, options.get("response"))
+        self._fail(run_id, error, options.get("response"))
 
-    def _fail(self, key: int, error: BaseException, response: Any = None) -> None:
+    def _fail(self, run_id: UUID, error: BaseException, response: Any = None) -> None:
+        key = key_of(run_id)
         span = open_runs.pop(key, None)
         if span is None:
             return

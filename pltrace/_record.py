@@ -17,7 +17,7 @@ from pltrace._rows import LINE, Row
 from pltrace._snapshot import snapshot
 from pltrace._span import Span
 from pltrace._thawing import thawed
-from pltrace._usage import INTERNAL_TAGS, model_of, provider_of
+from pltrace._usage import INTERNAL_TAGS, RunKey, model_of, provider_of
 
 __all__ = ["Answer", "Generation", "answer_of", "row_of"]
 
@@ -272,8 +272,8 @@ def _call(span: Span, own: list[str], encoder: Encoder, service: str) -> tuple[_
         _prompt(span, tooling, encoder),
         _answer(span.is_chat, answer if answer is not None and captured & OUTPUTS else _NO_ANSWER, encoder),
         called,
-        f'{repeated.request_metadata}"_langchain_run_id":"{_uuid(span.run_key)}","_langchain_parent_run_id":'
-        f'"{span.parent_run_key and _uuid(span.parent_run_key)}","_langchain_tags":{repeated.langchain_tags}}}',
+        f'{repeated.request_metadata}"_langchain_run_id":"{_id(span.run_key, encoder)}","_langchain_parent_run_id":'
+        f'"{span.parent_run_key and _id(span.parent_run_key, encoder)}","_langchain_tags":{repeated.langchain_tags}}}',
     ]
     return usage, repeated, lines
 
@@ -371,8 +371,11 @@ def _own_metadata(metadata: Mapping[str, Any], user: Any, session: Any) -> str:
     return json_of({key: value for key, value in own.items() if key not in _OF_THE_RUN})
 
 
-def _uuid(bits: int) -> str:
-    digits = bits.to_bytes(16, "big").hex()
+def _id(key: RunKey, encoder: Encoder) -> str:
+    """Return a run's id, as it stands between the quotes of JSON."""
+    if isinstance(key, str):
+        return quoted(encoder.text(key))[1:-1]
+    digits = key.to_bytes(16, "big").hex()
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 

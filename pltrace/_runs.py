@@ -9,19 +9,21 @@ from itertools import count
 from threading import get_ident
 from types import FrameType
 from typing import Any
+from uuid import UUID
 
 from pltrace._attempts import and_another
 from pltrace._health import counts, failed
 from pltrace._scope import NO_RUNS, Scope, current, still_open
 from pltrace._span import Span
+from pltrace._usage import RunKey
 
 __all__ = [
-    "RunId", "around", "finish", "in_task", "is_in_ainvoke", "note_attempt", "open_runs", "remember_starter",
-    "running_loop", "settle", "sweep", "vanished",
+    "RunId", "around", "finish", "in_task", "is_in_ainvoke", "key_of", "note_attempt", "open_runs",
+    "remember_starter", "running_loop", "settle", "sweep", "vanished",
 ]  # fmt: skip
 
-#: Open runs by the integer of their run id: hashing the UUID itself costs twice as much.
-open_runs: dict[int, Span] = {}
+#: Open runs by `key_of` their run id: hashing the UUID itself costs twice as much.
+open_runs: dict[RunKey, Span] = {}
 
 
 def _nothing() -> None:
@@ -69,14 +71,39 @@ def around(scope: Scope | None = None) -> Span | None:
         scope: The scope that holds here; its open models and retrievers are looked at too. LangChain says nothing of
             them in their own code.
     """
-    leaf = None if scope is None or not scope.open_runs else _leaf_here(scope)
-    config = config_here()
-    if config is None:
-        return leaf
-    run_id = getattr(config.get("callbacks"), "parent_run_id", None)
-    run = None if run_id is None else open_runs.get(run_id.int)
-    # The code is in both: a chain calls it in the leaf's code, or calls the leaf.
-    return leaf if run is None or (leaf is not None and leaf.started_at_ns >= run.started_at_ns) else run
+    try:
+        leaf = None if scope is None or not scope.open_runs else _leaf_here(scope)
+        config = config_here()
+        if config is None:
+            return leaf
+        run_id = getattr(config.get("callbacks"), "parent_run_id", None)
+        try:
+            run = None if run_id is None else open_runs.get(run_id.int)
+        except AttributeError:
+            run = open_runs.get(key_of(run_id))
+        # The code is in both: a chain calls it in the leaf's code, or calls the leaf.
+        return leaf if run is None or (leaf is not None and leaf.started_at_ns >= run.started_at_ns) else run
+    except RecursionError:
+        raise  # There is no room for the call either.
+    except Exception:
+        failed("looking for the LangChain run that a call is in")
+        return None
+
+
+def key_of(run_id: Any) -> RunKey:
+    """Return what the run of an id is known by.
+
+    LangChain takes anything for an id. Where each nanosecond counts this is called only of what has no `int`.
+    """
+    try:
+        key: int = run_id.int
+        return key
+    except AttributeError:
+        text = str(run_id)
+    try:
+        return UUID(text).int
+    except ValueError:
+        return text
 
 
 def _leaf_here(scope: Scope) -> Span | None:
@@ -115,7 +142,7 @@ def _model_here() -> Span | None:
             if isinstance(manager, list):
                 manager = manager[0] if len(manager) == 1 else None
             run_id = getattr(manager, "run_id", None)
-            return None if run_id is None else open_runs.get(run_id.int)
+            return None if run_id is None else open_runs.get(key_of(run_id))
         frame = frame.f_back
     return None
 
@@ -125,7 +152,7 @@ def _starter_here() -> Any:
     return get_ident() if task is None else weakref.ref(task)
 
 
-def remember_starter(span: Span, key: int) -> None:
+def remember_starter(span: Span, key: RunKey) -> None:
     """Note which task or thread started a run that LangChain may never end."""
     asyncio: Any = sys.modules.get("asyncio")  # As `_starter_here`, without its steps.
     loop = None if asyncio is None else asyncio._get_running_loop()
@@ -143,7 +170,7 @@ class RunId(weakref.ref[Any]):
     """The id of an open run, weakly: LangChain's run manager holds it for as long as the run can still end."""
 
     __slots__ = ("key",)
-    key: int
+    key: RunKey
 
 
 def vanished(run: RunId) -> None:
@@ -160,7 +187,7 @@ def vanished(run: RunId) -> None:
             _close(span, run.key)
 
 
-def _close(span: Span, key: int) -> None:
+def _close(span: Span, key: RunKey) -> None:
     try:
         if open_runs.get(key) is span:
             finish(span, key)
@@ -172,7 +199,7 @@ def _close(span: Span, key: int) -> None:
 class _NextCollection:
     """Closes a run when the garbage collector comes by again: it is a cycle that nobody holds."""
 
-    def __init__(self, span: Span, key: int) -> None:
+    def __init__(self, span: Span, key: RunKey) -> None:
         self._run = span, key
         self._itself = self
 
@@ -180,7 +207,7 @@ class _NextCollection:
         _close(*self._run)
 
 
-def finish(span: Span, key: int) -> None:
+def finish(span: Span, key: RunKey) -> None:
     """Forget an ended run that has a starter."""
     span.run_id = None
     scope: Scope | None = span.scope
@@ -214,7 +241,7 @@ def settle(scope: Scope) -> None:
     scope.open_runs = NO_RUNS  # An empty dict for each needn't wait to be written.
 
 
-def _close_with_its_task(span: Span, key: int) -> None:
+def _close_with_its_task(span: Span, key: RunKey) -> None:
     """Close a run when the task that started it is done; mostly it has ended by then, or turned out to be a stream."""
 
     def close(_: Any) -> None:
@@ -267,7 +294,7 @@ def _is_gone(starter: Any, here: Any) -> bool:
     return task is None or task is here or task.done() or bool(getattr(task, "cancelling", int)())
 
 
-def close_cancelled(span: Span, key: int) -> None:
+def close_cancelled(span: Span, key: RunKey) -> None:
     """End a run that LangChain won't end."""
     if open_runs.pop(key, None) is None:
         return

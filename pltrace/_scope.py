@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
     from pltrace._request import Request
-    from pltrace._usage import Totals
+    from pltrace._usage import RunKey, Totals
 
 __all__ = [
     "NO_RUNS", "Callback", "Inherited", "PassedOver", "Recorder", "Scope", "ScopeCopy", "ScopeSpan", "abandon",
@@ -26,7 +26,7 @@ __all__ = [
 
 _NOTHING: Mapping[str, Any] = {}
 #: What a span without runs has as its `open_runs`; never changed.
-NO_RUNS: dict[int, Span] = {}
+NO_RUNS: dict[RunKey, Span] = {}
 
 
 class Recorder(Protocol):
@@ -136,7 +136,7 @@ class Scope:
         #: Of a block's entry: it can be used in that context alone.
         token: Token[Scope | None] | None
         #: The LangChain runs inside it that haven't ended, of the kinds that may never be; to be read.
-        open_runs: dict[int, Span]
+        open_runs: dict[RunKey, Span]
 
         @property
         def span(self) -> Span:
@@ -146,7 +146,7 @@ class Scope:
         def lineage(self) -> tuple[Span, ...]:
             """The spans of the blocks and calls around what runs inside, outermost first, its own included."""
 
-        def runs(self) -> dict[int, Span]:
+        def runs(self) -> dict[RunKey, Span]:
             """Return `open_runs`, to be changed."""
 
         @property
@@ -224,7 +224,7 @@ class ScopeSpan(Span, Scope):
     token: Token[Scope | None] | None = None
     #: Of a block that was entered while others of its declaration were open: the mark of the frame that did.
     frame: int = 0
-    open_runs: dict[int, Span] = NO_RUNS
+    open_runs: dict[RunKey, Span] = NO_RUNS
 
     @property
     def span(self) -> Span:
@@ -242,7 +242,7 @@ class ScopeSpan(Span, Scope):
             scope = scope.base
         return (*scope.lineage, *reversed(within))
 
-    def runs(self) -> dict[int, Span]:
+    def runs(self) -> dict[RunKey, Span]:
         """Return `open_runs`, to be changed; one of its own from then on."""
         return self.own("open_runs", NO_RUNS, dict)
 
@@ -305,7 +305,7 @@ class ScopeCopy(Scope):
         copy.added, copy.open_runs, copy.joined_to = scope.added, scope.runs(), scope.joined_to
         return copy
 
-    def runs(self) -> dict[int, Span]:
+    def runs(self) -> dict[RunKey, Span]:
         """Return `open_runs`, to be changed."""
         return self.open_runs
 
@@ -337,7 +337,7 @@ class PassedOver(Scope):
     closed = left_early = False
     left_elsewhere = True
     token: Token[Scope | None] | None = None
-    open_runs: dict[int, Span] = NO_RUNS
+    open_runs: dict[RunKey, Span] = NO_RUNS
     totals: Totals | None = None
 
     def __init__(self, outer: Scope | None, entry: object) -> None:

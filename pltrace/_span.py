@@ -18,7 +18,7 @@ from pltrace._checks import (
 )
 from pltrace._forks import ForkLock
 from pltrace._snapshot import snapshot
-from pltrace._usage import Run, Totals, TotalsLink, Usage, elsewhere
+from pltrace._usage import Run, RunKey, Totals, TotalsLink, Usage, elsewhere
 
 if TYPE_CHECKING:
     from pltrace._request import Request
@@ -83,8 +83,8 @@ class Span:
     scope: Scope
     #: What LangChain said of a run when it started; `run` names it. Not an object of its own, which would have to be
     #: made and held for each. Of a function or block there is no key.
-    run_key: int | None = None
-    parent_run_key: int | None = None
+    run_key: RunKey | None = None
+    parent_run_key: RunKey | None = None
     serialized: Mapping[str, Any] | None = None
     run_tags: Sequence[str] = ()
     run_metadata: Mapping[str, Any] = _NOTHING

@@ -7,7 +7,7 @@ from types import FrameType, ModuleType
 from typing import Any
 
 from pltrace._health import counts, failed, warn_once
-from pltrace._runs import open_runs
+from pltrace._runs import key_of, open_runs
 from pltrace._span import Span
 from pltrace._wrapping import patched, when_imported
 
@@ -123,7 +123,7 @@ def _call_in(variables: Any) -> Span | None:
         managers = variables.get(name)
         for manager in managers if isinstance(managers, list) else (managers,):
             run_id = getattr(manager, "run_id", None)
-            span = None if run_id is None else open_runs.get(run_id.int)
+            span = None if run_id is None else open_runs.get(key_of(run_id))
             if span is not None and span.kind == "llm" and span.inherited.sampled:
                 return span
     return None

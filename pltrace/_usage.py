@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pltrace._span import Span
 
 __all__ = [
-    "INTERNAL_TAGS", "Run", "Totals", "TotalsLink", "Usage", "elsewhere", "forked", "model_of", "place_of",
+    "INTERNAL_TAGS", "Run", "RunKey", "Totals", "TotalsLink", "Usage", "elsewhere", "forked", "model_of", "place_of",
     "provider_of",
 ]  # fmt: skip
 
@@ -36,14 +36,18 @@ _Key = tuple[str, tuple[str, ...], tuple[str, ...]]
 _NONE = (0, 0, 0, 0)
 
 
+#: What a LangChain run is known by: the integer of its id; of an id that is no UUID the text.
+RunKey = int | str
+
+
 class Run(NamedTuple):
     """What LangChain said of a run when it started, by reference; it is read when the span is written.
 
-    Of its ids the integers: an id is held by LangChain alone, so that it dies with the run.
+    Of its ids the keys: an id is held by LangChain alone, so that it dies with the run.
     """
 
-    run_id: int
-    parent_run_id: int | None
+    run_id: RunKey
+    parent_run_id: RunKey | None
     serialized: Mapping[str, Any] | None
     tags: Sequence[str]
     metadata: Mapping[str, Any]

@@ -19,6 +19,7 @@ from pltrace._scope import Inherited, Scope, ScopeSpan, attach, current, still_o
 from pltrace._span import Span
 from pltrace._tracing import Tracing
 from pltrace._typing import CaptureSettings, Unpack
+from pltrace._usage import RunKey
 from pltrace._wire import log_request
 
 __all__ = ["CapturedRequest", "CapturedSpans", "capture_spans"]
@@ -232,7 +233,7 @@ def _roots_of(spans: CapturedSpans) -> list[Scope]:
     return [scope for scope in list(Scope.roots) if _is_of(spans, scope.inherited)]
 
 
-def _runs_of(spans: CapturedSpans) -> list[tuple[int, Span]]:
+def _runs_of(spans: CapturedSpans) -> list[tuple[RunKey, Span]]:
     return [(key, run) for key, run in list(_runs.open_runs.items()) if _is_of(spans, run.inherited)]
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from langchain_core.output_parsers import StrOutputParser
@@ -109,6 +110,22 @@ def test_the_metadata_keys_of_the_former_handler(
     assert len(chained["_langchain_parent_run_id"]) == 36
     assert chained["_langchain_tags"] == "['seq:step:2', 'mine']"
     assert (alone["_langchain_parent_run_id"], alone["_langchain_tags"]) == ("None", "[]")
+
+
+def test_the_metadata_keys_of_ids_that_are_texts(
+    deliver: Deliver, promptlayer: PromptLayerServer, llm: ScriptedOpenAI
+) -> None:
+    """A run's id that is a text, a UUID's or any, stands in the metadata as what it says."""
+    deliver()
+    run_id = str(uuid4())
+    model: Any = chat(llm)
+    model.invoke("Hi", config={"callbacks": [PromptLayerCallbackHandler()], "run_id": run_id})
+    chain: Any = ChatPromptTemplate.from_template("{x}") | model
+    chain.invoke({"x": "Hi"}, config={"callbacks": [PromptLayerCallbackHandler()], "run_id": 'job "7"'})
+    assert pltrace.flush(10)
+    alone, chained = (log["metadata"] for log in promptlayer.request_logs)
+    assert alone["_langchain_run_id"] == run_id
+    assert chained["_langchain_parent_run_id"] == 'job "7"'
 
 
 def test_the_tree_of_a_chain(local: Path, llm: ScriptedOpenAI) -> None:

@@ -13,8 +13,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
+import uuid_utils
 from langchain.agents import create_agent
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
@@ -325,6 +327,54 @@ def test_a_stream_read_after_the_block(local: Path, llm: ScriptedOpenAI) -> None
         next(pieces)
     assert "".join(str(piece.content) for piece in pieces) == "Hello."
     assert tree(local) == "block block\n  ChatOpenAI llm\n"
+
+
+@pytest.mark.parametrize("run_id", ["abc", str(uuid4()), uuid_utils.uuid7(), 7], ids=["name", "text", "other", "int"])
+async def test_run_ids_of_any_kind(run_id: Any, local: Path) -> None:
+    """A run whose id isn't a UUID is recorded as any, however it ends, and what is traced or bound works inside it."""
+
+    @traced("inner")
+    def inner(x: int) -> int:
+        return x // 0 if x > 3 else x
+
+    def body(x: int) -> Any:
+        return doubled(inner(x)) + next(numbers)
+
+    @tool
+    async def slow(city: str) -> str:
+        """Tell the weather, some day."""
+        started.set()
+        await asyncio.Event().wait()
+        return city
+
+    started = asyncio.Event()
+    config: Any = {"run_id": run_id}
+    with traced("block"):
+        doubled, numbers = bind(lambda x: 2 * x), bind(iter([10, 20]))
+        assert RunnableLambda(body).invoke(1, config) == 12
+        assert (RunnableLambda(body) | RunnableLambda(str)).invoke(2, config) == "24"
+        with pytest.raises(ZeroDivisionError):
+            RunnableLambda(body).invoke(4, config)
+        weather.invoke({"city": "Rome"}, config)
+        with pytest.raises(LookupError):
+            weather.invoke({"city": "Atlantis"}, config)
+        Library().invoke("cats", config)
+        list(FakeListChatModel(responses=["Hi"]).stream("Hi", config))
+        task = asyncio.create_task(slow.ainvoke({"city": "Rome"}, config))
+        await started.wait()
+        task.cancel()
+        await asyncio.wait([task])
+    assert tree(local) == (
+        "block block\n"
+        "  FakeListChatModel llm\n"
+        "  Library retriever\n"
+        "  RunnableSequence chain\n    body chain\n      inner function\n    str chain\n"
+        "  body chain\n    inner function\n"
+        "  body chain error\n    inner function error\n"
+        "  slow tool cancelled\n"
+        "  weather tool\n"
+        "  weather tool error\n"
+    )
 
 
 # What an LLM call tells.
