@@ -125,6 +125,14 @@ class _Absent:
         raise AttributeError(f"{kind.__name__!r} object has no attribute {self._name!r}")
 
 
+def _leads_to(value: Any, function: Any) -> bool:
+    """Return whether a value is a function, or stands for it by its `__wrapped__`."""
+    try:
+        return inspect.unwrap(value, stop=lambda inner: inner is function) is function
+    except Exception:  # It is a loop already, or an object that answers in its own way.
+        return False
+
+
 class Wrapped(FunctionWrapper, metaclass=_BehindWrapt):
     """A function that calls a wrapper when the gate is open, and else the function itself; see `wrapped_call`."""
 
@@ -149,10 +157,13 @@ class Wrapped(FunctionWrapper, metaclass=_BehindWrapt):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set it on the function, as everything else also what `functools.wraps` sets: not what is called here."""
-        if name == "__wrapped__":
-            setattr(self.__wrapped__, name, value)
-        else:
+        wrapped = self.__wrapped__
+        if name != "__wrapped__":
             super().__setattr__(name, value)
+        elif not _leads_to(value, wrapped):
+            setattr(wrapped, name, value)
+        elif _leads_to(getattr(wrapped, name, None), wrapped):  # It has copied a loop from what stands for this too.
+            delattr(wrapped, name)
 
     def __reduce_ex__(self, protocol: Any) -> str | tuple[Any, ...]:
         """Pickle by name, as functions are; without one, what is wrapped and what it was decorated with."""

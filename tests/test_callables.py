@@ -1138,6 +1138,26 @@ def test_wraps_leaves_what_is_called_alone(seen: CapturedSpans) -> None:
     assert seen.named("inner").output == "more than original"
 
 
+@pytest.mark.parametrize("on", [False, True])
+def test_wraps_with_what_is_decorated_itself(on: bool, local: Path) -> None:
+    """`functools.wraps(f)` over the decorated `f`, or with what stands for `f`, makes no loop of `__wrapped__`."""
+    if not on:
+        pltrace.configure(enabled=False)
+
+    def plain(a: int, b: int = 2) -> int:
+        return a + b
+
+    @functools.wraps(plain)
+    def around(*args: Any, **kwargs: Any) -> Any:
+        return plain(*args, **kwargs)
+
+    for named, function in ((plain, plain), (around, around), (around, plain), (plain, traced(plain))):
+        decorated = functools.wraps(named)(traced(function))
+        assert inspect.signature(decorated) == inspect.signature(plain)
+        assert inspect.unwrap(decorated) is plain
+        assert decorated(1) == 3
+
+
 @pytest.mark.parametrize("function", [lambda *_: True, functools.partial(lambda *_: True)])
 def test_a_callable_on_an_exit_stack(function: Callable[..., bool]) -> None:
     """A decorated callable is called by an exit stack, and may take the exception."""
