@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import io
@@ -17,7 +16,7 @@ from typing import Any
 from pltrace._generators import async_generator, generator
 from pltrace._health import pass_on
 from pltrace._stepping import HELD_ONCE, Steps, inside, named
-from pltrace._wrapping import ObjectProxy, repr_of_wrapped, set_class
+from pltrace._wrapping import set_class
 
 __all__ = ["consumed", "coroutine"]
 
@@ -96,76 +95,99 @@ def _response(steps: Steps, response: Any) -> Any:
     return response
 
 
-class Driven(ObjectProxy):
+def _passing(name: str) -> Any:
+    """Return a special method that is the one of what a proxy stands for."""
+
+    def method(self: Driven, *args: Any, **kwargs: Any) -> Any:
+        source = _source_of(self)
+        answer = getattr(source, name)(*args, **kwargs)
+        if answer is NotImplemented and args and issubclass(type(args[0]), Driven):
+            # An operator that asks for the very type of the other side.
+            answer = getattr(source, name)(_source_of(args[0]), *args[1:])
+        return self if answer is source else answer
+
+    return method
+
+
+class Driven:
     """A result whose steps run inside the scope, and which is in all else the one it stands for.
 
-    Subclasses have those of the methods below that its type has: what looks for `close` finds it only if it is there.
-    One that hasn't ended is of a subclass of these, with a finalizer; when it has, an interrupt in there would be lost.
+    Python looks for special methods in classes alone. So there is a class of these for each class of results, and has
+    its methods, and no others: what looks for `__len__` or `close` finds it only if it is there.
     """
 
-    def __init__(self, source: Any, steps: Steps) -> None:
-        super().__init__(source)
-        self._self_steps: Steps | None = steps
+    __slots__ = ("__weakref__", "__wrapped__", "_steps")
+    #: What isn't asked of what it stands for; in the classes that are made, also the methods that take steps.
+    _own = frozenset({"__wrapped__"})
 
-    def _self_step(self, name: str, *arguments: Any) -> Any:
-        steps, step = self._self_steps, getattr(self.__wrapped__, name)
+    def __init__(self, source: Any, steps: Steps) -> None:
+        _set_source(self, source)
+        _set_steps(self, steps)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in type(self)._own:
+            return object.__getattribute__(self, name)
+        return getattr(_source_of(self), name)
+
+    __setattr__ = _passing("__setattr__")
+    __delattr__ = _passing("__delattr__")
+    __eq__ = _passing("__eq__")
+    __hash__ = _passing("__hash__")
+    __reduce_ex__ = _passing("__reduce_ex__")
+
+
+# These go past `__getattribute__`.
+_source_of, _set_source = vars(Driven)["__wrapped__"].__get__, vars(Driven)["__wrapped__"].__set__
+_steps_of, _set_steps = vars(Driven)["_steps"].__get__, vars(Driven)["_steps"].__set__
+
+
+def _end(driven: Driven, error: BaseException | None = None, value: Any = None) -> None:
+    steps = _steps_of(driven)
+    if steps is not None:
+        _set_steps(driven, None)
+        steps.end(error, value)
+        set_class(driven, type(driven).__base__)
+
+
+def _stepping(name: str) -> Any:
+    def step(self: Driven, *arguments: Any) -> Any:
+        source, steps = _source_of(self), _steps_of(self)
+        take = getattr(source, name)
         if steps is None:
-            return step(*arguments)
+            return take(*arguments)
         outside = steps.outside()
         try:
             try:
                 steps.resume()
-                result = step(*arguments)
+                result = take(*arguments)
             finally:
                 steps.suspend(outside)
         except BaseException as error:
             steps.restore(outside)
             if isinstance(error, StopIteration):
-                self._self_end(value=error.value)
+                _end(self, value=error.value)
             else:
-                self._self_end(error)
+                _end(self, error)
             raise
-        return self if result is self.__wrapped__ else result
+        return self if result is source else result
 
-    async def _self_async_step(self, name: str, *arguments: Any) -> Any:
-        steps, step = self._self_steps, getattr(self.__wrapped__, name)
-        if steps is None:
-            return await step(*arguments)
-        try:
-            result = await inside(steps, step(*arguments))
-        except BaseException as error:
-            self._self_end(None if isinstance(error, StopAsyncIteration) else error)
-            raise
-        return self if result is self.__wrapped__ else result
-
-    def _self_end(self, error: BaseException | None = None, value: Any = None) -> None:
-        steps, self._self_steps = self._self_steps, None
-        if steps is not None:
-            steps.end(error, value)
-            set_class(self, type(self).__base__)
-
-    def __copy__(self) -> Any:
-        return copy.copy(self.__wrapped__)
-
-    def __deepcopy__(self, memo: Any) -> Any:
-        return copy.deepcopy(self.__wrapped__, memo)
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return self.__wrapped__.__reduce_ex__(protocol)
-
-    __repr__ = repr_of_wrapped
-
-
-def _passing(name: str) -> Any:
-    return lambda self, *args, **kwargs: getattr(self.__wrapped__, name)(*args, **kwargs)
-
-
-def _stepping(name: str) -> Any:
-    return lambda self, *arguments: self._self_step(name, *arguments)
+    return step
 
 
 def _async_stepping(name: str) -> Any:
-    return lambda self, *arguments: self._self_async_step(name, *arguments)
+    async def step(self: Driven, *arguments: Any) -> Any:
+        source, steps = _source_of(self), _steps_of(self)
+        take = getattr(source, name)
+        if steps is None:
+            return await take(*arguments)
+        try:
+            result = await inside(steps, take(*arguments))
+        except BaseException as error:
+            _end(self, None if isinstance(error, StopAsyncIteration) else error)
+            raise
+        return self if result is source else result
+
+    return step
 
 
 def _ending_with(step: Any) -> Any:
@@ -175,7 +197,7 @@ def _ending_with(step: Any) -> Any:
         try:
             return step(self, *arguments)
         finally:
-            self._self_end()
+            _end(self)
 
     return last
 
@@ -185,14 +207,15 @@ def _async_ending_with(step: Any) -> Any:
         try:
             return await step(self, *arguments)
         finally:
-            self._self_end()
+            _end(self)
 
     return last
 
 
 def _await(self: Driven) -> Any:
-    steps, self._self_steps = self._self_steps, None
-    return self.__wrapped__.__await__() if steps is None else _awaited(steps, self.__wrapped__)
+    source, steps = _source_of(self), _steps_of(self)
+    _set_steps(self, None)
+    return source.__await__() if steps is None else _awaited(steps, source)
 
 
 _METHODS: dict[str, Any] = {
@@ -204,9 +227,49 @@ _METHODS: dict[str, Any] = {
 }
 
 
+def _has_method(kind: type, name: str) -> bool:
+    """Return whether a kind has it: a special method also by a property, which gives that of something inside."""
+    found = getattr(kind, name, None)
+    return callable(found) or (isinstance(found, property) and name.startswith("__"))
+
+
+def _steps_taken_by(kind: type) -> dict[str, Any]:
+    """Return the methods that take the steps of what is of a kind."""
+    methods = {name: method for name, method in _METHODS.items() if _has_method(kind, name)}
+    if _has_method(kind, "fetchall"):  # A database cursor's, by PEP 249: it reads to the end.
+        is_async = inspect.iscoroutinefunction(getattr(kind, "fetchall", None))
+        last = _async_ending_with(_async_stepping("fetchall")) if is_async else _ending_with(_stepping("fetchall"))
+        methods["fetchall"] = last
+    return methods
+
+
+#: Special methods by which an object is made, found out about and destroyed: it is, once, and by its own class.
+_ONLY_ITS_OWN = frozenset({
+    "__class__", "__class_getitem__", "__del__", "__getattr__", "__getattribute__", "__init__", "__init_subclass__",
+    "__new__", "__subclasshook__", "__wrapped__",
+})  # fmt: skip
+
+
+def _special_methods(kind: type) -> dict[str, Any]:
+    """Return the special methods of a kind, passed on; what it has of `object` is right of a proxy, as it is.
+
+    Its text, too: where a kind has none of its own, that is told of the proxy's class as well.
+    """
+    methods: dict[str, Any] = {"__hash__": Driven.__hash__}  # Else Python puts None there, if there is an `__eq__`.
+    for name in {name for base in kind.__mro__ for name in vars(base)} - _ONLY_ITS_OWN:
+        method = getattr(kind, name, None)
+        if not (name.startswith("__") and name.endswith("__")) or method is getattr(object, name, ...):
+            continue
+        if _has_method(kind, name):
+            methods[name] = _passing(name)
+        elif method is None:  # There is none, whatever its base classes have.
+            methods[name] = None
+    return methods
+
+
 def _abandoned(driven: Driven) -> None:
     with suppress(AttributeError):  # Its making was interrupted.
-        driven._self_end(GeneratorExit())
+        _end(driven, GeneratorExit())
 
 
 _classes: weakref.WeakKeyDictionary[type[Any], type[Driven]] = weakref.WeakKeyDictionary()
@@ -216,16 +279,13 @@ def _driven(steps: Steps, source: Any) -> Driven:
     kind = type(source)
     driven = _classes.get(kind)
     if driven is None:
-        # Python looks for special methods in classes alone, so a proxy has to have those of what it stands for.
-        special = [name for name in {*dir(kind)} - {*dir(Driven)} if name.startswith("__") and name != "__del__"]
-        methods = {name: _passing(name) for name in special if callable(getattr(kind, name, None))}
-        methods.update({name: method for name, method in _METHODS.items() if hasattr(kind, name)})
-        if hasattr(kind, "fetchall"):  # A database cursor's, by PEP 249: it reads to the end.
-            is_async = inspect.iscoroutinefunction(kind.fetchall)
-            last = _async_ending_with(_async_stepping("fetchall")) if is_async else _ending_with(_stepping("fetchall"))
-            methods["fetchall"] = last
-        ended = type(Driven.__name__, (Driven,), methods)
-        driven = _classes[kind] = type(Driven.__name__, (ended,), {"__del__": _abandoned})
+        # Messages of Python's name the class.
+        names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__slots__": ()}
+        methods = _steps_taken_by(kind)
+        own = {"_own": Driven._own.union(methods)}
+        ended = type(kind.__name__, (Driven,), {**_special_methods(kind), **methods, **own, **names})
+        # One that hasn't ended has a finalizer; when it has, an interrupt in there would be lost.
+        driven = _classes[kind] = type(kind.__name__, (ended,), {"__del__": _abandoned, **names})
     return driven(source, steps)
 
 

@@ -8,10 +8,13 @@ import collections.abc
 import contextlib
 import contextvars
 import copy
+import csv
 import enum
 import functools
 import inspect
 import io
+import itertools
+import operator
 import os
 import pickle
 import re
@@ -26,7 +29,8 @@ import unittest.mock
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
-from operator import length_hint
+from multiprocessing.pool import ThreadPool
+from operator import attrgetter, length_hint
 from pathlib import Path
 from typing import Any
 
@@ -1268,6 +1272,8 @@ def test_an_iterator_hides_nothing(seen: CapturedSpans, doing: Callable[[Any], N
         assert isinstance(rows, Cursor)
         assert (rows.rows, len(rows), rows.closed) == (2, 2, False)
         assert (rows(1, a=2), repr(rows)) == (((1,), {"a": 2}), "cursor")
+        assert rows == cursor == rows
+        assert hash(rows) == hash(cursor)
         assert next(rows) is None
         assert next(iter(rows)) is None
         assert not current_span()
@@ -1277,6 +1283,130 @@ def test_an_iterator_hides_nothing(seen: CapturedSpans, doing: Callable[[Any], N
     assert not hasattr(traced(lambda: iter([]))(), "close")
     assert length_hint(traced(lambda: iter([1, 2]))()) == 2
     assert [span.status for span in seen] == ["ok", "ok", "ok"]
+
+
+class Meta(type):
+    """A metaclass with a special method, which isn't its classes' objects'."""
+
+    def __len__(cls) -> int:
+        return 1
+
+
+class Bars(metaclass=Meta):
+    """An iterator that can be compared and joined with its like, and whose `close` is a price."""
+
+    __slots__ = ("close", "count")
+
+    def __init__(self) -> None:
+        self.count, self.close = 0, 2.5
+
+    def __iter__(self) -> Bars:
+        return self
+
+    def __next__(self) -> int:
+        self.count += 1
+        return self.count
+
+    def __eq__(self, other: object) -> bool:
+        return self.count == other.count if type(other) is Bars else NotImplemented
+
+    def __add__(self, other: Any) -> int:
+        return self.count + other.count if type(other) is Bars else NotImplemented
+
+    def __iadd__(self, other: int) -> Bars:
+        self.count += other
+        return self
+
+
+class Forwarding:
+    """An iterator whose special methods are those of something inside."""
+
+    def __init__(self) -> None:
+        self.rows = iter([1, 2])
+
+    __iter__ = property(attrgetter("rows.__iter__"))
+    __next__ = property(attrgetter("rows.__next__"))
+    __length_hint__ = property(attrgetter("rows.__length_hint__"))
+    close = property(lambda self: 2.5)
+
+
+class Endless(Cursor):
+    """An iterator that takes back its base class's length and hash."""
+
+    __len__ = __hash__ = None  # type: ignore[assignment]
+
+
+_ABSTRACT = [getattr(collections.abc, name) for name in collections.abc.__all__ if name != "ByteString"] + [
+    getattr(typing, name) for name in typing.__all__ if name.startswith("Supports")
+]
+
+
+def _answers(value: Any) -> Iterator[Any]:
+    """What a value is, and what it says to those who look for its special methods."""
+    yield [kind.__name__ for kind in _ABSTRACT if isinstance(value, kind)]
+    yield {*dir(value)} - {"__slotnames__"}  # Python puts that into a class whose objects are copied.
+    yield from (hasattr(value, "close"), type(value).__name__, value.__class__)
+    asked: list[Callable[[Any], Any]] = [
+        len, int, float, operator.index, reversed, iter, aiter, bool, callable, vars, copy.copy, pickle.dumps,
+        os.fspath, length_hint, lambda it: type(hash(it)), lambda it: it[0], lambda it: it(), lambda it: it < it,
+        lambda it: it + 1, lambda it: it == it, lambda it: format(it, "?"), lambda it: setattr(it, "unknown", 1),
+    ]  # fmt: skip
+    for ask in asked:
+        try:
+            answer = ask(value)
+        except Exception as error:
+            yield type(error), re.sub(r"\b(itertools|_csv)\.", "", str(error))  # So they name classes in C.
+        else:
+            yield answer if isinstance(answer, int) else type(answer).__name__
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: map(str, [1]), lambda: iter([1]), itertools.count, lambda: csv.reader(["a"]), Bars, Endless, Forwarding,
+        lambda: Countdown(1, 2), Cursor, lambda: AsyncCountdown(1, 2), lambda: Promise(1, 2),
+    ],
+)  # fmt: skip
+def test_what_is_consumed_has_the_special_methods_of_its_class(make: Callable[[], Any], seen: CapturedSpans) -> None:
+    """It is and can what it was, no more and no less, and Python's messages name its class."""
+    driven = traced(lambda: make())()
+    assert type(driven) is not type(driven.__wrapped__)
+    assert [*_answers(driven)] == [*_answers(make())]
+    del driven
+
+
+def test_an_iterator_is_read_by_what_looks_for_more_than_iteration(seen: CapturedSpans) -> None:
+    """`tee` gives all items to each, and a pool that asks for a length takes it as an iterator."""
+
+    @traced
+    def lengths() -> Any:
+        return map(len, ["a", "bc", "def"])
+
+    first, second = itertools.tee(lengths())
+    assert next(second) == 1
+    assert (list(first), list(second)) == ([1, 2, 3], [2, 3])
+    with ThreadPool(2) as pool:
+        assert pool.map(str, lengths()) == ["1", "2", "3"]
+    assert [span.status for span in seen] == ["ok", "ok"]
+
+
+def test_operators_of_an_iterator(seen: CapturedSpans) -> None:
+    """They work on it, in place and with another one as well; its attributes can be set, and have any name."""
+    bars, others = Bars(), Bars()
+    driven, other = traced(lambda: bars)(), traced(lambda: others)()
+    assert driven == other == bars == driven
+    assert len({id(driven), id(weakref.ref(driven)())}) == 1
+    same = driven
+    same += 3
+    assert same is driven
+    assert (driven + other, driven + others, bars.count, driven.close) == (3, 3, 3, 2.5)
+    assert driven != other
+    del driven.close
+    assert not hasattr(bars, "close")
+    driven.count = 7
+    assert next(driven) == bars.count == 8
+    forwarding = traced(lambda: Forwarding())()
+    assert (forwarding.close, list(forwarding)) == (2.5, [1, 2])
 
 
 def test_a_database_cursor(seen: CapturedSpans) -> None:
