@@ -37,11 +37,13 @@ class Backpressure:
     Attributes:
         most: How many items may wait. Who has put one more into the queue calls `hold_up`.
         wrote_at: When the last commit was done; monotonic.
+        is_lifted: Whether nobody is held up, nor writes what he records: it is drained together afterwards.
     """
 
     def __init__(self) -> None:
         self.most = MOST_QUEUED
         self.wrote_at = monotonic()
+        self.is_lifted = False
         self._began_at = 0.0  # When the commit began that isn't done yet; 0 between commits.
         self._fails = False
         self._held_up_at = -_CALM_AFTER_S
@@ -60,7 +62,7 @@ class Backpressure:
         Returns:
             Whether there is no room for it even so.
         """
-        if is_ours():
+        if self.is_lifted or is_ours():
             return False
         began = monotonic()
         if began > self._held_up_at + _CALM_AFTER_S:  # There may have been no commit since.

@@ -18,7 +18,7 @@ from pltrace._span import Span
 from pltrace._usage import RunKey
 
 __all__ = [
-    "RunId", "around", "finish", "in_task", "is_in_ainvoke", "key_of", "note_attempt", "open_runs",
+    "RunId", "around", "cut_off", "finish", "in_task", "is_in_ainvoke", "key_of", "note_attempt", "open_runs",
     "remember_starter", "running_loop", "settle", "sweep", "vanished",
 ]  # fmt: skip
 
@@ -57,6 +57,9 @@ _CALLERS = frozenset({
     "langchain_core.language_models.chat_models", "langchain_core.language_models.llms",
     "langchain_core.callbacks.manager",
 })  # fmt: skip
+
+#: What a run is said to have met that LangChain started, and says nothing more of.
+_NO_END = "CancelledError: LangChain reported no end of this run; its task was cancelled or went away"
 
 #: What runs in the tasks that LangChain makes to tell handlers of an async completion model's start.
 _TELLS_HANDLERS = frozenset({"on_llm_start", "ahandle_event"})
@@ -294,15 +297,28 @@ def _is_gone(starter: Any, here: Any) -> bool:
     return task is None or task is here or task.done() or bool(getattr(task, "cancelling", int)())
 
 
-def close_cancelled(span: Span, key: RunKey) -> None:
+def close_cancelled(span: Span, key: RunKey, error: str = _NO_END) -> None:
     """End a run that LangChain won't end."""
     if open_runs.pop(key, None) is None:
         return
     span.status = "cancelled"
-    span.error = "CancelledError: LangChain reported no end of this run; its task was cancelled or went away"
+    span.error = error
     span.error_types = ("CancelledError",)
-    span.ended_at_ns = span.inherited.recorder.now_ns()
     counts["closed_as_cancelled"] += 1
+    _record_end(span)
+
+
+def cut_off(span: Span, key: RunKey, error: str) -> None:
+    """End a run as it is: a stream with the text so far, anything else as cancelled."""
+    if not (span.is_stream and span.first_token_at_ns):
+        close_cancelled(span, key, error)
+    elif open_runs.pop(key, None) is not None:
+        span.status = "partial"
+        _record_end(span)
+
+
+def _record_end(span: Span) -> None:
+    span.ended_at_ns = span.inherited.recorder.now_ns()
     note_attempt(span)
     if span.kind == "llm":
         span.count_call()

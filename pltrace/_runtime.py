@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet, ref
 
-from pltrace import _langchain, _links, _runs, _scope, _twice, _usage
+from pltrace import _langchain, _links, _runs, _scope, _twice, _unfinished, _usage
 from pltrace._background import in_subinterpreter, wait_for_threads
 from pltrace._checks import checked_timeout
 from pltrace._clock import monotonic
@@ -356,7 +356,23 @@ def _all() -> list[Tracing]:
 def _before_last() -> None:
     """End before other threads are waited for; in a child of `multiprocessing` for good, which ends without atexit."""
     processes: Any = sys.modules.get("multiprocessing.process")
-    _at_exit(last=processes is not None and processes.parent_process() is not None)
+    is_last = processes is not None and processes.parent_process() is not None
+    # Threads that are waited for end by themselves what is open in them.
+    if is_last and all(thread.daemon or thread is threading.current_thread() for thread in threading.enumerate()):
+        _safely(_end_open)
+    _at_exit(last=is_last)
+
+
+def _end_open() -> None:
+    """End what is open, to be written together: it may be thousands of runs."""
+    bounds = [tracing.recorder.writer.bound for tracing in _all()]
+    try:
+        for bound in bounds:
+            bound.is_lifted = True
+        _unfinished.end_all()
+    finally:
+        for bound in bounds:
+            bound.is_lifted = False
 
 
 def _at_exit(*, last: bool) -> None:
@@ -368,7 +384,12 @@ class _Termination:
     """What is done before a signal ends the process."""
 
     def write(self) -> None:
-        """Put all on disk."""
+        """Put all on disk, then what is open."""
+        self._write()
+        _safely(_end_open)
+        self._write()
+
+    def _write(self) -> None:
         for tracing in _all():
             _safely(tracing.write_before_termination)
 
@@ -387,10 +408,11 @@ def _safely(step: Callable[[], None]) -> None:
 
 
 def _at_last() -> None:
-    """End what nobody will consume to its end, as a generator in a global, now that the other threads are done."""
+    """End what nobody will: what isn't consumed to its end, and what is open in threads that aren't waited for."""
     for call in [*consumed.values()]:
         if (open_call := call()) is not None:
             open_call.end(GeneratorExit())
+    _safely(_end_open)
     _at_exit(last=True)
     if in_subinterpreter():  # Else the threads end with the process.
         for tracing in _all():

@@ -119,7 +119,8 @@ class Writer:
         """Wake the writer, or start it."""
         if self._inline:
             # Not for ever: a finalizer may have interrupted the very thread that is writing.
-            self.drain(timeout=0.5)
+            if not self.bound.is_lifted:
+                self.drain(timeout=0.5)
             return
         if self.thread is None or not self.thread.is_alive():
             self._start()

@@ -92,6 +92,7 @@ RANKS = {
     "_record": 10,
     "_templates": 10,
     "_twice": 10,
+    "_unfinished": 10,
     "_wire": 10,
     "_workers": 10,
     "_commit": 11,

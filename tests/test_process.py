@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import signal
 import subprocess
@@ -197,6 +199,172 @@ def test_what_is_never_consumed_to_its_end(tmp_path: Path, store: Path) -> None:
     assert (program.code, program.out, program.err) == (0, "", "")
     ends = [(row["name"], row["status"]) for row in rows(store, "SELECT name, status FROM spans ORDER BY name")]
     assert ends == [("forever", "cancelled"), ("pieces", "ok"), ("pieces", "ok")]
+
+
+MODELS = """
+import multiprocessing, os, signal, sys, threading, time
+from langchain_core.language_models.fake_chat_models import FakeListChatModel
+from langchain_core.language_models.fake import FakeListLLM
+from langchain_core.outputs import GenerationChunk
+from langchain_core.runnables import RunnableLambda
+import pltrace
+from pltrace import traced
+
+for_ever = threading.Event()
+started = threading.Semaphore(0)
+
+def hang():
+    started.release()
+    for_ever.wait()
+
+class Slow(FakeListChatModel):
+    def _call(self, *args, **kwargs):
+        hang()
+
+    def _stream(self, *args, **kwargs):
+        pieces = super()._stream(*args, **kwargs)
+        yield next(pieces)
+        hang()
+
+class Completion(FakeListLLM):
+    def _stream(self, *args, run_manager, **kwargs):
+        for text in "Oh":
+            piece = GenerationChunk(text=text)
+            run_manager.on_llm_new_token(text, chunk=piece)
+            yield piece
+"""
+
+
+_TEXT = re.compile(r'"text": "(.*?)"')
+
+
+def test_what_is_open_at_the_end(tmp_path: Path, promptlayer: PromptLayerServer, settings: dict[str, object]) -> None:
+    """What threads that nobody waits for are at when the process ends is recorded, once and with what had come."""
+    program = run(
+        MODELS
+        + """
+def call():
+    with traced("outer"), traced("inner"):
+        FakeListChatModel(responses=["first"]).invoke("Hi")
+        RunnableLambda(Slow(responses=["late"]).invoke, name="chain").invoke("Hi")
+
+def read(model):
+    with traced("read"):
+        pieces = model.stream("Hi")
+        next(pieces), next(pieces)
+        hang()
+
+def wait():
+    with traced("wait"):
+        list(Slow(responses=["Yes"]).stream("Hi"))
+
+@traced
+def work():
+    with traced("part"):
+        FakeListChatModel(responses=["first"]).invoke("Hi")
+    hang()
+
+def begin(function, *args):
+    threading.Thread(target=function, args=args, daemon=True).start()
+
+with traced("left"):
+    begin(pltrace.bind(work))
+begin(call)
+begin(wait)
+begin(read, FakeListChatModel(responses=["No"], name="Chat"))
+begin(read, Completion(responses=[]))
+for _ in range(5):
+    started.acquire()
+traced("never left").__enter__()
+""",
+        tmp_path,
+        **settings,
+    )
+    assert (program.code, program.out, program.err) == (0, "", "")
+    spans = {span_id: (span["name"], span["parent_id"]) for span_id, span in promptlayer.spans.items()}
+    statuses = {span_id: span["attributes"]["pltrace.status"] for span_id, span in promptlayer.spans.items()}
+    assert sorted((spans.get(parent, ("",))[0], name, statuses[bits]) for bits, (name, parent) in spans.items()) == [
+        ("", "left", "ok"),
+        ("", "never left", "cancelled"),
+        ("", "outer", "cancelled"),
+        ("", "read", "cancelled"),
+        ("", "read", "cancelled"),
+        ("", "wait", "cancelled"),
+        ("chain", "Slow", "cancelled"),
+        ("inner", "FakeListChatModel", "ok"),
+        ("inner", "chain", "cancelled"),
+        ("left", "work", "cancelled"),
+        ("outer", "inner", "cancelled"),
+        ("part", "FakeListChatModel", "ok"),
+        ("read", "Chat", "partial"),
+        ("read", "Completion", "partial"),
+        ("wait", "Slow", "partial"),
+        ("work", "part", "ok"),
+    ]
+    logged = [log.get("error_message") or _TEXT.findall(json.dumps(log["output"])) for log in promptlayer.request_logs]
+    assert sorted(map(str, logged)) == [
+        "CancelledError: the process ended before it did", "['No']", "['O']", "['Y']", "['first']", "['first']",
+    ]  # fmt: skip
+    assert sum(len(post.span_ids) for post in promptlayer.posts) == len(spans)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("how", ["terminated", "returns"])
+def test_what_is_open_at_the_end_of_a_child(
+    tmp_path: Path, settings: dict[str, object], store: Path, how: str, method: str
+) -> None:
+    """What a child of `multiprocessing` is at when it ends is recorded; what its parent is at, by the parent alone."""
+    program = run(
+        MODELS
+        + """
+@traced
+def work():
+    with traced("part"):
+        FakeListChatModel(responses=["first"]).invoke("Hi")
+        Slow(responses=["late"]).invoke("Hi")
+
+def child(pipe, how):
+    if how == "returns":
+        threading.Thread(target=pltrace.bind(work), daemon=True).start()
+    else:
+        threading.Thread(target=lambda: (started.acquire(), pipe.send("started")), daemon=True).start()
+        work()
+    started.acquire()
+    pipe.send("started")
+
+if __name__ == "__main__":
+    pltrace.configure()
+    context = multiprocessing.get_context(sys.argv[2])
+    with traced("parent"):
+        stream = FakeListChatModel(responses=["Yes"]).stream("Hi")
+        next(stream)
+        ours, theirs = context.Pipe()
+        process = context.Process(target=child, args=(theirs, sys.argv[1]), daemon=True)
+        process.start()
+        ours.recv()
+        if sys.argv[1] == "terminated":
+            process.terminate()
+        process.join()
+        list(stream)
+    print(process.exitcode)
+""",
+        tmp_path,
+        how,
+        method,
+        **settings,
+    )
+    assert (program.code, program.err) == (0, "")
+    assert program.out.strip() == ("-15" if how == "terminated" else "0")
+    found = rows(store, "SELECT name, status, span_id, parent_id FROM spans")
+    names = {row["span_id"]: row["name"] for row in found}
+    assert sorted((row["name"], row["status"], str(names.get(row["parent_id"]))) for row in found) == [
+        ("FakeListChatModel", "ok", "parent"),
+        ("FakeListChatModel", "ok", "part"),
+        ("Slow", "cancelled", "part"),
+        ("parent", "ok", "None"),
+        ("part", "cancelled", "work"),
+        ("work", "cancelled", "parent" if method == "fork" else "None"),
+    ]
 
 
 # How long the end takes.
