@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from pltrace import _runs, _runtime
 from pltrace._collecting import is_collecting
 from pltrace._driving import consumed
-from pltrace._health import warn_once
+from pltrace._health import pass_on, warn_once
 from pltrace._propagation import checked_carrier, inject
 from pltrace._runnables import TRANSFORMING, RunnableProxy, is_runnable
 from pltrace._scope import Scope, attach, current, still_open
@@ -52,11 +53,27 @@ def _bound(fn: Any, scope: Scope) -> Any:
     drive = consumed(fn)
     if drive is not None:
         return drive(ScopeSteps(scope), fn)
-    if callable(getattr(fn, "submit", None)) and callable(getattr(fn, "shutdown", None)):
-        return BoundExecutor(fn, scope)
+    if _is_executor(fn):
+        return (CallableExecutor if callable(fn) else BoundExecutor)(fn, scope)
     if is_runnable(fn):
         return _bound_runnable(fn, inject(), scope)
-    return BoundFunction(fn, scope, inject()) if callable(fn) else None
+    if not callable(fn):
+        return None
+    try:
+        return BoundFunction(fn, scope, inject())
+    except Exception as error:  # It raises what it likes when it is asked what it is, as a wrapper is to know.
+        pass_on(error)
+        return BoundFunction(functools.partial(fn), scope, inject())
+
+
+def _is_executor(fn: Any) -> bool:
+    """Return whether calls are submitted to it; of what is called itself its class says so: a mock has any method."""
+    try:
+        whole = fn.__class__ if callable(fn) else fn
+        return callable(getattr(whole, "submit", None)) and callable(getattr(whole, "shutdown", None))
+    except Exception as error:  # It answers in its own way.
+        pass_on(error)
+        return False
 
 
 class ScopeSteps:
@@ -227,6 +244,14 @@ class BoundExecutor(ObjectProxy):
     def __enter__(self) -> BoundExecutor:
         self.__wrapped__.__enter__()
         return self
+
+
+class CallableExecutor(BoundExecutor):
+    """One that can be called itself, too."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it, inside the scope that it was bound in."""
+        return BoundFunction(self.__wrapped__, self._self_scope, {})(*args, **kwargs)
 
 
 def _bound_runnable(runnable: Any, carrier: Mapping[str, str], scope: Scope | None = None) -> RunnableProxy:

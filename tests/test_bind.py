@@ -17,6 +17,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import cloudpickle
 import pytest
@@ -192,6 +193,63 @@ def test_executors(seen: CapturedSpans) -> None:
         assert list(bound.map(here, range(3))) == ["s"] * 3
         assert pool.submit(here).result() == ""
         assert isinstance(bound, concurrent.futures.Executor)
+
+
+class Direct:
+    """Runs what is submitted at once, and can be called itself."""
+
+    def submit(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """Calls it at once."""
+        return fn(*args)
+
+    def shutdown(self) -> None:
+        """Does nothing."""
+
+    def __call__(self) -> str:
+        """Gives the name of the current span."""
+        return here()
+
+
+class Remote:
+    """Answers whatever it is asked for, and can be called."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return lambda *_: name
+
+    def __call__(self) -> str:
+        """Gives the name of the current span."""
+        return here()
+
+
+class Unconnected:
+    """Can't be asked for anything yet but to be called."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise ConnectionError(name)
+
+    def __call__(self) -> str:
+        """Gives the name of the current span."""
+        return here()
+
+
+@pytest.mark.parametrize("make", [Direct, Remote, Unconnected, lambda: Mock(side_effect=here)])
+def test_what_is_called_though_it_seems_an_executor(make: Callable[[], Any], seen: CapturedSpans) -> None:
+    """What can be called still can be once bound, whatever else it has or answers; also what is submitted."""
+    fn = make()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, traced("s"):
+        bound, bound_pool = bind(fn), bind(pool)
+        assert callable(bound)
+        assert bound_pool.submit(fn).result() == "s"
+    assert fn() == ""
+    assert bound() == "s"
+    if isinstance(fn, Direct):
+        assert bound.submit(here) == "s"
+
+
+def test_a_bound_class_of_executors(seen: CapturedSpans) -> None:
+    """A class of executors is no executor: it makes one."""
+    with traced("s"), bind(concurrent.futures.ThreadPoolExecutor)(1) as pool:
+        assert pool.submit(len, "four").result() == 4
 
 
 async def test_run_in_executor(seen: CapturedSpans) -> None:
