@@ -1,4 +1,4 @@
-"""The command `pltrace`: shows what the store holds."""
+"""The command `pltrace`: shows what the store holds, and runs programs with tracing on."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ import math
 import os
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pltrace import _config, _queries
 from pltrace import _doctor as _doctor_module
 from pltrace._clock import monotonic
 from pltrace._errors import PltraceError, StoreError
 from pltrace._tree import duration, printable, tree
+
+if TYPE_CHECKING:
+    from pltrace._program import Program
 
 __all__ = ["main"]
 
@@ -38,19 +40,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, or 1 after an error that was printed.
     """
     options = _parser().parse_args(arguments)
-    if options.run is not _run and isinstance(sys.stdout, io.TextIOWrapper):
+    if options.run is not _run:
+        return _reporting(options)
+    try:
+        program = _run(options)
+    except PltraceError as error:
+        return _told(error)
+    program.run()  # What it raises is none of ours.
+    return 0
+
+
+def _reporting(options: argparse.Namespace) -> int:
+    """Run one of the commands that print."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # For a terminal that can't show every character.
     try:
         code = int(options.run(options) or 0)
         sys.stdout.flush()
         return code
     except PltraceError as error:
-        print(f"pltrace: {error}", file=sys.stderr)
-        return 1
+        return _told(error)
     except BrokenPipeError:
         # `pltrace ls | head`: who reads has had enough. Python would complain once more when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _told(error: PltraceError) -> int:
+    print(f"pltrace: {error}", file=sys.stderr)
+    return 1
 
 
 class _CommandParser(argparse.ArgumentParser):
@@ -146,47 +164,11 @@ def _show(options: argparse.Namespace) -> None:
         print(tree(records))
 
 
-def _run(options: argparse.Namespace) -> int:
-    """Run a program inside one block, with scopes carried into its threads, and print the tree."""
-    import runpy
+def _run(options: argparse.Namespace) -> Program:
+    """Prepare a program to be run."""
+    from pltrace._program import Program
 
-    from pltrace import _runtime, _threads
-    from pltrace._traced import traced
-
-    _runtime.configure(enabled=True)
-    _threads.instrument_threads()
-    sys.argv = [options.program, *options.arguments]
-    code = 0
-    block = traced(options.program)
-    span = block.__enter__()
-    try:
-        if options.module:
-            sys.path.insert(0, os.getcwd())
-            runpy.run_module(options.program, run_name="__main__", alter_sys=True)
-        else:
-            sys.path.insert(0, os.path.dirname(os.path.abspath(options.program)))
-            runpy.run_path(options.program, run_name="__main__")
-        block.__exit__(None, None, None)
-    except BaseException as error:
-        code = _exit_code(error)
-        block.__exit__(type(error), error if code else None, None)
-    if not _runtime.flush(timeout=10.0):
-        print("pltrace: not all was delivered; `pltrace doctor` says why", file=sys.stderr)
-    tracing = _runtime.active()
-    if tracing is not None:
-        print(tree(tracing.store.trace(span.trace_id)), file=sys.stderr)
-    return code
-
-
-def _exit_code(error: BaseException) -> int:
-    """Return what Python would exit with after an exception, and print what it would."""
-    if not isinstance(error, SystemExit):
-        traceback.print_exception(error)
-        return 1
-    if error.code is None or isinstance(error.code, int):
-        return error.code or 0
-    print(error.code, file=sys.stderr)
-    return 1
+    return Program(options.program, options.arguments, is_module=options.module)
 
 
 def _sync(options: argparse.Namespace) -> int:

@@ -28,8 +28,10 @@ _HIGH = 200
 #: Modules with code of ours around the user's functions.
 _AROUND = {
     f"{__package__}.{name}"
-    for name in ("_bind", "_cli", "_driving", "_generators", "_runnables", "_stepping", "_traced", "_wrapping")
-}
+    for name in (
+        "_bind", "_cli", "_driving", "_generators", "_program", "_runnables", "_stepping", "_traced", "_wrapping",
+    )
+}  # fmt: skip
 
 _process: _Terminable | None = None
 _work: Work | None = None

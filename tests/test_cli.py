@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import py_compile
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -11,11 +13,13 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 
-from tests.support.programs import Ended, module, run, surroundings
+from tests.support.programs import Ended, ended, module, run, stored, surroundings
 from tests.support.promptlayer_server import PromptLayerServer
 
 PROGRAM = r"""
@@ -445,3 +449,238 @@ def test_help() -> None:
     out = done(module("--help"))
     assert "ls" in out
     assert "show" in out
+
+
+# `pltrace run`.
+
+
+def like_python(folder: Path, *arguments: object, code: int = 0, **environment: object) -> tuple[str, str]:
+    """Runs a program with `pltrace run` and by itself, which it has to be like; gives what it printed, and the tree."""
+    alone = ended_in(folder, sys.executable, *arguments, **environment)
+    traced = ended_in(
+        folder, sys.executable, "-m", "pltrace", "run", *arguments, PLTRACE_STORE=folder / "run.db", **environment
+    )
+    told, block, spans = traced.err.partition(f"{arguments[0] if arguments[0] != '-m' else arguments[1]}  [block]")
+    assert (alone.code, alone.out, alone.err) == (traced.code, traced.out, told)
+    assert traced.code == code
+    return traced.out + told, block + spans
+
+
+def ended_in(folder: Path, *command: object, **environment: object) -> Ended:
+    """Runs a command in a folder to its end."""
+    process = subprocess.Popen(
+        [*map(str, command)], cwd=folder, env=surroundings(**environment), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    return ended(process)
+
+
+def names(tree: str) -> list[str]:
+    """Gives the names of a tree's spans, in order."""
+    return [line.partition("  [")[0].lstrip("│├└─ ") for line in tree.splitlines() if "  [" in line]
+
+
+#: Says of a program's main module what there is to say.
+LOOKS_ROUND = """
+import os, pickle, sys
+class Mine: pass
+print(__name__, __file__, __spec__ and __spec__.name, __package__, __builtins__, sorted(globals()))
+print(type(__loader__).__name__, sys.argv, sys.path[0])
+assert sys.modules["__main__"].Mine is type(pickle.loads(pickle.dumps(Mine())))
+os.chdir("/")
+assert os.path.isabs(__file__)
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["app.py"], ["sub/../app.py", "-v", "x"], ["linked/tool.py"], ["sub"], ["-m", "app"], ["-m", "package", "x"],
+     ["app.pyc"], ["app.pyz"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_run(tmp_path: Path, arguments: list[str]) -> None:
+    """A program finds itself in the `__main__` that Python would give it, be it a script, a folder or a module."""
+    folder = tmp_path / "real"
+    for name in ("sub", "package", "linked"):
+        (folder / name).mkdir(parents=True)
+    (folder / "package" / "__init__.py").touch()
+    for place in ("app.py", "sub/__main__.py", "package/__main__.py"):
+        (folder / place).write_text(LOOKS_ROUND)
+    with ZipFile(folder / "app.pyz", "w") as archive:
+        archive.write(folder / "app.py", "__main__.py")
+    (folder / "linked" / "tool.py").symlink_to("../app.py")
+    py_compile.compile(str(folder / "app.py"), cfile=str(folder / "app.pyc"))
+    _, tree = like_python(folder, *arguments)
+    assert names(tree) == [arguments[arguments[0] == "-m"]]
+
+
+@pytest.mark.parametrize(
+    ("source", "code", "said"),
+    [
+        ("raise ValueError('x')", 1, "ValueError: x"),
+        ("def f(): 1 / 0\nf()", 1, "ZeroDivisionError"),
+        ("def f(:", 1, "SyntaxError"),
+        ("import sys\nsys.exit(7)", 7, ""),
+        ("import sys\nsys.exit('no such thing')", 1, "no such thing"),
+        ("raise KeyboardInterrupt", -signal.SIGINT, "KeyboardInterrupt"),
+        ("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)", -signal.SIGINT, "line 2"),
+        (
+            """
+            import sys, traceback
+            def hook(kind, error, trace):
+                assert error.__traceback__ is trace is sys.last_traceback and sys.excepthook is hook
+                print(kind.__name__, len(traceback.extract_tb(trace)), trace.tb_frame.f_code.co_name)
+            sys.excepthook = hook
+            def fail(): raise ValueError(1)
+            fail()
+            """,
+            1,
+            "ValueError 2 <module>",
+        ),
+        (
+            """
+            import pltrace
+            pltrace.configure(sample=7)
+            """,
+            1,
+            "ConfigError: sample=7",
+        ),
+    ],
+)
+def test_run_to_a_bad_end(tmp_path: Path, source: str, code: int, said: str) -> None:
+    """A program's exception goes to its own hook, with its own frames alone, and the process ends as by Python."""
+    (tmp_path / "app.py").write_text(dedent(source))
+    printed, tree = like_python(tmp_path, "app.py", code=code)
+    assert said in printed
+    assert "error" in tree
+
+
+def test_run_a_module_to_a_bad_end(tmp_path: Path) -> None:
+    """Of a module's exception not even those frames are shown that `python -m` shows."""
+    (tmp_path / "app.py").write_text("raise KeyboardInterrupt")
+    traced = ended_in(tmp_path, sys.executable, "-m", "pltrace", "run", "-m", "app")
+    assert traced.code == -signal.SIGINT
+    head, place, _, error, tree = traced.err.splitlines()
+    assert (head, error) == ("Traceback (most recent call last):", "KeyboardInterrupt")
+    assert "app.py" in place
+    assert names(tree) == ["app"]
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["none.py"], 2), (["-m", "none"], 1), (["-m", "none.x"], 1)])
+def test_run_nothing(tmp_path: Path, arguments: list[str], code: int) -> None:
+    """A program that isn't there is told in Python's words."""
+    printed, _ = like_python(tmp_path, *arguments, code=code)
+    assert "none" in printed
+
+
+def test_run_to_the_last(tmp_path: Path) -> None:
+    """Threads that outlive the main module, and exit functions, find it as it was; the tree comes after them."""
+    (tmp_path / "app.py").write_text(
+        dedent(
+            """
+            from __future__ import annotations
+            import atexit, pickle, threading, typing
+            import pltrace
+            class Job: pass
+            class Out(typing.TypedDict): job: Job
+            ended = threading.Event()
+            def work():
+                threading.main_thread().join()
+                with pltrace.traced("in the thread"):
+                    print(type(pickle.loads(pickle.dumps(Job()))), typing.get_type_hints(Out))
+            @atexit.register
+            @pltrace.traced
+            def at_exit():
+                print(pickle.dumps(Job()), pltrace.current_span().name)
+            threading.Thread(target=work).start()
+            pltrace.traced(print)("the main module ends")
+            """
+        )
+    )
+    traced = ended_in(tmp_path, sys.executable, "-m", "pltrace", "run", "app.py")
+    printed = traced.out.splitlines()
+    assert (traced.code, printed[0], len(printed)) == (0, "the main module ends", 3)
+    assert "__main__.Job" in printed[1]
+    assert printed[2].endswith(" at_exit")
+    assert names(traced.err) == ["app.py", "print", "in the thread", "at_exit"]
+
+
+@pytest.mark.parametrize(
+    "ends",
+    ["pltrace.shutdown()", "pltrace.flush()", "pltrace.configure(store='other.db')\nwith pltrace.traced('b'): pass"],
+)
+def test_run_a_program_that_ends_tracing(tmp_path: Path, ends: str) -> None:
+    """The tree comes also where the program itself switches tracing off, or sets another store."""
+    (tmp_path / "app.py").write_text(f"import pltrace\nwith pltrace.traced('a'): pass\n{ends}\n")
+    _, tree = like_python(tmp_path, "app.py")
+    assert names(tree)[0] == "app.py"
+    assert names(tree)[-1] == ("b" if "'b'" in ends else "a")
+
+
+def test_run_a_bad_environment(tmp_path: Path) -> None:
+    """A bad setting in the environment is told in one line, and nothing is run."""
+    (tmp_path / "app.py").write_text("print('run')")
+    traced = ended_in(tmp_path, sys.executable, "-m", "pltrace", "run", "app.py", PLTRACE_SAMPLE="7")
+    assert (traced.code, traced.out) == (1, "")
+    assert traced.err.startswith("pltrace: PLTRACE_SAMPLE='7'")
+    assert traced.err.count("\n") == 1
+
+
+def test_run_a_program_that_forks(tmp_path: Path) -> None:
+    """The child of a fork that comes to its end shows no tree, and records what it did into the parent's."""
+    (tmp_path / "app.py").write_text(
+        dedent(
+            """
+            import os, pltrace
+            if (child := os.fork()) == 0:
+                with pltrace.traced("child"): print("child", flush=True)
+            else:
+                os.waitpid(child, 0)
+                with pltrace.traced("parent"): print("parent")
+            """
+        )
+    )
+    printed, tree = like_python(tmp_path, "app.py")
+    assert printed == "child\nparent\n"
+    assert names(tree) == ["app.py", "child", "parent"]
+
+
+#: Starts another process in one of the ways there are, in another folder; it traces, and has its own trace.
+STARTS = """
+import multiprocessing, os, subprocess, sys
+import pltrace
+def work(number):
+    with pltrace.traced(f"work {number}"):
+        return number
+if __name__ == "__main__":
+    os.chdir("/")
+    if os.environ.get("RUN_MAIN"):
+        print(work(3))
+    elif sys.argv[1] == "pool":
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            print(pool.map(work, [1, 2]))
+    else:
+        subprocess.run([sys.executable, __file__], env={**os.environ, "RUN_MAIN": "1"}, check=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "environment", "recorded"),
+    [
+        ("pool", {}, {"app.py", "work 1", "work 2"}),
+        ("itself", {}, {"app.py", "work 3"}),
+        ("itself", {"PLTRACE_ENABLED": "0"}, {"app.py"}),
+    ],
+)
+def test_run_a_program_that_starts_others(
+    tmp_path: Path, how: str, environment: dict[str, str], recorded: set[str]
+) -> None:
+    """Processes that it starts are traced into the same store, unless the environment says no; it alone shows them."""
+    (tmp_path / "app.py").write_text(STARTS)
+    traced = ended_in(
+        tmp_path, sys.executable, "-m", "pltrace", "run", "app.py", how, PLTRACE_STORE="run.db", **environment
+    )
+    assert traced.code == 0
+    assert set(stored(tmp_path / "run.db")) == recorded
+    assert names(traced.err) == (["app.py", "work 1", "work 2"] if how == "pool" else ["app.py"])
+    assert "bound" not in traced.err

@@ -119,16 +119,17 @@ RANKS = {
     "track": 17,
     "_traced": 18,
     "prompts": 18,
-    "_cli": 19,
     "_instrument": 19,
-    "__init__": 20,
-    "__main__": 20,
+    "_program": 19,
+    "_cli": 20,
+    "__init__": 21,
+    "__main__": 21,
 }
 
 #: Who may import what only one place should know; every other module goes through that one.
 IMPORTERS = {
     "argparse": {"_cli"},
-    "atexit": {"_runtime"},
+    "atexit": {"_program", "_runtime"},
     "http.client": {"_http"},
     # The handler is loaded when LangChain is; the others, for prompts of the registry, at their first use.
     "langchain_core": {"_from_blueprint", "_handler", "_templates", "_to_blueprint"},
