@@ -5,34 +5,21 @@
 
 from __future__ import annotations
 
-from collections import UserDict, UserList, deque
-from collections.abc import Callable, Iterable, Mapping, MappingView, Sequence, Set
-from datetime import date, time, timedelta, tzinfo
+from collections import OrderedDict, UserDict, UserList, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
-from io import IOBase
 from itertools import islice
-from numbers import Number
-from pathlib import PurePath
 from sys import getsizeof
-from types import (
-    AsyncGeneratorType,
-    BuiltinFunctionType,
-    CoroutineType,
-    FunctionType,
-    GeneratorType,
-    GetSetDescriptorType,
-    MemberDescriptorType,
-    MethodType,
-)
+from types import GetSetDescriptorType, MappingProxyType, MemberDescriptorType
 from typing import Any
-from uuid import UUID
 
 from pltrace._health import pass_on
 from pltrace._messages import SaidOnce, SaidPrompt, is_noted, note, said
+from pltrace._told import PARTED, TEXTS, as_it_is, by_class, class_name, outline, way_of
 
 __all__ = [
-    "EXTRA", "MORE", "MOST_ITEMS", "PLAIN", "Frozen", "class_name", "copied", "is_slotted", "more_items", "snapshot",
-    "whole",
+    "EXTRA", "FEW", "MORE", "MOST_ITEMS", "PLAIN", "Frozen", "Parts", "copied", "is_slotted", "more_items", "snapshot",
+    "way_for", "whole",
 ]  # fmt: skip
 
 #: What is copied of one container, with a mark in the last place if there is more; more isn't kept anyway. Of a list of
@@ -41,10 +28,10 @@ MOST_ITEMS = 10_000
 _MOST_OBJECTS = 1_000
 #: Of a longer buffer, only its size is noted: copying it would take longer than the rest of the call.
 _MOST_BYTES = 100_000
-#: Of what is in a long list or dict, so many bytes are copied; one of up to `_FEW` items has no such limit.
+#: Of what is in a long list or dict, so many bytes are copied; one of up to `FEW` items has no such limit.
 _MOST_COPIED = 250_000
 _STATE_BYTES = 232  # About what the attributes of an object in a list take.
-_FEW = 20
+FEW = 20
 #: Of a list of messages, so many are noted with all their attributes, the latest; of those before, what they say.
 _MOST_MESSAGES = 8
 #: So many types are remembered; who makes types as the program runs must not fill the memory with them.
@@ -56,10 +43,18 @@ MORE = "…"
 EXTRA = "__pydantic_extra__"
 _NOTHING: Mapping[str, Any] = {}
 
+#: Of these the length is told where they are in an object that is no data, and long.
+_LONG: tuple[Any, ...] = (dict, list, tuple, set, frozenset, deque)
 #: Of short ones of these, what is in them and has its end is told by a text, as their own containers' is.
 _FEW_TOLD = frozenset({dict, list})
 #: What can't change, by far the most: told by one look-up.
 PLAIN = frozenset({type(None), str, int, float, bool, bytes})
+
+
+class Parts(dict[str, Any]):
+    """The attributes of an object that is no data, as `_told` notes them: of less interest than data, and shown so."""
+
+    __slots__ = ()
 
 
 class Frozen(tuple[Any, Any, Any]):
@@ -82,12 +77,12 @@ def snapshot(value: Any) -> Any:
     """
     kind = type(value)
     try:
-        if kind is dict and len(value) <= _FEW:
+        if kind is dict and len(value) <= FEW:
             return {key: item if type(item) in PLAIN else _copied(item) for key, item in value.items()}
         if kind is list or kind is tuple:
             if _way_of_items(value) in _LISTED:
                 return _list(value)
-            if len(value) > _FEW:
+            if len(value) > FEW:
                 return _copied_while_there_is_room(_first(value))
             return [item if type(item) in PLAIN else _copied(item) for item in value]
         return value if kind in PLAIN else _copied(value, within=True)
@@ -101,10 +96,14 @@ def _copied(value: Any, *, within: bool = False) -> Any:
     kind = type(value)
     copy = _copies.get(kind) or _learn(kind)
     made = copy(value)
+    if copy is _view:
+        return snapshot(made) if within else made
+    if copy in PARTED:
+        return _parts(made, within=True) if type(made) is dict else made
     if copy in _OBJECTS:
         if not within:
             made = _told(made)
-        elif len(made) > _FEW:
+        elif len(made) > FEW:
             made = dict(zip(made, _copied_while_there_is_room([*made.values()]), strict=True))
         else:
             made = {key: item if type(item) in PLAIN else _copied(item) for key, item in made.items()}
@@ -112,11 +111,58 @@ def _copied(value: Any, *, within: bool = False) -> Any:
     if copy is _boxed:
         data = snapshot(value.data) if within else _copied(value.data)
         return Frozen((kind, {**_told(made), "data": data}, id(value)))
-    if within and copy is _dict:
+    if within and (copy is _dict or copy is _proxied):
         return dict(zip(made, _copied_while_there_is_room([*made.values()]), strict=True))
-    if type(made) in _FEW_TOLD and len(made) <= _FEW:
+    if type(made) in _FEW_TOLD and len(made) <= FEW:
         return _told(made) if type(made) is dict else _told_items(made)
     return made
+
+
+def _parts(attributes: dict[str, Any], *, within: bool) -> Parts:
+    """Return attributes with short containers copied, and of others their length; of further objects their class.
+
+    Args:
+        attributes: What there is.
+        within: Whether data objects are copied too: not without an end, as they may hold such objects in turn.
+    """
+    return Parts({
+        name: item if type(item) in PLAIN else _part(item, within=within) for name, item in attributes.items()
+    })  # fmt: skip
+
+
+def _part(item: Any, *, within: bool) -> Any:
+    kind = type(item)
+    if kind is not list and kind is not dict:
+        way = _copies.get(kind) or _learn(kind)
+        if way in TEXTS:
+            return way(item)
+        if way in PARTED:
+            return item if way(item) is item else by_class(item)
+        base = next((base for base in _LONG if issubclass(kind, base)), None)
+        if base is None:
+            return _copied(item) if within else item
+        return item if base.__len__(item) <= FEW else _how_many(kind, base.__len__(item))
+    if len(item) > FEW:
+        return _how_many(kind, len(item))
+    made = item.copy()
+    if kind is list:
+        return made if PLAIN.issuperset(map(type, made)) else [*map(_text_of, made)]
+    return {key: one if type(one) in PLAIN else _text_of(one) for key, one in made.items()}
+
+
+def _how_many(kind: type, count: int) -> str:
+    return f"<{class_name(kind)} of {count:,} items>"
+
+
+def _text_of(item: Any) -> Any:
+    """Return a text for what has its end, a copy of a short container, and else the item."""
+    kind = type(item)
+    if kind in PLAIN:
+        return item
+    way = _copies.get(kind) or _learn(kind)
+    if way in TEXTS:
+        return way(item)
+    return copied(item) if kind in _FEW_TOLD and len(item) <= FEW else item
 
 
 def _told(state: dict[str, Any]) -> dict[str, Any]:
@@ -131,7 +177,12 @@ def _told_items(items: list[Any]) -> list[Any]:
     if _lasting.issuperset(map(type, items)):
         return items
     ways = [_copies.get(type(item)) or _learn(type(item)) for item in items]
-    return [way(item) if way in _TOLD else item for item, way in zip(items, ways, strict=True)]
+    return [
+        item if way not in TEXTS and way not in PARTED
+        else _parts(made, within=False) if type(made := way(item)) is dict
+        else made
+        for item, way in zip(items, ways, strict=True)
+    ]  # fmt: skip
 
 
 def _copied_while_there_is_room(items: Sequence[Any]) -> list[Any]:
@@ -177,7 +228,7 @@ def _list(value: Any) -> Any:
     """Return a copy of a list, with what the objects in it hold."""
     items = value.copy() if type(value) is list and len(value) <= MOST_ITEMS else _first(value)
     way = _way_of_items(items)
-    if way not in _HELD and way not in _TOLD:
+    if way not in _HELD and way not in TEXTS and way not in PARTED:
         return items
     held = items if len(items) <= _MOST_OBJECTS else items[:_MOST_OBJECTS]
     if way is _message:
@@ -185,7 +236,7 @@ def _list(value: Any) -> Any:
             return said(items, max(len(items) - _MOST_MESSAGES, 0))
         except Exception as error:  # There are other things among them.
             pass_on(error)
-    if way is _message or way in _TOLD:
+    if way is _message or way in TEXTS or way in PARTED:
         return [item if type(item) in PLAIN else _copied(item) for item in held] + items[len(held) :]
     states = [item.__dict__.copy() if type(item) in _data else _state(item) for item in held]
     # Whether any of them holds what has its end is told by the ends here, too.
@@ -241,6 +292,19 @@ def _dict(value: Any) -> Any:
     return {**dict(islice(dict.items(value), kept)), MORE: more_items(count - kept)}
 
 
+def _proxied(value: Any) -> Any:
+    count = len(value)
+    return (
+        dict(value)
+        if count <= MOST_ITEMS
+        else {**dict(islice(value.items(), MOST_ITEMS - 1)), MORE: more_items(count - MOST_ITEMS + 1)}
+    )
+
+
+def _view(value: Any) -> Any:
+    return [*value] if len(value) <= MOST_ITEMS else _beginning(value, len(value))
+
+
 def _named_tuple(value: Any) -> Any:
     return tuple.__new__(type(value), [item if type(item) in PLAIN else _copied(item) for item in value])
 
@@ -250,6 +314,10 @@ def _set(value: Any) -> Any:
     return set(set.__iter__(value)) if count <= MOST_ITEMS else _beginning(set.__iter__(value), count)
 
 
+#: The views of dicts, which others can't be derived from.
+_VIEWS = frozenset(
+    type(view) for it in (dict[Any, Any](), OrderedDict[Any, Any]()) for view in (it.keys(), it.values(), it.items())
+)
 _BEGINNINGS: dict[type, Callable[[Any], Any]] = {dict: _dict, list: _first, set: _set}
 
 
@@ -288,48 +356,8 @@ def _boxed(value: Any) -> Any:
 
 
 def _buffered(copy: Callable[[Any], Any], size: Callable[[Any], int]) -> Callable[[Any], Any]:
-    return lambda value: copy(value) if size(value) <= _MOST_BYTES else _outline(value)
+    return lambda value: copy(value) if size(value) <= _MOST_BYTES else outline(value)
 
-
-def _outline(value: Any) -> str:
-    """Return what is noted of a buffer that is too long to be copied."""
-    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
-    text = f"{len(value):,} items" if shape is None else f"shape {tuple(shape)}"
-    return f"<{type(value).__name__} of {text}{'' if dtype is None else f', {dtype}'}>"
-
-
-def _as_it_is(value: Any) -> Any:
-    return value
-
-
-# What has its end is not kept for the writer's thread: the end would come there, and later than the program expects.
-
-
-def _by_class(value: Any) -> str:
-    return f"<{class_name(type(value))}>"
-
-
-def _by_name(value: Any) -> str:
-    try:
-        return f"{value.__module__}.{value.__qualname__}"
-    except Exception:  # A method of a callable object, which has no such names.
-        return _by_class(value)
-
-
-def _steps(value: Any) -> str:
-    return f"<{class_name(type(value))} object {value.__qualname__}>"
-
-
-def _file(value: Any) -> str:
-    try:
-        name = value.name
-    except Exception:  # It has none, or lost it with what it wrote to.
-        name = None
-    return f"<{class_name(type(value))} name={name!r}>" if isinstance(name, (str, int)) else _by_class(value)
-
-
-#: The descriptor itself: no metaclass can get in between.
-class_name: Callable[[type], str] = type.__dict__["__name__"].__get__
 
 #: Mutable buffers by package and name, be they imported or not: the method that copies one, and its size in bytes.
 _BUFFERS: dict[tuple[str, str], tuple[str, Callable[[Any], int]]] = {
@@ -344,15 +372,6 @@ _BUFFERS: dict[tuple[str, str], tuple[str, Callable[[Any], int]]] = {
 _OBJECTS = frozenset({_object, _extended, _slotted})
 _LISTED = _OBJECTS | {_message}
 _HELD = _LISTED | {_dict}
-#: What gives a text, as the encoder would.
-_TOLD = frozenset({_by_class, _by_name, _steps, _file})
-_FUNCTIONS = frozenset({FunctionType, BuiltinFunctionType, MethodType})
-_STEPS = frozenset({GeneratorType, CoroutineType, AsyncGeneratorType})
-#: Of these more is shown than their class, whatever their text.
-_SHOWN = (
-    Mapping, Sequence, Set, MappingView, str, int, float, bytes, tuple, frozenset, type, Enum, BaseException, tzinfo,
-    date, time, timedelta, PurePath, UUID, Number,
-)  # fmt: skip
 #: What copies a value of a type.
 _copies: dict[type, Callable[[Any], Any]] = {}
 #: Of them those whose objects have a dict of attributes, which is all that they hold.
@@ -370,12 +389,21 @@ def _learn(kind: type) -> Callable[[Any], Any]:
     copy = _copies[kind] = _way_of(kind)
     if copy is _object:
         _data.add(kind)
-    if copy not in _TOLD:
+    if copy not in TEXTS and copy not in PARTED:
         _lasting.add(kind)
     return copy
 
 
+def way_for(kind: type) -> Callable[[Any], Any]:
+    """Return what notes values of a type."""
+    return _copies.get(kind) or _learn(kind)
+
+
 def _way_of(kind: type) -> Callable[[Any], Any]:
+    if kind is MappingProxyType:
+        return _proxied
+    if kind in _VIEWS:
+        return _view
     if issubclass(kind, dict):
         return _dict
     if issubclass(kind, (list, deque)):
@@ -392,12 +420,12 @@ def _way_of(kind: type) -> Callable[[Any], Any]:
     boxed = issubclass(kind, (UserDict, UserList))
     data = any(hasattr(kind, mark) for mark in ("__dataclass_fields__", "__attrs_attrs__", "__pydantic_validator__"))
     if not (boxed or data) or hasattr(kind, "__del__") or _has_one_value(kind) or not _can_be_made(kind):
-        return _way_of_others(kind, data)
+        return way_of(kind, data=data)
     if boxed:
         return _boxed
     if hasattr(kind, "__pydantic_validator__"):
         if not kind.__dictoffset__:
-            return _as_it_is
+            return as_it_is
     elif _keeps_fields_elsewhere(kind):
         return _slotted
     if is_noted(kind):
@@ -406,7 +434,7 @@ def _way_of(kind: type) -> Callable[[Any], Any]:
         return _extended
     # Nobody changes what a prompt was rendered to.
     if any(base.__name__ == "PromptValue" for base in kind.__mro__):
-        return _prompt if kind.__name__ == "ChatPromptValue" else _as_it_is
+        return _prompt if kind.__name__ == "ChatPromptValue" else as_it_is
     return _object
 
 
@@ -430,21 +458,6 @@ def _can_be_made(kind: type) -> bool:
     except TypeError:  # Built upon a class in C.
         return False
     return True
-
-
-def _way_of_others(kind: type, data: bool) -> Callable[[Any], Any]:
-    """Return how those are kept that aren't copied: by a text, if their class is all that would be shown of them."""
-    if kind in _FUNCTIONS:
-        return _by_name
-    if kind in _STEPS:
-        return _steps
-    if issubclass(kind, IOBase):
-        return _file
-    if data or issubclass(kind, _SHOWN) or hasattr(kind, "get_secret_value"):
-        return _as_it_is
-    if any(hasattr(kind, name) for name in ("__del__", "__exit__", "__aexit__")):
-        return _by_class
-    return _by_class if kind.__repr__ is object.__repr__ else _as_it_is
 
 
 def is_slotted(kind: type) -> bool:

@@ -18,6 +18,7 @@ from pltrace._checks import (
 )
 from pltrace._forks import ForkLock
 from pltrace._snapshot import snapshot
+from pltrace._told import message_of
 from pltrace._usage import Run, RunKey, Totals, TotalsLink, Usage, elsewhere
 
 if TYPE_CHECKING:
@@ -367,7 +368,7 @@ class Span:
             return
         self.status = "error" if _CANCELLATIONS.isdisjoint(names) else "cancelled"
         self.error_types = names
-        self.error = f"{type(error).__name__}: {_message(error)}"
+        self.error = f"{type(error).__name__}: {message_of(error)}"
 
     def __repr__(self) -> str:
         """Return name, kind, status and id."""
@@ -386,13 +387,6 @@ def _is_successful_exit(error: BaseException, names: tuple[str, ...]) -> bool:
     elif "Exit" in names:
         code = getattr(error, "exit_code", None)
     return isinstance(code, int) and code == 0  # Of all else that it may be, Python makes a 1.
-
-
-def _message(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception as second:
-        return f"<its __str__ raised {type(second).__name__}>"
 
 
 def keep_in_place(kind: type, attributes: Iterable[str]) -> None:

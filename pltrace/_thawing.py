@@ -9,7 +9,8 @@ from typing import Any
 
 from pltrace._health import pass_on
 from pltrace._messages import Said, said_by
-from pltrace._snapshot import EXTRA, MOST_ITEMS, PLAIN, Frozen, class_name, is_slotted
+from pltrace._snapshot import EXTRA, MOST_ITEMS, PLAIN, Frozen, Parts, is_slotted
+from pltrace._told import class_name
 
 __all__ = ["id_of", "thawed"]
 
@@ -30,6 +31,8 @@ def thawed(value: Any, levels: int = 2) -> Any:
         return said_by(value)
     if (kind is dict or kind is list) and len(value) > MOST_ITEMS:
         return value  # Of ours none is so long.
+    if kind is Parts:
+        return Parts({name: item if type(item) in PLAIN else thawed(item) for name, item in value.items()})
     if kind is dict and levels:
         held = value.copy()  # It may be the user's own, which another thread changes.
         named = {key: thawed(item, levels - 1) for key, item in held.items()}

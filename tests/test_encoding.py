@@ -203,19 +203,19 @@ def nested(depth: int) -> Any:
 PAYLOADS: dict[str, tuple[Any, Any]] = {
     "none": (None, None),
     "bool": (True, True),
-    "lock": (threading.Lock(), "<unlocked _thread.lock object>"),
+    "lock": (threading.Lock(), "<lock>"),
     "generator": ((i for i in [1]), "<generator object <genexpr>>"),
     "object": (object(), "<object>"),
-    "bad repr": (BadRepr(), "<BadRepr: repr raised ValueError>"),
-    "exit repr": (ExitRepr(), "<ExitRepr: repr raised SystemExit>"),
-    "bad str": (BadStr(), "<BadStr: reading it raised KeyError>"),
+    "bad repr": (BadRepr(), "<BadRepr>"),
+    "exit repr": (ExitRepr(), "<ExitRepr>"),
+    "bad str": (BadStr(), "BadStr: <its __str__ raised KeyError>"),
     "bad getattribute": (BadGetattribute(), "<BadGetattribute>"),
     "bad class": (BadClass(), "<BadClass>"),
-    "bad mapping": (BadMapping(), "<BadMapping: reading it raised SystemExit>"),
+    "bad mapping": (BadMapping(), "<BadMapping>"),
     "bad dict": (BadDict(a=1), {"a": 1}),
     "bad metaclass": ([OfBadMeta()], ["<OfBadMeta: reading it raised TypeError>"]),
     "bad metaclass beside others": ({"password": OfBadMeta(), "a": 1}, {"password": REDACTED, "a": 1}),
-    "bad key": ({BadRepr(): 1}, {"<BadRepr: repr raised ValueError>": 1}),
+    "bad key": ({BadRepr(): 1}, {"<BadRepr>": 1}),
     "cyclic dict": (cyclic_dict(), {"a": 1, "self": "[cycle]"}),
     "cyclic list": (cyclic_list(), [1, "[cycle]"]),
     "cyclic object": (cyclic_object(), {"name": "n", "next": ["[cycle]"]}),
@@ -305,8 +305,8 @@ class TestAnyValue:
     def test_a_socket_reads_as_one(self) -> None:
         """An open resource becomes a short text without an address in memory."""
         with socket.socket() as open_socket:
-            assert roundtrip(open_socket).startswith("<socket.socket ")
-            assert "0x" not in roundtrip(threading.Thread(target=open_socket.close))
+            assert roundtrip(open_socket) == "<socket>"
+            assert "0x" not in str(roundtrip(threading.Thread(target=open_socket.close)))
 
     def test_deep_nesting_ends(self) -> None:
         """Five thousand levels, of lists, dicts or reprs, neither raise nor crash."""
@@ -318,7 +318,7 @@ class TestAnyValue:
             deep = {"d": deep}
         assert "[too deep]" in json.dumps(roundtrip(deep))
         # Which depth a repr bears differs between versions of Python.
-        assert len(roundtrip(types.SimpleNamespace(a=nested(5_000)))) < 2_100
+        assert roundtrip(types.SimpleNamespace(a=nested(5_000))) == {"a": roundtrip([nested(5_000)])[0]}
 
     def test_the_end_of_the_stack_is_survived(self) -> None:
         """A caller that has used up its stack gets an answer too."""
@@ -464,9 +464,16 @@ class TestBounds:
 
     def test_a_repr_is_short(self) -> None:
         """The repr of an unknown object keeps at most 2,000 characters."""
-        result = roundtrip(types.SimpleNamespace(a="x" * 100_000))
+
+        class Long:
+            __slots__ = ()
+
+            def __repr__(self) -> str:
+                return "long" * 100_000
+
+        result = roundtrip(Long())
         assert len(result) < 2_100
-        assert result.startswith("namespace(")
+        assert result.startswith("longlong")
 
     def test_large_containers_say_what_is_missing(self) -> None:
         """Large lists and dicts keep their first items and a marker that counts the rest."""
@@ -628,7 +635,7 @@ class TestDefaultRedaction:
         twice = roundtrip(json.dumps({"args": text}))
         assert strict(strict(twice)["args"]) == {"a": 1, name: REDACTED, "n": "kept"}
         assert "hunter2" not in roundtrip(repr({name: "hunter2"}))
-        assert "hunter2" not in roundtrip(types.SimpleNamespace(**{name: "hunter2"}))
+        assert "hunter2" not in str(roundtrip(types.SimpleNamespace(**{name: "hunter2"})))
 
     @pytest.mark.parametrize("name", OTHER_NAMES)
     def test_other_names_stay(self, name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import collections
+import functools
 import gc
 import io
 import itertools
@@ -71,6 +72,64 @@ class Open(BaseModel, extra="allow"):
     """A model that takes more than it has fields for."""
 
 
+class Shown:
+    """An object of the user's with a text of its own."""
+
+    def __init__(self, lines: Any = None) -> None:
+        self.lines = lines
+
+    def __repr__(self) -> str:
+        return f"Shown({self.lines})"
+
+
+class Watched:
+    """Tells when code of it runs."""
+
+    def __init__(self) -> None:
+        self.lines = [1]
+
+    def _run(self, *_: Any) -> Any:
+        ran.append(threading.current_thread())
+        raise SystemExit
+
+    __repr__ = __str__ = __len__ = __iter__ = __getitem__ = __bool__ = __contains__ = __format__ = _run
+    __fspath__ = __index__ = __float__ = keys = values = items = copy = __copy__ = __deepcopy__ = _run
+    __reduce_ex__ = __getattr__ = __eq__ = __call__ = _run
+    __hash__ = object.__hash__
+
+
+class WatchedSlots(Watched):
+    """The same, with what it holds in slots."""
+
+    __slots__ = ("further",)
+
+    def __init__(self) -> None:
+        self.further = Watched()
+
+
+class WatchedMapping(Watched, collections.abc.Mapping[str, int]):
+    """The same, as a mapping."""
+
+
+class WatchedSequence(Watched, collections.abc.Sequence[int]):
+    """The same, as a sequence."""
+
+
+@dataclass(eq=False)
+class Loading:
+    """A data object whose field is loaded when it is asked for, as an attribute of a database's row."""
+
+    lines: Any = None
+
+
+def _load(self: Any, _: Any = None) -> Any:
+    ran.append(threading.current_thread())
+
+
+Loading.lines = property(_load, lambda self, value: None)  # type: ignore[assignment]
+ran: list[threading.Thread] = []
+
+
 class Strange:
     """Has a class attribute that looks like a dataclass's, but is none."""
 
@@ -132,6 +191,16 @@ _CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "user dict": (lambda: collections.UserDict(a=1), cleared),
     "list in a user dict": (lambda: collections.UserDict(a=[1]), lambda value: value["a"].append(2)),
     "user list in a dict": (lambda: {"a": collections.UserList([1])}, lambda value: value["a"].append(2)),
+    "read-only dict": (lambda: types.MappingProxyType({"a": [1]}), lambda value: value["a"].append(2)),
+    "chain map": (lambda: collections.ChainMap({"a": 1}), cleared),
+    "values of a dict": (lambda: {"a": [1]}.values(), lambda value: next(iter(value)).append(2)),
+    "namespace": (lambda: types.SimpleNamespace(step=1), stepped),
+    "object with a text": (lambda: Shown([1]), lambda value: value.lines.append(2)),
+    "objects with a text in a list": (lambda: [Shown(1), Shown(2)], lambda value: setattr(value[1], "lines", 3)),
+    "object with a text in a dict": (lambda: {"a": Shown(1)}, lambda value: setattr(value["a"], "lines", 3)),
+    "object with a text in a dataclass": (lambda: Notes(Shown(1)), lambda value: setattr(value.lines, "lines", 3)),
+    "dataclass in an object with a text": (lambda: Shown(Notes()), lambda value: stepped(value.lines)),
+    "error": (lambda: ValueError("a"), lambda value: setattr(value, "args", ("b",))),
     "dataclass": (Notes, stepped),
     "list in a dataclass": (lambda: Notes(["a"]), lambda value: value.lines.append("b")),
     "dataclasses in a list": (lambda: [Notes(), Notes()], lambda value: stepped(value[1])),
@@ -218,6 +287,58 @@ def test_what_is_changed_afterwards(change: str) -> None:
         assert [(span.name.rpartition(".")[2], span.input, span.output) for span in seen] == [
             ("run", given["argument"], got), ("block", given["argument"], None), ("function", given, got),
         ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda value: value, lambda value: [value], lambda value: {"a": value}, lambda value: {value: 1},
+        lambda value: {(value, 1): 1}, lambda value: ({"a": [{"b": value}]},), lambda value: {value}, Notes,
+        lambda value: [Notes(value)], lambda value: State(messages=[value]), Shown, lambda value: [Shown([value])],
+        lambda value: types.MappingProxyType({"a": value}), lambda value: {"a": value}.items(),
+        lambda value: functools.partial(print, value), lambda value: types.SimpleNamespace(a={"b": value}),
+        lambda value: ValueError("a"), lambda value: collections.deque([value]), lambda value: frozenset([value]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", [Watched, WatchedSlots, WatchedMapping, WatchedSequence, Loading])
+def test_no_code_of_values_runs(kind: type, place: Callable[[Any], Any]) -> None:
+    """Nothing of a value's class runs to record it: it may read a database, or wait for what the program holds."""
+
+    @traced("take")
+    def take(value: Any) -> Any:
+        return value
+
+    with capture_spans() as spans:
+        value = place(kind())
+        ran.clear()
+        take(value)
+        with traced("around", metadata={"value": value}):
+            RunnableLambda(lambda given: None).invoke({"value": value})
+        take_them = [(span.input, span.output, span.metadata) for span in spans]
+    assert len(take_them) == 3
+    assert ran == []
+
+
+def test_what_is_shown_of_an_object() -> None:
+    """Of an object that is no data its attributes are recorded, in little, and of those in it the class."""
+
+    class Account:
+        def __init__(self) -> None:
+            self.name = "bo"
+            self.password = "hunter2"
+            self.owner = Shown()
+            self.numbers = [*range(1_000)]
+            self.lines = [Shown(1)]
+            self._secret = 1
+
+        __repr__ = Shown.__repr__
+
+    with capture_spans() as spans:
+        traced(lambda value: None)(Account())
+    assert spans[0].input["value"] == {
+        "name": "bo", "password": "[redacted]", "owner": "<Shown>", "numbers": "<list of 1,000 items>",
+        "lines": [{"lines": 1}],
+    }  # fmt: skip
 
 
 def test_what_is_too_long_to_be_copied() -> None:
@@ -432,6 +553,19 @@ def _holding() -> Callable[[], Any]:
     return lambda: client
 
 
+class NoSuchCity(LookupError):
+    """An error that can be watched."""
+
+    def __str__(self) -> str:
+        return "no such city"
+
+
+def _failed() -> Exception:
+    error = NoSuchCity("Atlantis")
+    error.args = (*error.args, Client())
+    return error
+
+
 class Loose(BaseModel, arbitrary_types_allowed=True):
     """A model that may hold anything."""
 
@@ -459,6 +593,9 @@ _HOLDERS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "beside the fields of a model": (lambda made: Open(lines=made), lambda found: found["lines"]),
     "in slots": (lambda made: Held(lines=made), lambda found: found["lines"]),
     "in a user dict": (lambda made: collections.UserDict(lines=made), lambda found: found["lines"]),
+    "in an object with a text": (Shown, lambda found: found["lines"]),
+    "in a list in an object with a text": (lambda made: Shown([made]), lambda found: found["lines"][0]),
+    "in an object with a text in a list": (lambda made: [1, Shown(made)], lambda found: found[1]["lines"]),
     "in a user list": (lambda made: collections.UserList([made]), lambda found: found[0]),
     "in a dataclass in a dict": (lambda made: {"a": Notes(made)}, lambda found: found["a"]["lines"]),
     "in dataclasses in a list": (lambda made: [Notes(made), Notes(made)], lambda found: found[1]["lines"]),
@@ -476,9 +613,13 @@ _HOLDERS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
         (_waits, "<coroutine object _waits>"),
         (lambda: open(os.devnull), f"<TextIOWrapper name='{os.devnull}'>"),  # noqa: SIM115
         (_holding, f"{__name__}._holding.<locals>.<lambda>"),
+        (_failed, "NoSuchCity: no such city"),
+        (lambda: functools.partial(_holding, Client()), f"<partial of {__name__}._holding>"),
         (tempfile.TemporaryDirectory, "<TemporaryDirectory>"),
     ],
-    ids=["object", "with a finalizer", "generator", "coroutine", "file", "function", "to be entered"],
+    ids=[
+        "object", "with a finalizer", "generator", "coroutine", "file", "function", "error", "partial", "to be entered",
+    ],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::ResourceWarning")
 def test_what_is_handed_on_ends_when_the_program_lets_go_of_it(

@@ -13,8 +13,10 @@ from typing import Any, TypeAlias
 
 from pltrace._health import pass_on_interrupt
 from pltrace._redaction import REDACTED, Rules, clean
+from pltrace._snapshot import way_for
+from pltrace._told import PARTED, TEXTS, as_it_is, by_class, class_name, error_text
 
-__all__ = ["LONGEST_REPR", "SHORT", "TOO_DEEP", "Bounds", "Json", "Leaves", "Redact", "broken", "shown_by_repr"]
+__all__ = ["LONGEST_REPR", "SHORT", "TOO_DEEP", "Bounds", "Json", "Leaves", "Redact", "broken", "told"]
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 Redact: TypeAlias = Callable[[str, Any], Any]
@@ -179,9 +181,7 @@ class Leaves:
 
     def error(self, value: BaseException, key: str, depth: int) -> Json:
         """Convert an exception."""
-        message = str(value)
-        name = _class_name(type(value))
-        return self.text(f"{name}: {message}" if message else name, key, depth)
+        return self.text(error_text(value), key, depth)
 
     def hidden(self, value: object, key: str, depth: int) -> Json:
         """Convert a SecretStr or the like."""
@@ -211,12 +211,8 @@ class Leaves:
         return {**out, "base64" if whole else "base64_start": start}
 
     def unknown(self, value: object, key: str, depth: int) -> Json:
-        """Convert by `repr`, without memory addresses, at most 2,000 characters of it."""
-        return self.text(shown_by_repr(value), key, depth, LONGEST_REPR)
-
-
-# The descriptor itself: no metaclass can get in between.
-_class_name: Callable[[type], str] = type.__dict__["__name__"].__get__
+        """Convert by what tells what it is, at most 2,000 characters of it."""
+        return self.text(told(value), key, depth, LONGEST_REPR)
 
 
 def _left_out(characters: int, of: str = "") -> str:
@@ -227,17 +223,20 @@ def broken(value: object, error: BaseException) -> str:
     """Return what is kept of a value that can't be read."""
     if not isinstance(error, RecursionError):  # There is no room for a call.
         pass_on_interrupt(error)
-    return f"<{_class_name(type(value))}: reading it raised {_class_name(type(error))}>"
+    return f"<{class_name(type(value))}: reading it raised {class_name(type(error))}>"
 
 
-def shown_by_repr(value: object) -> str:
-    """Return the `repr` of a value without memory addresses; never raises."""
+def told(value: object) -> str:
+    """Return a text that tells what a value is, without memory addresses and code of the program's; never raises."""
     cls = type(value)
     try:
-        if cls.__repr__ is object.__repr__:
-            return f"<{_class_name(cls)}>"
+        way = way_for(cls)
+        if way in TEXTS:
+            return str(way(value))
+        if cls.__repr__ is object.__repr__ or (way is not as_it_is and (way not in PARTED or way(value) is not value)):
+            return by_class(value)
         return _ADDRESS.sub("", str.__str__(repr(value)))
     except BaseException as error:
         if not isinstance(error, RecursionError):
             pass_on_interrupt(error)
-        return f"<{_class_name(cls)}: repr raised {_class_name(type(error))}>"
+        return f"<{class_name(cls)}: repr raised {class_name(type(error))}>"

@@ -25,18 +25,21 @@ from pltrace._encoding._leaves import (
     Leaves,
     Redact,
     broken,
-    shown_by_repr,
+    told,
 )
 from pltrace._messages import Said, SaidOnce, SaidPrompt, message_of, told_by
 from pltrace._redaction import REDACTED, Rules, clean
-from pltrace._snapshot import MORE, more_items
-from pltrace._thawing import id_of
+from pltrace._snapshot import FEW, MORE, PLAIN, Parts, more_items, snapshot, way_for
+from pltrace._thawing import id_of, thawed
+from pltrace._told import PARTED, by_class
 
 __all__ = ["Walk", "plain_fields", "plain_notes", "plain_prompt", "plain_text"]
 
 _CYCLE = "[cycle]"
 _UNSET = object()
 _MAX_NODES = 100_000
+#: Of an object that is no data, and what it holds, so many parts are shown; of those in it that are no data, so deep.
+_MOST_PARTS, _MOST_INSIDE = 1_000, 2
 
 
 def _empty(value: object) -> bool:
@@ -51,7 +54,7 @@ def _empty(value: object) -> bool:
 class Walk(Leaves):
     """One value on its way to JSON: what is left of its budgets, and the path walked so far."""
 
-    __slots__ = ("_budget", "_items", "_known", "_max_depth", "_path")
+    __slots__ = ("_budget", "_inside", "_items", "_known", "_max_depth", "_path")
 
     def __init__(self, bounds: Bounds, redact: Redact | None, rules: Rules | None, texts: bool) -> None:
         super().__init__(bounds, redact, rules, texts)
@@ -59,6 +62,7 @@ class Walk(Leaves):
         self._max_depth = bounds.max_depth
         self._items = bounds.max_items
         self._budget = _MAX_NODES
+        self._inside = 0  # How many objects that are no data.
         self._path: set[object] = set()
 
     def value(self, value: Any, key: str, depth: int) -> Json:
@@ -132,8 +136,10 @@ class Walk(Leaves):
                 key = str.__str__(key)
             elif cls is bytes:
                 key = key.decode("utf-8", "replace")
+            elif issubclass(cls, (tuple, frozenset)) and not PLAIN.issuperset(map(type, key)):
+                key = f"({', '.join(self.name(part)[0] for part in key)})"
             else:
-                key = shown_by_repr(key)
+                key = told(key)
         text: str = key
         name, secret = self._rules.verdict(text) if self._rules is not None else (clean(text), False)
         return (name if len(name) <= SHORT else self.cut(name, LONGEST_REPR)), secret
@@ -187,7 +193,7 @@ class Walk(Leaves):
 
     def fields(self, value: Any, names: Iterable[str], depth: int) -> Json:
         """Convert an object by its attributes; those not set are left out."""
-        pairs = [(name, item) for name in names if (item := getattr(value, name, _UNSET)) is not _UNSET]
+        pairs = [(name, item) for name in names if (item := _field(value, name)) is not _UNSET]
         self._budget = max(0, self._budget - len(pairs))
         return self.entries(pairs, depth)
 
@@ -217,6 +223,28 @@ class Walk(Leaves):
         data.update(getattr(value, "__pydantic_extra__", None) or {})
         pairs = self.taken(lambda: data.items())
         return self.entries(pairs, depth, len(data) - len(pairs))
+
+    def parted(self, value: Any, key: str, depth: int) -> Json:
+        """Convert an object that is no data by its attributes; one that is in others of these, by its class."""
+        if self._inside >= _MOST_INSIDE:
+            return self.text(by_class(value), key, depth)
+        made = thawed(snapshot(value))
+        return self.parts(made, key, depth) if type(made) is Parts else self.unknown(value, key, depth)
+
+    def parts(self, value: Parts, key: str, depth: int) -> Json:
+        """Convert the attributes of such an object, within bounds of their own."""
+        items, budget = self._items, self._budget
+        self._items = min(items, FEW)
+        self._budget = given = min(budget, _MOST_PARTS)
+        self._inside += 1
+        try:
+            pairs = list(islice(value.items(), given))
+            self._budget -= len(pairs)
+            return self.entries(pairs, depth, len(value) - len(pairs))
+        finally:
+            self._inside -= 1
+            self._items = items
+            self._budget = budget - (given - self._budget)
 
     def message(self, value: Any, key: str, depth: int) -> Json:
         """Convert a message of LangChain: what it says, without its empty fields."""
@@ -318,7 +346,7 @@ _BASES: tuple[tuple[type | tuple[type, ...], _Kind], ...] = (
     ((date, time), Walk.moment),
     ((PurePath, UUID, Decimal, Fraction, timedelta, tzinfo, UserString), Walk.shown),
 )
-# The code of users behind these runs only where none of the above is known.
+# Of these those are left that have their items in C, or in slots.
 _ABSTRACT: tuple[tuple[type | tuple[type, ...], _Kind], ...] = (
     (Mapping, Walk.mapping),
     ((Sequence, Set, MappingView), Walk.sequence),
@@ -327,7 +355,7 @@ _ABSTRACT: tuple[tuple[type | tuple[type, ...], _Kind], ...] = (
 _CHANGING = (RuntimeError, KeyError)
 # Those that hold other values: they count for depth and cycles.
 _NESTING = frozenset(
-    {Walk.mapping, Walk.sequence, Walk.named_tuple, Walk.dataclass, Walk.attrs, Walk.model}
+    {Walk.mapping, Walk.sequence, Walk.named_tuple, Walk.dataclass, Walk.attrs, Walk.model, Walk.parted, Walk.parts}
     | {Walk.message, Walk.document, Walk.prompt, Walk.member, Walk.scalar}
 )
 # The commonest.
@@ -351,6 +379,8 @@ def _kind(cls: type) -> _Kind:
     """Choose how instances of a class are converted, by the class alone: `__class__` may lie or raise."""
     if issubclass(cls, tuple) and hasattr(cls, "_fields"):
         return Walk.named_tuple
+    if cls is Parts:
+        return Walk.parts
     for bases, kind in _BASES:
         if issubclass(cls, bases):
             return kind
@@ -366,6 +396,8 @@ def _kind(cls: type) -> _Kind:
         return Walk.attrs
     if ("numpy", "generic") in homes:
         return Walk.scalar
+    if way_for(cls) in PARTED:
+        return Walk.parted
     return next((kind for bases, kind in _ABSTRACT if issubclass(cls, bases)), Walk.unknown)
 
 
@@ -381,6 +413,28 @@ def _retried(iterate: Callable[[], Iterable[Any]], most: int) -> list[Any]:
     if not items:
         raise failure
     return items
+
+
+def _field(value: Any, name: str) -> Any:
+    """Return a field of a data object without running a descriptor of the program's, which may compute or load it."""
+    held = _dict_of(value)
+    if name in held:
+        return held[name]
+    found = next((vars(base)[name] for base in type(value).__mro__ if name in vars(base)), _UNSET)
+    if type(found) is types.MemberDescriptorType:
+        try:
+            return found.__get__(value)
+        except AttributeError:  # It isn't set.
+            return _UNSET
+    return _UNSET if hasattr(type(found), "__get__") else found
+
+
+def _dict_of(value: Any) -> Mapping[str, Any]:
+    try:
+        held: Mapping[str, Any] = object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        return {}
+    return held
 
 
 def _unused(name: str, taken: Mapping[str, object]) -> str:
