@@ -116,6 +116,8 @@ def _said(raw: Any) -> Any:
         value = value.to_messages()
     if isinstance(value, str):
         return [value]
+    if isinstance(value, dict):  # A fallback may be given the exception too, as `exception_key` says.
+        return {key: item for key, item in value.items() if not isinstance(item, BaseException)}
     return [_content(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 

@@ -167,6 +167,8 @@ def end(span: ScopeSpan, error: BaseException | None, value: Any = None) -> None
         inherited = span.inherited
         if error is not None:
             span.set_error(error)
+            if span.noted and span.error is not None:
+                _runs.note_attempts_in(span)
         else:
             span.status = "ok"
             if value is not None and inherited.capture & OUTPUTS and not span.output_is_set:

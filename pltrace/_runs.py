@@ -11,15 +11,14 @@ from types import FrameType
 from typing import Any
 from uuid import UUID
 
-from pltrace._attempts import and_another
 from pltrace._health import counts, failed
-from pltrace._scope import NO_RUNS, Scope, current, still_open
+from pltrace._scope import NO_RUNS, Scope, ScopeSpan, current, still_open
 from pltrace._span import Span
 from pltrace._usage import RunKey
 
 __all__ = [
-    "RunId", "around", "cut_off", "finish", "in_task", "is_in_ainvoke", "key_of", "note_attempt", "open_runs",
-    "remember_starter", "running_loop", "settle", "sweep", "vanished",
+    "RunId", "around", "cut_off", "finish", "in_task", "is_in_ainvoke", "key_of", "note_attempt", "note_attempts_in",
+    "open_runs", "remember_starter", "running_loop", "settle", "sweep", "vanished",
 ]  # fmt: skip
 
 #: Open runs by `key_of` their run id: hashing the UUID itself costs twice as much.
@@ -333,7 +332,15 @@ def note_attempt(span: Span) -> None:
     parent = span.parent
     if isinstance(parent, Span) and (span.error is not None or (span.tried_before and parent.run_key is not None)):
         span.noted_attempt = span.attempt
-        parent.tried = and_another(parent.tried, span.noted_attempt)
+        parent.note(span.noted_attempt)
+
+
+def note_attempts_in(failed_call: ScopeSpan) -> None:
+    """Remember around a block or call that failed what was tried in it: who makes it again tries that again."""
+    parent = failed_call.parent
+    if isinstance(parent, Span):
+        for attempt in failed_call.noted:
+            parent.note(attempt)
 
 
 _looks = count()

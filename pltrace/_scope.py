@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
+from pltrace._attempts import and_another
 from pltrace._collecting import at_work, is_collecting
 from pltrace._errors import ConfigError
 from pltrace._span import INERT_SPAN, Span, keep_in_place
@@ -15,6 +16,7 @@ from pltrace._usage import TotalsLink
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
+    from pltrace._attempts import Attempt
     from pltrace._request import Request
     from pltrace._usage import RunKey, Totals
 
@@ -225,6 +227,24 @@ class ScopeSpan(Span, Scope):
     #: Of a block that was entered while others of its declaration were open: the mark of the frame that did.
     frame: int = 0
     open_runs: dict[RunKey, Span] = NO_RUNS
+    #: The runs in it that failed, those in failed blocks and calls in it included.
+    noted: tuple[Attempt, ...] = ()
+
+    @property
+    def tried(self) -> tuple[Attempt, ...]:  # type: ignore[override]
+        """What was tried in it, or around it up to the run that it is in, so far."""
+        # Found when a run begins: to hand it on would cost each block and call.
+        tried = self.noted
+        around: Any = self.parent
+        while type(around) is ScopeSpan:
+            if around.noted:
+                tried = (*around.noted, *tried)
+            around = around.parent
+        return tried if around is None or not around.tried else (*around.tried, *tried)
+
+    def note(self, attempt: Attempt) -> None:
+        """Remember a failed run in it."""
+        self.noted = and_another(self.noted, attempt)
 
     @property
     def span(self) -> Span:

@@ -7,7 +7,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from pltrace._arguments import Arguments
-from pltrace._attempts import Attempt
+from pltrace._attempts import Attempt, and_another
 from pltrace._checks import (
     checked_group,
     checked_metadata,
@@ -168,6 +168,10 @@ class Span:
         return self.noted_attempt or Attempt(
             self.kind, self.name, self.run_tags, self.raw_input, self.error is not None, self.tried_before, self.tried
         )
+
+    def note(self, attempt: Attempt) -> None:
+        """Remember how a run under it ended."""
+        self.tried = and_another(self.tried, attempt)
 
     @property
     def tags(self) -> tuple[str, ...]:

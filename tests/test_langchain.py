@@ -892,6 +892,80 @@ def test_a_retry_by_hand(local: Path) -> None:
     assert [call["attempt"] for call in calls(local)] == [1, 2, 3, 1]
 
 
+def _in_a_call(ask: Callable[[str], Any], text: str) -> Any:
+    return traced(ask)(text)
+
+
+def _in_a_block(ask: Callable[[str], Any], text: str) -> Any:
+    with traced("try"):
+        return ask(text)
+
+
+def _in_both(ask: Callable[[str], Any], text: str) -> Any:
+    with traced("try"):
+        return traced(ask)(text)
+
+
+def _in_a_task(ask: Callable[[str], Any], text: str) -> Any:
+    @traced
+    async def asked() -> Any:
+        return ask(text)
+
+    return asyncio.run(asked())
+
+
+@pytest.mark.parametrize("try_", [_in_a_call, _in_a_block, _in_both, _in_a_task])
+@pytest.mark.parametrize("is_chain", [False, True])
+def test_a_retry_by_hand_around_a_block(try_: Callable[..., Any], is_chain: bool, local: Path) -> None:
+    """Who makes a block or a decorated call that failed again makes a further attempt at what was asked in it."""
+    with ScriptedOpenAI([ApiError(500)] * 2 + ["Yes.", "No."]) as server, traced("root"):
+
+        def ask(text: str) -> Any:
+            return joke(server).invoke({"topic": text}) if is_chain else chat(server).invoke(text)
+
+        for text in ("Hi", "Hi", "Hi", "Ho"):
+            with contextlib.suppress(Exception):
+                try_(ask, text)
+    assert [call["attempt"] for call in calls(local)] == [1, 2, 3, 1]
+
+
+def test_what_follows_on_a_block_that_went_well(local: Path) -> None:
+    """Who asks the same again after a block that dealt with its failure makes no further attempt."""
+    with ScriptedOpenAI([ApiError(500), "Yes."]) as server, traced("root"):
+        with traced("first"), contextlib.suppress(Exception):
+            chat(server).invoke("Hi")
+        with traced("second"):
+            chat(server).invoke("Hi")
+    assert [call["attempt"] for call in calls(local)] == [1, 1]
+
+
+def test_a_retry_of_a_decorated_chain(local: Path) -> None:
+    """Retries by hand in a decorated function that is retried in turn are numbered through."""
+    with ScriptedOpenAI([ApiError(500)] * 3 + ["Yes."]) as server, traced("root"):
+
+        @traced
+        def ask(text: str) -> Any:
+            return chat(server).invoke(text)
+
+        @traced
+        def twice(text: str) -> Any:
+            try:
+                return ask(text)
+            except Exception:
+                return ask(text)
+
+        _retried(RunnableLambda(twice)).invoke("Hi")
+    assert [call["attempt"] for call in calls(local)] == [1, 2, 3, 4]
+
+
+def test_a_fallback_that_is_told_why(local: Path) -> None:
+    """A fallback that is given the exception too is numbered as any other."""
+    with ScriptedOpenAI([ApiError(500)] * 2 + ["Yes."]) as server, traced("root"):
+        fallbacks = [joke(server), joke(server)]
+        joke(server).with_fallbacks(fallbacks, exception_key="why").invoke({"topic": "cats"})
+    assert [call["attempt"] for call in calls(local)] == [1, 2, 3]
+
+
 @recent_agents
 def test_an_agents_fallback(local: Path) -> None:
     """An agent's fallback to another model is numbered."""
