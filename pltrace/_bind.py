@@ -11,7 +11,7 @@ from pltrace import _runs, _runtime
 from pltrace._collecting import is_collecting
 from pltrace._driving import consumed
 from pltrace._health import pass_on, warn_once
-from pltrace._propagation import checked_carrier, inject
+from pltrace._propagation import carrier_of, checked_carrier
 from pltrace._runnables import TRANSFORMING, RunnableProxy, is_runnable
 from pltrace._scope import Scope, attach, current, still_open
 from pltrace._wrapping import (
@@ -32,6 +32,9 @@ T = TypeVar("T")
 def bind(fn: T) -> T:
     """Make `fn` run inside the scope that is current now, wherever and whenever it is called.
 
+    What that begins is the child of the LangChain run of the scope's block that calls it; where none does, as in a
+    thread, of the one that `bind` is called in, also when that has ended; or else of the block.
+
     Args:
         fn: A function of any kind, for a thread, an executor, a process pool or a cluster's task; it can be pickled if
             it could before. A stream, iterator or awaitable that it returns keeps the scope while it is consumed.
@@ -49,21 +52,21 @@ def bind(fn: T) -> T:
 
 
 def _bound(fn: Any, scope: Scope) -> Any:
-    scope = scope.carried()
+    scope = scope.bound(_runs.around())
     drive = consumed(fn)
     if drive is not None:
         return drive(ScopeSteps(scope), fn)
     if _is_executor(fn):
         return (CallableExecutor if callable(fn) else BoundExecutor)(fn, scope)
     if is_runnable(fn):
-        return _bound_runnable(fn, inject(), scope)
+        return _bound_runnable(fn, carrier_of(scope), scope)
     if not callable(fn):
         return None
     try:
-        return BoundFunction(fn, scope, inject())
+        return BoundFunction(fn, scope, carrier_of(scope))
     except Exception as error:  # It raises what it likes when it is asked what it is, as a wrapper is to know.
         pass_on(error)
-        return BoundFunction(functools.partial(fn), scope, inject())
+        return BoundFunction(functools.partial(fn), scope, carrier_of(scope))
 
 
 def _is_executor(fn: Any) -> bool:

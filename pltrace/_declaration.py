@@ -9,8 +9,8 @@ from weakref import ref
 from pltrace import _runs, _runtime
 from pltrace._callables import is_coroutine
 from pltrace._checks import CAPTURE_ALL
-from pltrace._scope import Callback, Inherited, Scope, ScopeSpan, current, still_open
-from pltrace._span import Span, SpanKind
+from pltrace._scope import Callback, Inherited, Scope, ScopeSpan, current, descends, still_open
+from pltrace._span import SpanKind
 
 if TYPE_CHECKING:
     from pltrace._config import Library
@@ -108,9 +108,11 @@ class Declaration:
         base = outer if outer is not None else run.scope if run is not None else _runtime.base()
         inherited = base.inherited
         recorder = inherited.recorder
-        # Not by its property, which is a call.
-        parent: Any = base if isinstance(base, ScopeSpan) else base.span
-        if run is not None and (outer is None or (run is not base.entered_in and not _descends(parent, run))):
+        span: Any = base
+        parent: Any = base
+        if not isinstance(base, ScopeSpan):  # Else not by its properties, which are calls.
+            span, parent = base.span, base.parent_inside
+        if run is not None and (outer is None or (run is not base.entered_in and not descends(span, run))):
             parent = run
             if run.scope is not base:
                 base = base.inside(run.scope)
@@ -196,14 +198,6 @@ def _again(kind: type[Declaration], name: str | None, module: str | None, said: 
     declaration = kind(name, module)
     declaration.say(*said)
     return declaration
-
-
-def _descends(span: Any, run: Span) -> bool:
-    while isinstance(span, Span):
-        if span is run:
-            return True
-        span = span.parent
-    return False
 
 
 def _callback_maker(on_request: Callable[[Any], Any]) -> Callable[[], Callback]:

@@ -163,7 +163,7 @@ class SpanHandler(BaseCallbackHandler):
                     _note_unscoped()
                 return None
             if parent_run is None:
-                parent: Any = scope.span
+                parent: Any = scope.parent_inside
             elif parent_run.scope is scope:
                 parent = parent_run
             else:
@@ -422,14 +422,14 @@ def _class_name(serialized: Any) -> str:
 def _parent_of_run(scope: Scope, parent_run: Span) -> Span:
     """Return the parent of a run whose parent run began under another scope.
 
-    That scope's span, if it descends from the parent run, or if the scope was entered or resumed inside of it; else
-    the parent run.
+    What is the scope's own, if the scope's span descends from the parent run, or if the scope was entered or resumed
+    inside of it, and isn't around it; else the parent run.
     """
     for start in (scope.span, scope.entered_in):
         node: Any = start
         while isinstance(node, Span):
             if node is parent_run:
-                return scope.span
+                return scope.parent_inside
             node = node.parent
     return parent_run
 

@@ -10,11 +10,13 @@ from pltrace._errors import ConfigError
 from pltrace._scope import Inherited, Scope, ScopeCopy, current, still_open
 from pltrace._span import RemoteSpan, Span
 
-__all__ = ["Remote", "checked_carrier", "inject"]
+__all__ = ["Remote", "carrier_of", "checked_carrier", "inject"]
 
 # https://www.w3.org/TR/trace-context/#traceparent-header-field-values; a version we don't know may have more fields.
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
 _TAGS, _METADATA, _USER, _SESSION = "pltrace.tags", "pltrace.metadata", "user.id", "gen_ai.conversation.id"
+_BOUND_IN = "pltrace.bound_in"
+_SPAN_ID = re.compile("[0-9a-f]{16}")
 
 
 class Remote(NamedTuple):
@@ -26,12 +28,17 @@ class Remote(NamedTuple):
     metadata: dict[str, Any]
     user: str | None
     session: str | None
+    #: The id of the run that `bind` was called in.
+    bound_in: int | None
 
     def scope(self, base: Scope) -> Scope:
         """Return the scope that the carrier was made in, as far as it travels; its span stands for the far one."""
         inherited = self.applied_to(base.inherited).with_(sampled=self.sampled)
         span = Span("", "block", inherited, None, self.span.trace_bits, self.span.span_bits, 0)
-        return ScopeCopy(inherited, span, (span,), base.outer, base.entry, base.entered_in)
+        scope = ScopeCopy(inherited, span, (span,), base.outer, base.entry, base.entered_in)
+        if self.bound_in is None:
+            return scope.bound(None)
+        return scope.bound(Span("", "chain", inherited, span, self.span.trace_bits, self.bound_in, 0))
 
     def applied_to(self, inherited: Inherited) -> Inherited:
         """Return what holds inside of what the carrier brings."""
@@ -59,8 +66,16 @@ def inject(carrier: dict[str, str] | None = None) -> dict[str, str]:
     if not hasattr(carrier, "__setitem__"):
         raise ConfigError(f"carrier={carrier!r}: expected a dict, or None for a new one")
     scope = still_open(current())
-    if scope is None:
-        return carrier
+    return carrier if scope is None else _put(carrier, scope, {})
+
+
+def carrier_of(scope: Scope) -> dict[str, str]:
+    """Return a carrier of a bound scope, which also names the run that it was bound in."""
+    run = scope.parent_inside
+    return _put({}, scope, {_BOUND_IN: "" if run is scope.span else run.id})
+
+
+def _put(carrier: dict[str, str], scope: Scope, more: Mapping[str, str]) -> dict[str, str]:
     import json  # Here and below: who only imports pltrace needs none of it.
     from urllib.parse import quote
 
@@ -74,6 +89,7 @@ def inject(carrier: dict[str, str] | None = None) -> dict[str, str]:
         _METADATA: json.dumps(metadata) if metadata else "",
         _USER: handed_on.get("user") or "",
         _SESSION: handed_on.get("session") or "",
+        **more,
     }
     baggage = [f"{key}={quote(str(value), safe='')}" for key, value in entries.items() if value]
     others = [entry for entry in carrier.get("baggage", "").split(",") if entry and _key(entry) not in entries]
@@ -108,6 +124,7 @@ def checked_carrier(argument: str, carrier: object) -> Remote | None:
         _json(baggage.get(_METADATA), dict),
         baggage.get(_USER) or None,
         baggage.get(_SESSION) or None,
+        int(baggage[_BOUND_IN], 16) if _SPAN_ID.fullmatch(baggage.get(_BOUND_IN, "")) else None,
     )
 
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NO_RUNS", "Callback", "Inherited", "PassedOver", "Recorder", "Scope", "ScopeCopy", "ScopeSpan", "abandon",
-    "attach", "current", "current_span", "detach", "entry_of", "outermost", "reattach", "set_outermost", "still_open",
+    "attach", "current", "current_span", "descends", "detach", "entry_of", "outermost", "reattach", "set_outermost",
+    "still_open",
 ]  # fmt: skip
 
 
@@ -120,13 +121,15 @@ class Scope:
     roots: ClassVar[set[Scope]] = set()
     #: What holds around it too, though its span knows nothing of that.
     joined_to: Scope | None = None
+    #: Resumed in a run that is inside of it: then it alone holds, also where that is in an inner block.
+    resumed_inside = False
 
     if TYPE_CHECKING:
         inherited: Inherited
         outer: Scope | None
         #: The declaration that opened it, if it is a block.
         entry: Any
-        #: The run that it was entered, or resumed, in.
+        #: The run that it was entered, or resumed, in, unless that is inside of it.
         entered_in: Span | None
         #: The metadata that this block itself says, without the blocks around it.
         added: Mapping[str, Any]
@@ -145,6 +148,10 @@ class Scope:
             """Its span."""
 
         @property
+        def parent_inside(self) -> Span:
+            """The parent of what is begun inside, where no run is around that: its span, or the run it was bound in."""
+
+        @property
         def lineage(self) -> tuple[Span, ...]:
             """The spans of the blocks and calls around what runs inside, outermost first, its own included."""
 
@@ -156,12 +163,27 @@ class Scope:
             """The totals of the innermost span of its lineage, which know those above; None outside of all blocks."""
 
     def resumed_in(self, run: Span | None) -> Scope:
-        """Return the same scope as it holds for a generator's step that is taken inside `run`."""
-        return self if run is self.entered_in else ScopeCopy.of(self, self.inherited, run)
+        """Return the same scope as it holds for a generator's step, or a bound call, that is made inside `run`."""
+        if run is self.entered_in:
+            return self
+        if not descends(run, self.span):
+            return ScopeCopy.of(self, self.inherited, run)
+        if self.resumed_inside:
+            return self
+        resumed = ScopeCopy.of(self, self.inherited, self.entered_in)
+        resumed.resumed_inside = True
+        return resumed
 
     def carried(self) -> Scope:
         """Return the same scope for what takes it along, where it holds wherever its block is left."""
         return ScopeCopy.of(self, self.inherited, self.entered_in)
+
+    def bound(self, run: Span | None) -> Scope:
+        """Return the same scope for what `bind` is given in `run`: where no run is around that, it goes on there."""
+        bound = ScopeCopy.of(self, self.inherited, self.entered_in)
+        if run is not None and descends(run, self.span):
+            bound.parent_inside = run
+        return bound
 
     def with_(self, **changes: Any) -> Scope:
         """Return the same scope, which hands on other things, for one run."""
@@ -190,7 +212,7 @@ class Scope:
         known = set(around.lineage)
         own = [span for span in self.lineage if span not in known]
         if not own:
-            return around
+            return self if self.resumed_inside else around
         if len(own) + len(known) == len(self.lineage) and inner.sampled is outer.sampled:
             return self  # It is in there.
         metadata = {**inner.metadata, **outer.metadata}
@@ -251,6 +273,8 @@ class ScopeSpan(Span, Scope):
         """Itself: not an attribute, which would be a cycle."""
         return self
 
+    parent_inside = span
+
     @property
     def lineage(self) -> tuple[Span, ...]:
         """The spans of the blocks and calls around what runs inside, outermost first, and itself."""
@@ -296,6 +320,7 @@ class ScopeCopy(Scope):
     """A scope that isn't its span: the outermost, and one that holds elsewhere or hands on other things."""
 
     span: Span
+    parent_inside: Span
     lineage: tuple[Span, ...]
 
     def __init__(
@@ -308,7 +333,7 @@ class ScopeCopy(Scope):
         entered_in: Span | None = None,
     ) -> None:
         self.inherited = inherited
-        self.span = span
+        self.span = self.parent_inside = span
         self.lineage = lineage
         self.outer = outer
         self.entry = entry
@@ -323,6 +348,7 @@ class ScopeCopy(Scope):
         """Return the same as another scope, with what it hands on, entered in a run."""
         copy = cls(inherited, scope.span, scope.lineage, scope.outer, scope.entry, entered_in)
         copy.added, copy.open_runs, copy.joined_to = scope.added, scope.runs(), scope.joined_to
+        copy.parent_inside = scope.parent_inside
         return copy
 
     def runs(self) -> dict[RunKey, Span]:
@@ -351,6 +377,7 @@ class PassedOver(Scope):
     """
 
     span: Span = INERT_SPAN
+    parent_inside: Span = INERT_SPAN
     lineage: tuple[Span, ...] = ()
     entered_in: Span | None = None
     added: Mapping[str, Any] = _NOTHING
@@ -390,6 +417,15 @@ if TYPE_CHECKING or sys.version_info < (3, 12):
 
 else:
     attach = reattach
+
+
+def descends(span: Any, above: Span) -> bool:
+    """Return whether a span is another, or is below it."""
+    while isinstance(span, Span):
+        if span is above:
+            return True
+        span = span.parent
+    return False
 
 
 def still_open(scope: Scope | None) -> Scope | None:

@@ -215,9 +215,11 @@ class Span:
         """Return the span of the LangChain run that this run is in, whatever its parent is."""
         if self.run_key is None:
             return None
-        if self.run_around is None and isinstance(self.parent, Span) and self.parent.run_key is not None:
-            return self.parent
-        return self.run_around
+        parent = self.parent
+        if self.run_around is not None or not isinstance(parent, Span) or parent.run_key is None:
+            return self.run_around
+        # LangChain knows nothing of the run that it was bound in, and hands nothing down from there.
+        return parent if self.parent_run_key is not None else None
 
     @property
     def lineage(self) -> tuple[Span, ...]:

@@ -12,6 +12,7 @@ import gc
 import inspect
 import multiprocessing
 import pickle
+import sys
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -22,14 +23,15 @@ from unittest.mock import Mock
 import cloudpickle
 import pytest
 from langchain_core.output_parsers import StrOutputParser
-from langchain_core.runnables import Runnable, RunnableLambda
+from langchain_core.runnables import Runnable, RunnableLambda, RunnableParallel
+from langchain_core.tools import tool
 
 import pltrace
 from pltrace import bind, current_span, traced
 from pltrace.testing import CapturedSpans, capture_spans
 from tests.support.programs import run
-from tests.support.scripted_llm import ScriptedOpenAI
-from tests.support.traces import calls, chat, spans
+from tests.support.scripted_llm import Reply, ScriptedOpenAI
+from tests.support.traces import calls, chat, spans, the_span, tree
 
 
 @pytest.fixture
@@ -534,3 +536,172 @@ def test_traced_and_bound_runnables() -> None:
         assert [span.name for span in spans if span.kind == "function"] == ["once", "twice"]
         traced("over")(bound_plain).invoke(1)
         assert spans[-1].name == "over"
+
+
+def asks_for_weather(body: dict[str, Any]) -> Any:
+    """Answers as a model that calls a tool, whose code asks it again."""
+    return Reply(tool_calls=[("weather", {"city": "Rome"})]) if body["messages"][-1]["content"] == "How?" else "Fine."
+
+
+#: Of the agent's tree: what is around it differs with the version of langchain.
+_FANNED_OUT = """
+      weather tool
+        ChatOpenAI llm
+        asked function
+          ChatOpenAI llm
+"""
+
+
+def bound_threads(*functions: Callable[[str], Any]) -> None:
+    """Runs each function, bound here, in a thread of its own."""
+    threads = [threading.Thread(target=bind(function), args=["Rome"]) for function in functions]
+    for thread in threads:
+        thread.start()
+        thread.join()
+
+
+def a_bound_pool(*functions: Callable[[str], Any]) -> None:
+    """Runs each function in a pool that is bound here."""
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for submitted in [bind(pool).submit(function, "Rome") for function in functions]:
+            submitted.result()
+
+
+def threads_of_a_bound_pool(*functions: Callable[[str], Any]) -> None:
+    """Runs each function, bound in a pool that is bound here, in a thread of its own."""
+    a_bound_pool(*[lambda _, function=function: bound_threads(function) for function in functions])
+
+
+@pytest.mark.parametrize("fan_out", [bound_threads, a_bound_pool, threads_of_a_bound_pool])
+def test_what_a_tool_fans_out(fan_out: Callable[..., None], local: Path) -> None:
+    """What a tool of an agent's runs elsewhere is below the tool, and all else of it is the block's that is around."""
+    create_agent = pytest.importorskip("langchain.agents").create_agent
+    heard: list[Any] = []
+    names: list[str] = []
+
+    @tool
+    def weather(city: str) -> str:
+        """Tell the weather."""
+        fan_out(asks, asked)
+        return "Fine."
+
+    with ScriptedOpenAI(asks_for_weather) as llm, traced("request", tags=["t"], on_request=heard.append) as request:
+        model = chat(llm)
+
+        def asks(city: str) -> None:
+            names.append(current_span().name)
+            model.invoke(city)
+
+        asked = traced("asked")(asks)
+        create_agent(model, [weather]).invoke({"messages": [("user", "How?")]}, {"metadata": {"from": "config"}})
+    assert _FANNED_OUT in tree(local)
+    assert sorted(names) == ["asked", "request"]
+    assert request.usage.requests == len(heard) == 4
+    assert [call["request_tags"] for call in calls(local)] == [["t"]] * 4
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="LangChain sets no context in async code on Python 3.10")
+async def test_what_an_async_tool_fans_out(local: Path) -> None:
+    """What an agent's async tool gives to the loop's executor, or to another thread, is below the tool."""
+    create_agent = pytest.importorskip("langchain.agents").create_agent
+
+    @tool
+    async def weather(city: str) -> str:
+        """Tell the weather."""
+        await asyncio.to_thread(bind(asked), city)
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            await asyncio.get_running_loop().run_in_executor(bind(pool), model.invoke, city)
+        return "Fine."
+
+    with ScriptedOpenAI(asks_for_weather) as llm, traced("request"):
+        model = chat(llm)
+        asked = traced("asked")(lambda city: model.invoke(city))
+        await create_agent(bind(model), [bind(weather)]).ainvoke({"messages": [("user", "How?")]})
+    assert _FANNED_OUT in tree(local)
+
+
+_CHAIN = """outer block
+  RunnableSequence chain
+    ChatOpenAI llm
+    ChatOpenAI llm
+    RunnableParallel<a,b> chain
+      a chain
+        ChatOpenAI llm
+      b chain
+        b function
+          ChatOpenAI llm
+    str chain
+    streamed chain
+      ChatOpenAI llm
+"""
+
+
+def test_what_is_bound_in_a_chain(llm: ScriptedOpenAI, local: Path) -> None:
+    """What is bound runs below the run that calls it, if that is in its block, and in its block's scope."""
+    with traced("outer", tags=["outer"]):
+        model = chat(llm)
+        stream = bind(model.stream("Hi"))
+
+        def a(_: Any) -> Any:
+            return model.invoke("Hi")
+
+        def streamed(_: Any) -> str:
+            return "".join(str(chunk.content) for chunk in stream)
+
+        b = traced("b")(a)
+        both = RunnableParallel(a=bind(a), b=RunnableLambda(lambda text: bind(b)(text)).with_config(run_name="b"))
+        chain = both | str | bind(model) | RunnableLambda(streamed) | bind(model)
+        chain.invoke("Hi")
+    assert tree(local) == _CHAIN
+    assert [call["request_tags"] for call in calls(local)] == [["outer"]] * 5
+
+
+def test_what_is_called_in_a_block_inside_its_own(llm: ScriptedOpenAI, local: Path) -> None:
+    """What is bound runs below the run that calls it, also in an inner block; that block's tags aren't its own."""
+    with traced("outer", tags=["outer"], metadata={"k": 1}):
+        model = chat(llm)
+
+        def ask(text: str) -> Any:
+            return model.invoke(text)
+
+        bound, asked = bind(ask), bind(traced("asked")(ask))
+        with traced("inner", tags=["inner"], metadata={"k": 2}) as inner:
+            (RunnableLambda(bound) | (lambda _: asked("Hi"))).invoke("Hi")
+    assert (
+        tree(local)
+        == """\
+outer block
+  inner block
+    RunnableSequence chain
+      RunnableLambda chain
+        asked function
+          ChatOpenAI llm
+      ask chain
+        ChatOpenAI llm
+"""
+    )
+    assert [(call["request_tags"], call["metadata"]["k"]) for call in calls(local)] == [(["outer"], 1)] * 2
+    assert inner.usage.requests == 0
+
+
+@pytest.mark.parametrize("again", [lambda it: it, lambda it: cloudpickle.loads(cloudpickle.dumps(it))])
+def test_what_outlives_the_run_it_was_bound_in(again: Callable[[Any], Any], local: Path) -> None:
+    """What is bound in a run stays below it when that has ended, and in another process; it is still the block's."""
+    bound: list[Callable[[], Any]] = []
+    with traced("block", metadata={"k": "block"}) as block:
+        RunnableLambda(lambda _: bound.append(again(bind(here_traced)))).invoke(1, {"metadata": {"k": "run"}})
+        RunnableLambda(lambda _: bound.append(again(bind(RunnableLambda(here))))).invoke(1)
+    bound[0]()
+    bound[1].invoke(1)
+    assert (
+        tree(local)
+        == """\
+block block
+  RunnableLambda chain
+    here chain
+  RunnableLambda chain
+    here_traced function
+"""
+    )
+    outlived = the_span(local, "here")
+    assert (outlived["metadata"], outlived["lineage"]) == ({"k": "block"}, [block.id])

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from langchain_core.language_models.fake_chat_models import FakeListChatModel
+from langchain_core.runnables import RunnableLambda
 
 import pltrace
 from pltrace import bind, current_span, instrument_threads, traced, uninstrument_threads
@@ -169,6 +170,14 @@ def test_together_with_bind(everywhere: CapturedSpans) -> None:
     with traced("block"), ThreadPoolExecutor(1) as executor:
         executor.submit(bound).result()
     assert everywhere.tree() == [["bound", WORK], ["block"]]
+
+
+def test_in_a_run(everywhere: CapturedSpans) -> None:
+    """A thread that is started in a LangChain run, and what is submitted there, works below it."""
+    with traced("block"), ThreadPoolExecutor(1) as executor:
+        RunnableLambda(lambda _: in_thread(work)).with_config(run_name="run").invoke(1)
+        RunnableLambda(lambda _: executor.submit(work).result()).with_config(run_name="other run").invoke(1)
+    assert everywhere.tree() == [["block", ["run", WORK], ["other run", WORK]]]
 
 
 def test_called_twice(everywhere: CapturedSpans) -> None:
