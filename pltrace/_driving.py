@@ -13,12 +13,12 @@ from contextlib import suppress
 from sys import getrefcount
 from typing import Any
 
-from pltrace._generators import async_generator, generator
+from pltrace._generators import async_generator, generator, is_generator_of_ours
 from pltrace._health import pass_on
 from pltrace._stepping import HELD_ONCE, Steps, inside, named
 from pltrace._wrapping import set_class
 
-__all__ = ["consumed", "coroutine"]
+__all__ = ["consumed", "coroutine", "is_driven"]
 
 
 def _awaited(steps: Steps, source: Awaitable[Any]) -> Generator[Any, Any, Any]:
@@ -349,3 +349,8 @@ def _is_consumed(kind: type) -> bool:
     # as a client or a pool.
     lives_on = not hasattr(kind, "send") and hasattr(kind, "__aenter__")
     return not lives_on and not any(hasattr(kind, mark) for mark in _FUTURES)
+
+
+def is_driven(result: Any) -> bool:
+    """Return whether the steps of a stream or iterator run inside a scope already."""
+    return issubclass(type(result), Driven) or is_generator_of_ours(result)

@@ -13,7 +13,7 @@ from typing import Any
 from pltrace._collecting import is_collecting
 from pltrace._stepping import HELD_ONCE, SUSPENDED, Steps, WithoutScope, inside, named
 
-__all__ = ["async_generator", "generator"]
+__all__ = ["async_generator", "generator", "is_generator_of_ours"]
 
 
 class _Driver:
@@ -132,6 +132,13 @@ def async_generator(steps: Steps, source: AsyncGenerator[Any, Any]) -> Any:
     driver = named(_async_generator(steps, source, known := _Driver()), source)
     known.is_(driver)
     return driver
+
+
+def is_generator_of_ours(value: Any) -> bool:
+    """Return whether it drives another one."""
+    if type(value) is types.GeneratorType:
+        return value.gi_code is _generator.__code__
+    return type(value) is types.AsyncGeneratorType and value.ag_code is _async_generator.__code__
 
 
 class _Driving:

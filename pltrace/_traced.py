@@ -23,7 +23,7 @@ from pltrace._checks import (
     checked_sample,
     checked_tags,
 )
-from pltrace._driving import consumed, coroutine
+from pltrace._driving import consumed, coroutine, is_driven
 from pltrace._errors import ConfigError
 from pltrace._generators import async_generator, generator
 from pltrace._health import failed
@@ -174,7 +174,7 @@ class Traced(Block):
                     end(scope, error)
                     scope = None  # All is done.
                     raise
-                if drive is None or _is_program_s_own(result, wrapped, args):
+                if drive is None or _is_program_s_own(result, wrapped, args) or _is_given_back(result, args, kwargs):
                     leave(scope)
                     end(scope, None, result)
                     return result
@@ -201,6 +201,11 @@ def _is_program_s_own(result: Any, method: Any, args: tuple[Any, ...]) -> bool:
         return True
     # Not a static method, which was given it.
     return bool(args) and result is args[0] and is_method(method) and hasattr(type(result), method.__name__)
+
+
+def _is_given_back(result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Return whether a stream that has a scope of its own was an argument: from hand to hand it gets no more."""
+    return is_driven(result) and any(result is one for one in (*args, *kwargs.values()))
 
 
 _DRIVERS: tuple[tuple[int, Callable[[Any, Any], Any]], ...] = (

@@ -1792,6 +1792,28 @@ def test_a_static_method_that_returns_its_argument(seen: CapturedSpans) -> None:
     assert [span.status for span in seen] == ["ok"]
 
 
+@pytest.mark.parametrize("make", [lambda: (number for number in range(3_000)), lambda: map(int, range(3_000))])
+def test_a_stream_that_goes_from_hand_to_hand(make: Callable[[], Iterator[int]], seen: CapturedSpans) -> None:
+    """A stream that is read by many functions in turn, each of which gives it back, stays as quick as it was."""
+
+    @traced
+    def read_one(numbers: Iterator[int], found: list[int]) -> Iterator[int]:
+        found.append(next(numbers))
+        return numbers
+
+    @traced
+    def nested(numbers: Iterator[int], levels: int) -> Iterator[int]:
+        return nested(numbers, levels - 1) if levels else numbers
+
+    found: list[int] = []
+    numbers = make()
+    for _ in range(1_500):
+        numbers = read_one(numbers, found)
+    found += nested(numbers, 20)
+    assert found == [*range(3_000)]
+    assert [span.status for span in seen] == ["ok"] * (1_500 + 21)
+
+
 async def test_closing_a_stream_that_others_hold_too(seen: CapturedSpans) -> None:
     """Who closes such a stream, closes it."""
     feed = Feed()
