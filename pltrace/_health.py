@@ -111,11 +111,14 @@ def warn_sometimes(cause: str, message: str, *arguments: object) -> None:
 
 
 def log(level: int, message: str, *arguments: object, exc_info: bool | BaseException | None = False) -> None:
-    """Log `message`, in a way that no fork comes in the middle of."""
+    """Log `message`, in a way that no fork comes in the middle of; what the program's logging raises is left alone."""
     # A greenlet that logs may let others of its thread run, which must not stand still until it is done.
     is_greenlet = not is_ours() and before_gevent("_thread", "RLock") is not None
-    with nullcontext() if is_greenlet else _logging.lock:
-        logger.log(level, message, *arguments, exc_info=exc_info)
+    try:
+        with nullcontext() if is_greenlet else _logging.lock:
+            logger.log(level, message, *arguments, exc_info=exc_info)
+    except Exception as error:  # A filter of the program's raises, or the interpreter is shutting down.
+        pass_on(error)
 
 
 def forget_warnings() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import sys
 import threading
@@ -18,7 +19,7 @@ from pltrace._checks import checked_timeout
 from pltrace._clock import monotonic
 from pltrace._errors import ConfigError
 from pltrace._forks import ForkLock, at_fork, forked_past_python, hook_uwsgi
-from pltrace._health import failed, forget_warnings, logger
+from pltrace._health import failed, forget_warnings, log
 from pltrace._scope import Scope
 from pltrace._termination import before_termination
 from pltrace._typing import Capture, LibrarySettings, Redaction
@@ -131,6 +132,8 @@ def settings() -> Config:
 def _decide() -> bool:
     """Switch on if the environment says so, at the first use of a process that doesn't call `configure`."""
     global _is_deciding
+    if sys.is_finalizing():
+        return False  # Nothing can be imported any more.
     with _deciding.lock:  # Other threads wait: what they record meanwhile is wanted too.
         if _active is not None or not gate or _is_deciding:
             return _active is not None
@@ -141,7 +144,7 @@ def _decide() -> bool:
             if _config.wanted_by_environment():
                 _switch_on(_config.load())
         except ConfigError as error:
-            logger.error("pltrace stays off: %s", error)
+            log(logging.ERROR, "pltrace stays off: %s", error)
         except Exception:
             failed("switching on by the environment")
         finally:

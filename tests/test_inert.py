@@ -195,6 +195,25 @@ assert inspect.isfunction(decorated) and inspect.unwrap(decorated) is plain
     assert (program.code, program.out, program.err) == (0, "", "")
 
 
+def test_a_first_call_at_the_very_end(tmp_path: Path) -> None:
+    """A process whose first traced call or block comes from a finalizer, as Python shuts down, prints nothing."""
+    (tmp_path / "library.py").write_text(
+        """
+import pltrace
+class Client:
+    @pltrace.traced
+    def close(self):
+        with pltrace.traced("block"):
+            print("closed")
+    def __del__(self): self.close()
+"""
+    )
+    for environment in ({}, {"PLTRACE_ENABLED": 1, "PLTRACE_STORE": tmp_path / "traces.db"}):
+        program = run("import library\nlibrary.client = library.Client()", tmp_path, **environment)
+        assert (program.code, program.out, program.err) == (0, "closed\n", "")
+    assert not (tmp_path / "traces.db").exists()
+
+
 # Switching on.
 
 
@@ -348,6 +367,22 @@ def test_bad_environment_alone(tmp_path: Path, name: str) -> None:
     assert name in line
     assert repr(value) in line
     assert allowed in line
+
+
+def test_logging_that_raises(tmp_path: Path) -> None:
+    """Where the program's logging raises, what pltrace has to say is lost, and nothing else."""
+    program = run(
+        """
+        import logging, pltrace
+        class Fussy(logging.Filter):
+            def filter(self, record): raise ValueError("not this")
+        logging.getLogger("pltrace").addFilter(Fussy())
+        with pltrace.traced("block") as span: print(bool(span))
+        """,
+        tmp_path,
+        PLTRACE_ENABLED="yes",
+    )
+    assert (program.code, program.out, program.err) == (0, "False\n", "")
 
 
 def test_the_benchmark() -> None:
