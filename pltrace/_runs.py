@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable
+from contextvars import Context
 from itertools import count
 from threading import get_ident
 from types import FrameType
@@ -17,7 +18,7 @@ from pltrace._span import Span
 from pltrace._usage import RunKey
 
 __all__ = [
-    "RunId", "around", "cut_off", "finish", "in_task", "is_in_ainvoke", "key_of", "note_attempt", "note_attempts_in",
+    "RunId", "around", "cut_off", "finish", "is_in_ainvoke", "key_of", "note_attempt", "note_attempts_in",
     "open_runs", "remember_starter", "running_loop", "settle", "sweep", "vanished",
 ]  # fmt: skip
 
@@ -156,14 +157,18 @@ def _starter_here() -> Any:
 
 def remember_starter(span: Span, key: RunKey) -> None:
     """Note which task or thread started a run that LangChain may never end."""
-    asyncio: Any = sys.modules.get("asyncio")  # As `_starter_here`, without its steps.
+    asyncio: Any = sys.modules.get("asyncio")  # As `_current_task`, without its steps.
     loop = None if asyncio is None else asyncio._get_running_loop()
-    if loop is None:
+    task = None if loop is None else asyncio.current_task(loop)
+    if task is None:
         span.starter = get_ident()
     elif span.kind == "llm" and not span.is_chat and _is_telling_handlers():
         span.starter = _UNKNOWN
     else:
-        span.starter = _starter_here()
+        span.starter = weakref.ref(task)
+        cancels = _cancels_of(task)
+        if cancels:
+            span.cancels_before = cancels
     runs = span.scope.open_runs
     (span.scope.runs() if runs is NO_RUNS else runs)[key] = span
 
@@ -195,7 +200,7 @@ def _close(span: Span, key: RunKey) -> None:
             finish(span, key)
             close_cancelled(span, key)
     except Exception:
-        failed("closing a run that LangChain dropped")
+        failed("closing a run that LangChain never ends")
 
 
 class _NextCollection:
@@ -231,10 +236,10 @@ def settle(scope: Scope) -> None:
     # `copy` allocates nothing in between: the collector could end runs while the items are listed.
     for key, span in scope.open_runs.copy().items():
         scope.open_runs.pop(key, None)
-        if key not in open_runs:
+        if open_runs.get(key) is not span:
             continue
         if not span.is_stream:
-            if _is_gone(span.starter, here):
+            if _is_gone(span, here):
                 close_cancelled(span, key)
                 continue
             _close_with_its_task(span, key)
@@ -243,20 +248,26 @@ def settle(scope: Scope) -> None:
     scope.open_runs = NO_RUNS  # An empty dict for each needn't wait to be written.
 
 
+#: The runs that outlive a block, by the tasks that started them; those that end by themselves are not kept.
+_outliving: weakref.WeakKeyDictionary[Any, weakref.WeakValueDictionary[RunKey, Span]] = weakref.WeakKeyDictionary()
+
+
 def _close_with_its_task(span: Span, key: RunKey) -> None:
     """Close a run when the task that started it is done; mostly it has ended by then, or turned out to be a stream."""
-
-    def close(_: Any) -> None:
-        try:
-            if not span.is_stream:
-                finish(span, key)
-                close_cancelled(span, key)
-        except Exception:
-            failed("closing a run whose task is done")
-
     task = None if isinstance(span.starter, int) else span.starter()
-    if task is not None:
-        task.add_done_callback(close)
+    if task is None:
+        return
+    runs = _outliving.get(task)
+    if runs is None:
+        runs = _outliving[task] = weakref.WeakValueDictionary()
+        task.add_done_callback(_close_all_of, context=Context())  # The task needn't hold what is current here.
+    runs[key] = span
+
+
+def _close_all_of(task: Any) -> None:
+    for key, span in [*_outliving.pop(task).items()]:
+        if not span.is_stream:
+            _close(span, key)
 
 
 def running_loop() -> Any:
@@ -271,11 +282,6 @@ def _current_task() -> Any:
     return None if loop is None else sys.modules["asyncio"].current_task(loop)
 
 
-def in_task() -> bool:
-    """Return whether the running code is in an asyncio task."""
-    return _current_task() is not None
-
-
 def is_in_ainvoke() -> bool:
     """Return whether the running code is in the task that LangChain makes for each answer it gives in one piece."""
     task = _current_task()
@@ -288,12 +294,20 @@ def _is_telling_handlers() -> bool:
     return task is not None and getattr(task.get_coro(), "__name__", None) in _TELLS_HANDLERS
 
 
-def _is_gone(starter: Any, here: Any) -> bool:
-    if isinstance(starter, int):
-        return here is None and starter == get_ident()
-    task = starter()
-    # `cancelling` came with Python 3.11; before, a task that is being cancelled shows only when it is done.
-    return task is None or task is here or task.done() or bool(getattr(task, "cancelling", int)())
+def _is_gone(span: Span, here: Any) -> bool:
+    if isinstance(span.starter, int):
+        return here is None and span.starter == get_ident()
+    task = span.starter()
+    return task is None or task is here or task.done() or _cancels_of(task) > span.cancels_before
+
+
+def _cancels_of(task: Any) -> int:
+    """Return how often a task was cancelled: it may have gone on, and what it starts then isn't cancelled.
+
+    That is counted since Python 3.11; before, a task that is being cancelled shows only when it is done.
+    """
+    cancels: int = getattr(task, "cancelling", int)()
+    return cancels
 
 
 def close_cancelled(span: Span, key: RunKey, error: str = _NO_END) -> None:

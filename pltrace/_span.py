@@ -101,6 +101,8 @@ class Span:
     #: The task or thread that started the run, and the run's id, as weak references while it is open.
     starter: Any = None
     run_id: Any = None
+    #: How often that task had been cancelled by then, and had gone on.
+    cancels_before: int = 0
     #: The runs under it that failed, or that came after one that did; and those around it when it started.
     tried: tuple[Attempt, ...] = ()
     tried_before: tuple[Attempt, ...] = ()

@@ -34,6 +34,7 @@ import pltrace
 from pltrace import PromptLayerCallbackHandler, bind, traced
 from pltrace._health import counts
 from pltrace._runs import open_runs
+from pltrace._span import Span
 from tests.support.promptlayer_server import PromptLayerServer
 from tests.support.scripted_llm import ApiError, Reply, Script, ScriptedOpenAI
 from tests.support.traces import calls, chat, completion, said, spans, the_span, tree
@@ -634,6 +635,73 @@ async def test_a_cancelled_call_is_closed_soon(when: str, tokens: int, kept: boo
     assert said_so_far == (["One"] if tokens else [])
     assert root.usage[:2] == (1, 1)
     assert counts["closed_as_cancelled"] == 1
+
+
+class Jobs:
+    """A task that does what it is handed, one job after the other, and a tool that waits until it may end."""
+
+    def __init__(self, *, swallowing: bool = False) -> None:
+        self._swallows = swallowing
+        self._jobs: asyncio.Queue[Callable[[], Awaitable[object]]] = asyncio.Queue()
+        self._done = asyncio.Event()
+        self.begun = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.task = asyncio.create_task(self._work())
+
+        @tool
+        async def wait(text: str) -> str:
+            """Wait until it may end."""
+            self.begun.set()
+            await self.go_on.wait()
+            return text
+
+        self._tool = wait
+
+    async def _work(self) -> None:
+        if self._swallows:
+            with contextlib.suppress(asyncio.CancelledError):
+                self.begun.set()
+                await asyncio.Event().wait()
+        while True:
+            await (await self._jobs.get())()
+            self._done.set()
+
+    async def outlive_a_block(self, name: str) -> None:
+        """Runs the tool in a block that ends before the tool does."""
+        for event in (self.begun, self.go_on, self._done):
+            event.clear()
+        with traced(name):
+            self._jobs.put_nowait(bind(lambda: self._tool.ainvoke({"text": "Hi"})))
+            await self.begun.wait()
+        self.go_on.set()
+        await self._done.wait()
+
+
+async def test_a_worker_keeps_nothing_of_what_ended(local: Path) -> None:
+    """Of a run that outlived its block and has ended, nothing is kept by the task that goes on."""
+    jobs = Jobs()
+
+    async def alive() -> int:
+        assert await asyncio.to_thread(pltrace.flush, 10)
+        gc.collect()
+        return sum(isinstance(one, Span) for one in gc.get_objects())
+
+    await jobs.outlive_a_block("first")
+    before = await alive()
+    for _ in range(20):
+        await jobs.outlive_a_block("another")
+    assert await alive() <= before
+    jobs.task.cancel()
+
+
+async def test_a_task_that_was_cancelled_and_goes_on(local: Path) -> None:
+    """What a task runs after it refused to be cancelled isn't taken for cancelled when its block ends."""
+    jobs = Jobs(swallowing=True)
+    await jobs.begun.wait()
+    jobs.task.cancel()
+    await jobs.outlive_a_block("block")
+    assert tree(local) == "block block\n  wait tool\n"
+    jobs.task.cancel()
 
 
 async def test_a_stream_that_is_handed_on(local: Path) -> None:
