@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -21,9 +22,17 @@ __all__ = ["Block"]
 _CLOSABLE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR | inspect.CO_ITERABLE_COROUTINE
 
 
-def _mark(frame: FrameType) -> int:
+def _frame(depth: int) -> FrameType | None:
+    """Return who calls, so far up; None if that isn't Python code, as at exit or in a greenlet."""
+    try:
+        return sys._getframe(depth + 1)
+    except ValueError:
+        return None
+
+
+def _mark(frame: FrameType | None) -> int:
     # With its code's: the id of a frame that is over, as of an exit stack's method, is soon another's.
-    return id(frame) ^ id(frame.f_code)
+    return 0 if frame is None else id(frame) ^ id(frame.f_code)
 
 
 def _is_around(frame: FrameType, mark: int) -> bool:
@@ -41,7 +50,7 @@ class Block(Declaration):
         self._name = name
         self._module = module
         #: Blocks that are open, latest last: for one that is left in another context than it was entered in.
-        self._open: dict[object, ScopeSpan] = {}
+        self._open: dict[object, ScopeSpan | PassedOver] = {}
 
     def __enter__(self, _depth: int = 1) -> Span:
         """Open a block: what runs inside it is recorded under its span.
@@ -49,17 +58,18 @@ class Block(Declaration):
         Args:
             _depth: How far up the user's frame is.
         """
-        if not _runtime.is_on_everywhere and not (_runtime.gate and _runtime.is_on(self._module)):
-            # Its leaving must find it, and not a block that was opened since.
-            attach(PassedOver(current(), self))
-            return INERT_SPAN
-        scope = None
+        is_on = _runtime.is_on_everywhere or (_runtime.gate and _runtime.is_on(self._module))
+        scope: ScopeSpan | PassedOver | None = None
         try:
-            scope = self.derive(self._name or "traced", "block", self, self._module)
-            if self._open:
-                frame = sys._getframe(_depth)
-                scope.frame = id(frame) ^ id(frame.f_code)  # As `_mark`, without a call on the caller's path.
+            # Also if nothing is recorded: its leaving must find it, and not a block that was opened since.
+            scope = self.derive(self._name or "traced", "block", self, self._module) if is_on else PassedOver(self)
             self._open[scope] = scope
+            if len(self._open) > 1:  # Of two that are entered at once, at most the first has no mark.
+                try:
+                    frame = sys._getframe(_depth)
+                    scope.frame = id(frame) ^ id(frame.f_code)  # As `_mark`, without a call on the caller's path.
+                except ValueError:  # As in `_frame`.
+                    pass
             scope.token = attach(scope) if at_work else reattach(scope)  # Mostly not a call of Python code.
         except BaseException as error:
             if scope is not None:
@@ -69,8 +79,12 @@ class Block(Declaration):
             if is_interruption(error):
                 raise
             failed("entering a traced block")
+            with suppress(Exception):  # Its leaving must leave alone what others opened.
+                scope = PassedOver(self)
+                self._open[scope] = scope
+                attach(scope)
             return INERT_SPAN
-        return scope
+        return scope if type(scope) is ScopeSpan else INERT_SPAN
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any, _depth: int = 1) -> None:
         """Leave the latest block of this context that this declaration opened."""
@@ -78,26 +92,22 @@ class Block(Declaration):
         try:
             scope = current()
             if scope is None or scope.entry is not self or scope.closed:
-                scope = entry_of(self) or self._left_elsewhere(_mark(sys._getframe(_depth)))
+                scope = entry_of(self) or self._left_elsewhere(_mark(_frame(_depth)))
                 if scope is None:
                     return
             if len(self._open) > 1 and (kind is GeneratorExit or is_collecting()):
                 # What is current may be that of the code that the garbage collector interrupted.
-                frame = sys._getframe(_depth)
-                if kind is GeneratorExit:
-                    scope = self._meant_by(frame, scope, traceback)
-                else:
+                frame = _frame(_depth)
+                if kind is not GeneratorExit:
                     scope = self._left_elsewhere(_mark(frame))
+                elif frame is not None:
+                    scope = self._meant_by(frame, scope, traceback)
                 if scope is None:
                     return
             leave = abandon if kind is GeneratorExit and is_collecting() else detach
             span = self._open.pop(scope, None)
-            if span is None:  # It is a copy, for a run, of the one that was entered; or nothing was recorded then.
+            if span is None:  # It is a copy, for a run, of the one that was entered.
                 span = self._open.pop(scope.span, None)
-                if type(scope) is PassedOver and scope is current():
-                    if leave is detach:
-                        attach(scope.outer)
-                    return
             if error is not None and current() is not scope and was_interrupted(error):
                 leave_all(scope, error)  # Calls in it may have been interrupted in our own code.
             else:
@@ -106,7 +116,8 @@ class Block(Declaration):
                 if span is not scope:
                     leave(span)
                 span.entry = None  # A declaration made for this block alone needn't wait with it.
-                end(span, error)
+                if type(span) is ScopeSpan:
+                    end(span, error)
         except BaseException as interrupt:
             scope = scope or entry_of(self)
             if scope is not None:
@@ -115,9 +126,10 @@ class Block(Declaration):
                 raise
             failed("leaving a traced block")
 
-    def _interrupted(self, scope: Scope, span: ScopeSpan | None, error: BaseException) -> None:
+    def _interrupted(self, scope: Scope, span: ScopeSpan | PassedOver | None, error: BaseException) -> None:
         """Leave a block whose leaving was interrupted, as by Ctrl+C, when all or a part of it was done."""
         mine = span or scope.span
+        self._open.pop(scope, None)
         self._open.pop(mine, None)
         if is_collecting():
             abandon(scope)
@@ -152,7 +164,7 @@ class Block(Declaration):
             scope: The latest of the current context.
             traceback: It begins in who leaves it, if that has a `with` statement of its own.
         """
-        entered: int = getattr(scope.span, "frame", 0)
+        entered: int = getattr(scope if isinstance(scope, PassedOver) else scope.span, "frame", 0)
         mark = _mark(leaving)
         if entered == mark or not leaving.f_code.co_flags & _CLOSABLE:
             return scope

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 from pltrace._attempts import and_another
 from pltrace._collecting import at_work, is_collecting
 from pltrace._errors import ConfigError
-from pltrace._span import INERT_SPAN, Span, keep_in_place
-from pltrace._usage import TotalsLink
+from pltrace._span import INERT_SPAN, RemoteSpan, Span, keep_in_place
+from pltrace._usage import TotalsLink, elsewhere
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -195,7 +195,7 @@ class Scope:
         scope: Scope | None = self
         while scope is not None and scope.span is not around.span:
             added.append(scope.added)
-            scope = scope.outer
+            scope = scope.base if isinstance(scope, ScopeSpan) else scope.outer
         if scope is None and around.span and around.span not in self.lineage:
             return self.inherited.metadata
         return {key: value for one in reversed(added) for key, value in one.items()}
@@ -305,6 +305,48 @@ class ScopeSpan(Span, Scope):
             above = span.totals_below(above)
         return self.totals_below(above)
 
+    def let_go_of_left(self) -> None:
+        """Let go of what had been left before it began, and is held by what was left meanwhile."""
+        inner, base = self, self.base
+        while isinstance(base, ScopeSpan) and base._was_left():
+            if base._was_left(self.started_at_ns):
+                inner._let_go(self.started_at_ns)
+                return
+            inner, base = base, base.base
+
+    def _was_left(self, before_ns: int | None = None) -> bool:
+        """Return whether it holds nowhere any more, or didn't at that time."""
+        is_left = self.closed and (self.left_elsewhere or self.left_early)
+        return is_left and (before_ns is None or 0 < self.ended_at_ns <= before_ns)
+
+    def _let_go(self, before_ns: int) -> None:
+        """Derive it from what is around what was left by then; of its parent keep the ids."""
+        base, added = self.base, self.added
+        while isinstance(base, ScopeSpan) and base._was_left(before_ns):
+            if base.added:
+                added = {**base.added, **added}
+            base = base.base
+        self.base, self.added = base, added
+        if self._totals is not None:
+            above = base.totals
+            if type(self.parent) is RemoteSpan:
+                above = elsewhere(above, self.trace_bits, is_recorded=self.inherited.sampled)
+            self._totals.above = above
+        parent = around = self.parent
+        while isinstance(around, _LeftSpan) or (isinstance(around, ScopeSpan) and around._was_left(before_ns)):
+            around = around.parent
+        if isinstance(parent, ScopeSpan) and around is not parent:
+            self.parent = _LeftSpan(parent, around)
+
+
+class _LeftSpan(Span):
+    """Stands for the span of a block that was left, as the parent of another."""
+
+    def __init__(self, span: Span, parent: Span | RemoteSpan | None) -> None:
+        self.trace_bits = span.trace_bits
+        self.span_bits = span.span_bits
+        self.parent = parent
+
 
 keep_in_place(
     ScopeSpan,
@@ -372,7 +414,6 @@ class PassedOver(Scope):
     """Stands for a block that was entered while nothing was recorded: its leaving finds it, and all else passes over.
 
     Args:
-        outer: What is current.
         entry: The declaration.
     """
 
@@ -384,11 +425,13 @@ class PassedOver(Scope):
     closed = left_early = False
     left_elsewhere = True
     token: Token[Scope | None] | None = None
+    frame: int = 0
     open_runs: dict[RunKey, Span] = NO_RUNS
     totals: Totals | None = None
 
-    def __init__(self, outer: Scope | None, entry: object) -> None:
-        self.outer = outer
+    def __init__(self, entry: object) -> None:
+        outer = current()
+        self.outer = outer if outer is None or not outer.closed else still_linked(outer)
         self.entry = entry
 
     def resumed_in(self, run: Span | None) -> Scope:
@@ -433,6 +476,15 @@ def still_open(scope: Scope | None) -> Scope | None:
     while scope is not None and scope.left_elsewhere:
         scope = scope.outer
         while scope is not None and scope.left_early:  # The inner one was to skip it.
+            scope = scope.outer
+    return scope
+
+
+def still_linked(scope: Scope | None) -> Scope | None:
+    """Return the same, or what is passed over but still open: its leaving has to find it."""
+    while scope is not None and scope.left_elsewhere and scope.closed:
+        scope = scope.outer
+        while scope is not None and scope.left_early:
             scope = scope.outer
     return scope
 
@@ -487,7 +539,8 @@ def detach(scope: Scope) -> None:
             # Closed and still there: its leaving was interrupted.
             inner.left_early = inner.left_early or inner.closed
             inner = inner.outer
-        scope.left_elsewhere = inner is None
+        if inner is None:
+            scope.left_elsewhere = True
     if token is not None:
         try:
             if at_work and is_collecting():
@@ -501,12 +554,28 @@ def detach(scope: Scope) -> None:
         top = top.outer
     if current() is not top:
         attach(top)
+    if scope.left_early or scope.left_elsewhere:
+        _unlink(scope)
 
 
 def abandon(scope: Scope) -> None:
     """Close `scope` where no context variable can be set: should it be current somewhere, all else passes over it."""
     scope.closed = scope.left_early = scope.left_elsewhere = True
     scope.token = None
+    _unlink(scope)
+
+
+def _unlink(scope: Scope) -> None:
+    """Let go of what was left around `scope`, which itself is let go of when what is current inside is left.
+
+    Else, where each block is entered before the last one is left, it would hold all that were before it.
+    """
+    outer = scope.outer
+    while outer is not None and outer.closed and (outer.left_early or outer.left_elsewhere):
+        outer = outer.outer
+    scope.outer = outer
+    if isinstance(scope, ScopeSpan):
+        scope.let_go_of_left()
 
 
 def entry_of(entry: object) -> Scope | None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import itertools
 import linecache
 import signal
 import sys
 import threading
-from collections import UserDict
+from collections import UserDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import pytest
 from langchain_core.runnables import RunnableLambda
@@ -600,6 +602,150 @@ def test_blocks_of_one_declaration_left_in_other_contexts(local: Path) -> None:
     assert [span.status for span in (first, second, third)] == ["error", "ok", None]
     contextvars.copy_context().run(next, units[2], None)
     assert third.status == "ok"
+
+
+def _handed_over(declared: Callable[[], AbstractContextManager[Any]], overlap: int, done: Callable[[], None]) -> None:
+    """Enters blocks in one thread and leaves them in another, each while some that came after it are open."""
+    with ThreadPoolExecutor(1) as worker:
+        _overtaken(declared, overlap, done, lambda leave: worker.submit(leave, None, None, None).result())
+
+
+def _overtaken(
+    declared: Callable[[], AbstractContextManager[Any]],
+    overlap: int,
+    done: Callable[[], None],
+    somewhere: Callable[[Callable[..., Any]], Any] = lambda leave: leave(None, None, None),
+) -> None:
+    """Leaves blocks in the order that they were entered in."""
+    for jobs in (20, 300):
+        entered: deque[AbstractContextManager[Any]] = deque()
+        for job in range(jobs + overlap):
+            if job < jobs:
+                entered.append(declared())
+                entered[-1].__enter__()
+            if job >= overlap:
+                somewhere(entered.popleft().__exit__)
+        done()
+
+
+def _broken_off(declared: Callable[[], AbstractContextManager[Any]], overlap: int, done: Callable[[], None]) -> None:
+    """Leaves async generators with a block by `break`: asyncio closes each in a task of its own, later."""
+
+    async def stream() -> AsyncIterator[int]:
+        with declared():
+            yield 1
+            yield 2
+
+    async def work() -> None:
+        for jobs in (20, 300):
+            for _ in range(jobs):
+                async for _ in stream():
+                    break
+                await asyncio.sleep(0.0 if overlap else 0.001)
+            await asyncio.sleep(0.01)
+            done()
+
+    asyncio.run(work())
+
+
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="CPython's garbage collector")
+@pytest.mark.parametrize("leave", [_overtaken, _handed_over, _broken_off])
+@pytest.mark.parametrize("overlap", [0, 3])
+@pytest.mark.parametrize("tracing", ["off", "off for a library", "on"])
+def test_what_is_left_is_let_go_of(
+    local: Path, no_collector: None, tracing: str, overlap: int, leave: Callable[..., None]
+) -> None:
+    """However many blocks are left in any order, thread or task, none of them is kept."""
+    pltrace.configure(
+        store=local, enabled=tracing != "off",
+        libraries={__name__.partition(".")[0]: {"enabled": False}} if tracing == "off for a library" else None,
+    )  # fmt: skip
+    shared = traced("job")
+    kinds = itertools.cycle([lambda: shared, lambda: traced("job", metadata={"who": "job"})])
+    there: list[int] = []
+
+    def done() -> None:
+        assert pltrace.flush(10)
+        gc.collect()
+        there.append(sum(type(one) is not ref for one in gc.get_objects()))  # asyncio has its own weak references.
+
+    leave(lambda: next(kinds)(), overlap, done)
+    assert there[1] - there[0] < 100
+    with traced("next"):
+        pass
+
+
+def test_blocks_that_overlap_elsewhere_are_recorded_as_they_were(local: Path) -> None:
+    """Blocks that are entered while the last one is open, and left elsewhere in turn, are each under the last one."""
+    declarations = [traced(str(number), metadata={str(number): number}) for number in range(6)]
+    with traced("around") as around:
+        entered = []
+        for number, declaration in enumerate(declarations):
+            entered.append(declaration.__enter__())
+            if number:
+                _in_a_thread(declarations[number - 1].__exit__)
+        assert current_span() is entered[-1]
+        with traced("inside") as inside:
+            assert inside.parent_id == entered[-1].id
+            assert inside.metadata == {str(number): number for number in range(6)}
+        _in_a_thread(declarations[-1].__exit__)
+        assert current_span() is around
+    assert [span.parent_id for span in entered] == [around.id, *[span.id for span in entered[:-1]]]
+    names = ["around", *map(str, range(6)), "inside"]
+    assert tree(local) == "".join(f"{'  ' * depth}{name} block\n" for depth, name in enumerate(names))
+
+
+def test_left_where_there_is_no_python_code(tmp_path: Path) -> None:
+    """A block ends where it is left by what isn't Python code, as at the program's exit."""
+    program = run(
+        """
+        import asyncio, atexit
+        import pltrace
+        pltrace.configure(store="memory")
+        async def main():
+            one, other = pltrace.traced("one"), pltrace.traced("other")
+            with other:
+                spans = [one.__enter__(), one.__enter__(), other.__enter__()]
+            atexit.register(lambda: print([span.status for span in spans]))
+            for block in (one, one, other):
+                atexit.register(block.__exit__, None, None, None)
+        asyncio.run(main())
+        """,
+        tmp_path,
+    )
+    assert (program.code, program.out, program.err) == (0, "['ok', 'ok', 'ok']\n", "")
+
+
+def test_leaving_what_could_not_be_entered(tmp_path: Path) -> None:
+    """A block that we failed to enter is left without an end to what its declaration opened in other threads."""
+    program = run(
+        """
+        import threading
+        import pltrace
+        class Odd:
+            def __call__(self, request): pass
+            def __eq__(self, other): raise ValueError("not with me")
+        pltrace.configure(store="memory")
+        declaration = pltrace.traced("block", on_request=Odd())
+        entered, left = threading.Event(), threading.Event()
+        def other():
+            with declaration as span:
+                entered.set()
+                left.wait(10)
+                print(span.status)
+            print(span.status)
+        thread = threading.Thread(target=other)
+        thread.start()
+        entered.wait(10)
+        with pltrace.traced("around", on_request=Odd()), declaration as span:
+            print(bool(span))
+        left.set()
+        thread.join()
+        """,
+        tmp_path,
+    )
+    assert (program.code, program.out) == (0, "False\nNone\nok\n")
+    assert "entering a traced block" in program.err
 
 
 def _calls() -> None:
