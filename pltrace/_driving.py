@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import io
-import sys
 import types
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator
@@ -83,15 +82,44 @@ def coroutine(steps: Steps, source: Any) -> Any:
     return named(_coroutine(steps, _Unawaited(source)), source)
 
 
+#: So many types are remembered.
+_MOST_TYPES = 2_000
+
+
 async def _each(source: AsyncIterable[Any]) -> AsyncGenerator[Any, Any]:
     async for item in source:
         yield item
 
 
+#: Responses of web frameworks by package and class, and where they have their body; of a file it is the server's.
+_BODIES = {
+    ("starlette", "Response"): "body_iterator",  # FastAPI's too.
+    ("werkzeug", "Response"): "response",  # Flask's too.
+    ("django", "FileResponse"): "",
+    ("django", "StreamingHttpResponse"): "streaming_content",
+}
+
+
+@functools.lru_cache(_MOST_TYPES)
+def _place_of_body(kind: type) -> str:
+    """Return the name of the attribute with the body of a response that may be streamed; an empty one of all else."""
+    homes = ((str(base.__module__).partition(".")[0], base.__name__) for base in kind.__mro__)
+    return next((_BODIES[home] for home in homes if home in _BODIES), "")
+
+
+def _body_of(response: Any) -> Any:
+    """Return what the server reads when the call is over, or None: it is there already, or a file."""
+    kind: Any = type(response)
+    return None if getattr(response, "direct_passthrough", False) else getattr(response, _place_of_body(kind), None)
+
+
 def _response(steps: Steps, response: Any) -> Any:
     """Drive the body of a response, which the server asks for when the call is over."""
-    body = response.body_iterator
-    response.body_iterator = async_generator(steps, body if inspect.isasyncgen(body) else _each(body))
+    kind: Any = type(response)
+    body = _body_of(response)
+    drive = consumed(body)
+    driven = async_generator(steps, _each(body)) if drive is None else drive(steps, body)
+    setattr(response, _place_of_body(kind), driven)
     return response
 
 
@@ -298,8 +326,6 @@ _FILE: Any = io.IOBase.__base__
 _MARKERS = {"__next__": "__iter__", "__anext__": "__aiter__", "__await__": "__await__"}
 #: What marks futures: that of asyncio, of others, and of Ray.
 _FUTURES = ("_asyncio_future_blocking", "add_done_callback", "as_future")
-#: So many types are remembered.
-_MOST_TYPES = 2_000
 
 
 def consumed(result: Any) -> Callable[[Steps, Any], Any] | None:
@@ -310,7 +336,8 @@ def consumed(result: Any) -> Callable[[Steps, Any], Any] | None:
             return None
         drive = _way_of(kind)
         if drive is _response:
-            return drive if "body_iterator" in vars(result) else None
+            body = _body_of(result)
+            return drive if consumed(body) or hasattr(type(body), "__aiter__") else None
         # A proxy has all markers; what it stands for, which is all that counts, is what it says it is. One that stands
         # for nothing yet says that it is itself.
         if drive is _driven and len({hasattr(result.__class__, mark) for mark in _MARKERS}) == 1:
@@ -332,8 +359,7 @@ _DRIVERS: dict[type, Callable[[Steps, Any], Any]] = {
 def _way_of(kind: type) -> Callable[[Steps, Any], Any] | None:
     if kind in _DRIVERS:
         return _DRIVERS[kind]
-    # FastAPI's too; whoever made one has imported it.
-    if issubclass(kind, getattr(sys.modules.get("starlette.responses"), "Response", ())):
+    if _place_of_body(kind):
         return _response
     # Files are read later by design.
     if issubclass(kind, _FILE) or kind.__module__ == "unittest.mock":

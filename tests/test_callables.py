@@ -2240,6 +2240,49 @@ async def test_streamed_responses(way: str, seen: CapturedSpans) -> None:
     assert {(span.status, span.tags[0]) for span in seen} == {("ok", "t")}
 
 
+def test_streamed_responses_of_flask_and_django(seen: CapturedSpans) -> None:
+    """A view's span lasts until its streamed response is read, and the scope is inside; what isn't streamed stays."""
+    import django
+    import flask
+    from django.conf import settings
+    from django.http import FileResponse, StreamingHttpResponse
+    from django.test import RequestFactory
+
+    def lines() -> Iterator[str]:
+        yield from (current_span().name, " ", current_span().name)
+
+    async def async_lines() -> AsyncIterator[str]:
+        yield current_span().name
+
+    app = flask.Flask("views")
+    views: dict[str, Callable[[], Any]] = {
+        "streamed": lambda: flask.Response(lines()),
+        "listed": lambda: flask.Response(["a", "b"]),
+        "text": lambda: flask.Response("text"),
+        "file": lambda: flask.send_file(io.BytesIO(b"file"), "text/plain"),
+    }
+    for name, view in views.items():
+        app.add_url_rule(f"/{name}", name, traced(name)(view))
+    client = app.test_client()
+    assert [client.get(f"/{name}").text for name in views] == ["streamed streamed", "ab", "text", "file"]
+
+    settings.configure(ALLOWED_HOSTS=["*"])
+    django.setup()
+    request = RequestFactory().get("/")
+    streamed = traced("view")(lambda request: StreamingHttpResponse(lines()))(request)
+    assert seen[-1].name != "view"
+    assert (b"".join(streamed), seen[-1].name) == (b"view view", "view")
+    as_it_comes = traced("async view")(lambda request: StreamingHttpResponse(async_lines()))(request)
+    assert asyncio.run(_all_of(as_it_comes)) == [b"async view"]
+    file = traced("download")(lambda request: FileResponse(io.BytesIO(b"file")))(request)
+    assert (seen[-1].name, b"".join(file)) == ("download", b"file")
+    assert {span.status for span in seen} == {"ok"}
+
+
+async def _all_of(items: Any) -> list[Any]:
+    return [item async for item in items]
+
+
 @pytest.mark.parametrize(("version", "status"), [("2.3", "cancelled"), ("2.4", "ok")])
 async def test_a_client_that_leaves_a_stream(version: str, status: str, seen: CapturedSpans) -> None:
     """A response that is not read to its end leaves nothing open, however the server tells that the client is gone."""
