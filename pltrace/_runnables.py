@@ -23,7 +23,7 @@ _RUNNABLE_METHODS = frozenset({
 TRANSFORMING = frozenset({"transform", "atransform"})
 
 
-#: Those that make another Runnable of it.
+#: Those that make another Runnable of it, as a part; where its class has one of its own, it is as those below.
 _COMPOSING_METHODS = frozenset({
     "assign", "bind", "map", "pick", "pipe", "with_alisteners", "with_config", "with_fallbacks", "with_listeners",
     "with_retry", "with_types",
@@ -57,9 +57,10 @@ class RunnableProxy(ObjectProxy):
 
     def __getattribute__(self, name: str) -> Any:
         if name in _COMPOSING_METHODS:
+            if _is_overridden(self.__wrapped__.__class__, name):
+                return _deriving(self, getattr(self.__wrapped__, name))
             # Composed is the proxy, not what it stands for.
-            base: Any = sys.modules["langchain_core.runnables.base"]
-            return MethodType(getattr(base.Runnable, name), self)
+            return MethodType(getattr(_runnable_class(), name), self)
         if name in _RUNNABLE_METHODS:
             return self._self_wrap(getattr(self.__wrapped__, name))
         if name in _DERIVING_METHODS:
@@ -98,8 +99,23 @@ class RunnableProxy(ObjectProxy):
 
 @functools.lru_cache(MOST_KINDS)
 def _with_fields_of(kind: Any) -> type[RunnableProxy]:
-    """Return such a proxy's class that has a model's fields: LangChain asks it for them where it makes JSON."""
-    return type(RunnableProxy.__name__, (RunnableProxy,), {"model_fields": getattr(kind, "model_fields", {})})
+    """Return such a proxy's class that has a model's fields: LangChain asks it for them where it makes JSON.
+
+    It can be called, if what it stands for can.
+    """
+    members = {"model_fields": getattr(kind, "model_fields", {})}
+    if any("__call__" in vars(base) for base in kind.__mro__):
+        members["__call__"] = _called
+    return type(RunnableProxy.__name__, (RunnableProxy,), members)
+
+
+def _called(proxy: RunnableProxy, *args: Any, **kwargs: Any) -> Any:
+    return proxy._self_wrap(proxy.__wrapped__.__call__)(*args, **kwargs)
+
+
+def _is_overridden(kind: Any, name: str) -> bool:
+    """Return whether a class has a method of its own for what LangChain's own Runnables do in the same way."""
+    return not str(getattr(getattr(kind, name), "__module__", None)).startswith("langchain_core.")
 
 
 def _deriving(proxy: RunnableProxy, method: Any) -> Any:
@@ -116,12 +132,19 @@ def _deriving(proxy: RunnableProxy, method: Any) -> Any:
 def is_runnable(value: Any) -> bool:
     """Return whether it is a LangChain Runnable, also a traced or bound one."""
     kind = type(value)
-    return issubclass(kind, RunnableProxy) or (hasattr(kind, "ainvoke") and hasattr(kind, "abatch"))
+    if issubclass(kind, RunnableProxy):
+        return True
+    return hasattr(kind, "ainvoke") and hasattr(kind, "abatch") and issubclass(kind, _runnable_class())
+
+
+def _runnable_class() -> Any:
+    """Return LangChain's class of all Runnables; where it isn't imported, and there are none, what isn't any's."""
+    return getattr(sys.modules.get("langchain_core.runnables.base"), "Runnable", ())
 
 
 def _as_one(runnable: Any) -> Any:
     """Return a Runnable that LangChain doesn't take apart when it becomes part of a chain, as it does sequences."""
-    base: Any = sys.modules.get("langchain_core.runnables.base")
-    if base is None or not isinstance(runnable, base.RunnableSequence):
+    base: Any = sys.modules["langchain_core.runnables.base"]
+    if not isinstance(runnable, base.RunnableSequence):
         return runnable
     return base.RunnableBinding(bound=runnable)

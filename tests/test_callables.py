@@ -41,7 +41,7 @@ from langchain_core.runnables import RunnableLambda
 from pydantic import BaseModel
 
 import pltrace
-from pltrace import ConfigError, current_span, traced
+from pltrace import ConfigError, bind, current_span, traced
 from pltrace.testing import CapturedSpans, capture_spans
 from tests.support.programs import run
 from tests.support.scripted_llm import Reply, ScriptedOpenAI
@@ -2441,6 +2441,73 @@ async def test_what_traced_models_make(seen: CapturedSpans) -> None:
     asked = [span for span in seen if span.kind == "llm"]
     assert len(asked) == len([span for span in seen if span.name == "ask"]) == 7
     assert {span.tags[0] for span in asked} == {"t"}
+
+
+@pytest.mark.parametrize("wrap", [lambda one: traced("graph")(one), bind], ids=["traced", "bound"])
+async def test_what_a_class_makes_of_its_own_runnables(wrap: Callable[[Any], Any], seen: CapturedSpans) -> None:
+    """What a Runnable's class makes by a method of its own, as a graph with a config, is what it is undecorated."""
+    from langgraph.graph import END, START, MessagesState, StateGraph
+    from langgraph.graph.state import CompiledStateGraph
+
+    builder = StateGraph(MessagesState)
+    builder.add_node("node", lambda _: {"messages": [current_span().name]})
+    builder.add_edge(START, "node")
+    builder.add_edge("node", END)
+    with traced("around"):
+        graph = wrap(wrap(builder.compile()).with_config(tags=["c"])).with_config(recursion_limit=7)
+    assert isinstance(graph, CompiledStateGraph)
+    assert graph.config["recursion_limit"] == 7
+    assert len(graph.get_graph(xray=True).nodes) == 3
+    outer = StateGraph(MessagesState)
+    outer.add_node("sub", graph)
+    outer.add_edge(START, "sub")
+    assert [name for name, _ in outer.compile().get_subgraphs()] == ["sub"]
+    for said in (graph.invoke({"messages": []}), await graph.ainvoke({"messages": []})):
+        assert said["messages"][0].content in ("graph", "around")
+    ran = [span for span in seen if span.kind == "chain"]
+    assert [span.name for span in ran] == ["node", "LangGraph"] * 2
+    assert "c" in ran[1].tags
+    assert len([span for span in seen if span.name == "graph"]) == (0 if wrap is bind else 4)
+
+
+def test_a_runnable_that_is_called(seen: CapturedSpans) -> None:
+    """A Runnable whose class can be called still can be when it is decorated or bound; each call is a span."""
+    from langchain_core.runnables import RunnableLambda
+
+    class Called(RunnableLambda[int, int]):
+        def __call__(self, given: int) -> int:
+            return self.invoke(given)
+
+    plain = Called(lambda given: given + 1)
+    assert not callable(traced(RunnableLambda(len)))
+    assert callable(traced(plain))
+    assert list(map(traced("called")(plain), [1, 2])) == [2, 3]
+    assert [span.name for span in seen] == ["Called", "called"] * 2
+    with traced("around"):
+        bound = bind(plain)
+    assert bound(1) == 2
+    assert seen[-1].parent_id == seen.named("around").id
+
+
+def test_what_only_looks_like_a_runnable() -> None:
+    """What has methods of the same names and isn't a Runnable is a callable, or none, as anything else."""
+
+    class Pipe:
+        async def ainvoke(self, _: Any) -> None: ...
+
+        async def abatch(self, _: Any) -> None: ...
+
+        def map(self, function: Callable[[int], int]) -> int:
+            return function(1)
+
+    class CalledPipe(Pipe):
+        def __call__(self) -> int:
+            return 2
+
+    with pytest.raises(ConfigError, match="Pipe"):
+        traced(Pipe())  # type: ignore[call-overload]
+    assert traced(CalledPipe()).map(lambda one: one) == 1  # type: ignore[attr-defined]
+    assert traced(CalledPipe())() == 2
 
 
 async def test_what_comes_before_a_traced_runnable_in_a_stream(seen: CapturedSpans) -> None:
