@@ -61,9 +61,28 @@ def _patch_pools(module: ModuleType) -> None:
 
 def _start(wrapped: Callable[..., Any], instance: Any, args: Any, kwargs: Any) -> Any:
     # Ours have no scope but their own.
-    if current() is not None and not instance.name.startswith("pltrace-"):
-        instance.run = bind(instance.run)
-    return wrapped(*args, **kwargs)
+    if current() is None or instance.name.startswith("pltrace-"):
+        return wrapped(*args, **kwargs)
+    own = vars(instance)
+    given = own.get("run")
+    inside = bind(instance.run)
+
+    def as_before() -> None:
+        if given is None:
+            own.pop("run", None)
+        else:
+            own["run"] = given
+
+    def run() -> None:
+        as_before()  # What is bound holds the thread, which would hold itself.
+        inside()
+
+    own["run"] = run
+    try:
+        return wrapped(*args, **kwargs)
+    except Exception:  # It wasn't started. Where an interrupt comes out, it may have been.
+        as_before()
+        raise
 
 
 def _submit(wrapped: Callable[..., Any], instance: Any, args: Any, kwargs: Any) -> Any:

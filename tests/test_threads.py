@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import threading
 import weakref
 from collections.abc import Iterator
@@ -62,11 +61,6 @@ def test_a_thread(everywhere: CapturedSpans) -> None:
 
 def test_kinds_of_threads(everywhere: CapturedSpans) -> None:
     """Subclasses with a `run` of their own, timers and daemons do as well."""
-
-    class Own(threading.Thread):
-        def run(self) -> None:
-            work()
-
     threads = [Own(), threading.Timer(0.0, work), threading.Thread(target=work, daemon=True)]
     with traced("block"):
         for thread in threads:
@@ -199,16 +193,40 @@ def test_undone(pltrace_spans: CapturedSpans) -> None:
     assert pltrace_spans.tree() == [["block"], WORK, WORK]
 
 
-def test_a_thread_and_what_it_ran_can_be_collected(everywhere: CapturedSpans) -> None:
-    """Nothing of ours keeps a thread that has ended."""
-    thread = threading.Thread(target=work)
+class Own(threading.Thread):
+    """A thread with a `run` of its own."""
+
+    def run(self) -> None:
+        """Calls a model."""
+        work()
+
+
+@pytest.mark.parametrize("kind", [threading.Thread, Own])
+def test_a_thread_that_has_ended_goes_at_once(
+    everywhere: CapturedSpans, no_collector: None, kind: type[threading.Thread]
+) -> None:
+    """Nothing of ours keeps a thread that has ended, nor makes it wait for the garbage collector."""
+    thread = kind(target=work)
     with traced("block"):
         thread.start()
         thread.join()
+    assert everywhere.tree() == [["block", WORK]]
     gone = weakref.ref(thread)
     del thread
-    gc.collect()
     assert gone() is None
+
+
+def test_what_a_thread_was_given_to_run(everywhere: CapturedSpans) -> None:
+    """A function that is put in the place of its `run` runs in the block, and is there afterwards as before."""
+    thread = threading.Thread()
+    thread.run = run = lambda: in_thread(work)  # type: ignore[method-assign]
+    with traced("block"):
+        thread.start()
+        thread.join()
+        with pytest.raises(RuntimeError, match="once"):
+            thread.start()
+    assert thread.run is run
+    assert everywhere.tree() == [["block", WORK]]
 
 
 def test_our_own_threads_have_no_scope(everywhere: CapturedSpans) -> None:
