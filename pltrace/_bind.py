@@ -26,6 +26,8 @@ from pltrace._wrapping import (
 
 __all__ = ["bind", "reading"]
 
+__tracebackhide__ = True  # pytest shows the user's own lines.
+
 T = TypeVar("T")
 
 

@@ -19,6 +19,8 @@ from pltrace._wrapping import set_class
 
 __all__ = ["consumed", "coroutine", "is_driven"]
 
+__tracebackhide__ = True  # pytest shows the user's own lines.
+
 
 def _awaited(steps: Steps, source: Awaitable[Any]) -> Generator[Any, Any, Any]:
     """Await something inside the scope, and end the span with it."""

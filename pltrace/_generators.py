@@ -15,6 +15,8 @@ from pltrace._stepping import HELD_ONCE, SUSPENDED, Steps, WithoutScope, inside,
 
 __all__ = ["async_generator", "generator", "is_generator_of_ours"]
 
+__tracebackhide__ = True  # pytest shows the user's own lines.
+
 
 class _Driver:
     """Tells a driver whether it is closed, or was let go of: then what it drives goes on, if others hold it too.

@@ -11,6 +11,8 @@ from pltrace._collecting import is_collecting
 
 __all__ = ["HELD_ONCE", "SUSPENDED", "Steps", "WithoutScope", "inside", "named"]
 
+__tracebackhide__ = True  # pytest shows the user's own lines.
+
 
 class Steps(Protocol):
     """What is around the steps of something that is consumed; several may be taken at once, by several threads."""

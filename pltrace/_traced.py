@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Traced", "traced"]
 
+__tracebackhide__ = True  # pytest shows the user's own lines.
+
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")

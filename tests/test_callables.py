@@ -43,7 +43,7 @@ from pydantic import BaseModel
 import pltrace
 from pltrace import ConfigError, bind, current_span, traced
 from pltrace.testing import CapturedSpans, capture_spans
-from tests.support.programs import run
+from tests.support.programs import run, surroundings
 from tests.support.scripted_llm import Reply, ScriptedOpenAI
 from tests.support.traces import chat
 
@@ -2068,6 +2068,39 @@ def test_pytest_fixtures_and_tests(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=110, cwd=tmp_path)
     assert "8 passed" in ran.stdout, ran.stdout + ran.stderr
+
+
+def test_what_pytest_shows_of_a_failure(tmp_path: Path) -> None:
+    """No line of ours is in what pytest shows when a test that calls traced code fails."""
+    (tmp_path / "test_it.py").write_text(
+        textwrap.dedent("""
+        import asyncio
+        import pltrace
+        from pltrace import bind, traced
+
+        pltrace.configure(store="memory")
+
+        @traced
+        def fail(): raise ValueError
+
+        @traced
+        async def fail_later(): fail()
+
+        @traced
+        def steps():
+            yield 1
+            asyncio.run(fail_later())
+
+        def test_it():
+            with traced("block"):
+                bind(list)(steps())
+        """)
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=110, env=surroundings())
+    assert "1 failed" in ran.stdout, ran.stdout + ran.stderr
+    assert "async def fail_later(): fail()" in ran.stdout
+    assert "pltrace/_" not in ran.stdout
 
 
 def test_click_and_typer(seen: CapturedSpans) -> None:
