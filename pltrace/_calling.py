@@ -32,7 +32,7 @@ class Call:
         name: The span's name.
         module: Where the function was defined.
         arguments: As they were at the call.
-        scope: The scope, if it is open already.
+        scope: The scope, if it is open already, and current.
     """
 
     __slots__ = (
@@ -52,7 +52,8 @@ class Call:
         self._module = module
         self._arguments = arguments
         self._scope = scope
-        self._inside: Scope | None = scope  # What is current inside, blocks that were opened there included.
+        # What is current inside, blocks that were opened there included.
+        self._inside = None if scope is None else _current_inside(scope)
         self._ended = False
         self.is_awaited = False
         _runtime.consumed[id(self)] = ref(self)
@@ -106,6 +107,13 @@ class Call:
         end(scope, error, value)
         self._ended = True  # Now: where this is interrupted, it is called again.
         self.__class__ = Call
+
+
+def _current_inside(scope: Scope) -> Scope:
+    inside = around = current()
+    while around is not None and around is not scope:
+        around = around.outer
+    return scope if around is None or inside is None else inside
 
 
 class OpenCall(Call):

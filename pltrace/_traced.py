@@ -180,8 +180,9 @@ class Traced(Block):
                     leave(scope)
                     end(scope, None, result)
                     return result
+                steps = OpenCall(self, name, scope=scope)
                 attach(scope.outer)  # Left, but not closed: it is resumed while the result is consumed.
-                return drive(OpenCall(self, name, scope=scope), result)
+                return drive(steps, result)
             except BaseException as error:
                 if scope is not None:
                     # What is ours was interrupted, as by Ctrl+C, when all or a part of it was done.

@@ -13,7 +13,7 @@ import threading
 from collections import UserDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from weakref import ref
@@ -549,6 +549,29 @@ def test_of_very_much_metadata_the_beginning_is_kept(local: Path) -> None:
     assert stored["list"] == stored["beside"] == [*range(9_999), told]
     assert stored["dict"] == {**dict.fromkeys(map(str, range(9_999))), "…": told}
     assert stored["set"][-1] == told
+
+
+@pytest.mark.parametrize("as_generator", [False, True])
+def test_a_block_that_is_left_open_for_what_is_returned(as_generator: bool, local: Path) -> None:
+    """A block that a function leaves open, for the iterator it returns to leave, holds while that is read."""
+
+    def rows(stack: ExitStack) -> Iterator[str]:
+        with stack:
+            for _ in range(2):
+                yield current_span().name
+
+    @traced("read")
+    def read() -> Iterator[str]:
+        stack = ExitStack()
+        stack.enter_context(traced("inside"))
+        return rows(stack) if as_generator else map(str, rows(stack))
+
+    with traced("around"):
+        found = read()
+        assert current_span().name == "around"
+        for name in found:
+            assert (name, current_span().name) == ("inside", "around")
+    assert tree(local) == "around block\n  read function\n    inside block\n"
 
 
 @pytest.mark.parametrize("kind", ["in another thread", "around it"])
