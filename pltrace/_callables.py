@@ -81,9 +81,11 @@ def rewrap(function: Any, decorate: Callable[[Any], Any]) -> Any:
     # By what it is itself: a proxy of one, as another decorator makes, is bound as that binds it.
     kind = type(function)
     if issubclass(kind, (classmethod, staticmethod)):
-        return kind(decorate(function.__func__))
+        made: Any = kind(decorate(function.__func__))
+        vars(made).update(vars(function))  # What was put on it.
+        return made
     if issubclass(kind, functools.cached_property):
-        made: Any = copy.copy(function)  # It keeps the name that a class gave it, which is given only once.
+        made = copy.copy(function)  # It keeps the name that a class gave it, which is given only once.
         made.func = decorate(function.func)
         return made
     if issubclass(kind, (property, DynamicClassAttribute)):  # The latter is the `property` of an Enum.

@@ -15,8 +15,8 @@ from pltrace._forks import ForkLock
 from pltrace._greenlets import before_gevent, is_ours
 
 __all__ = [
-    "counts", "failed", "is_interruption", "log", "logger", "pass_on", "pass_on_interrupt", "warn_once",
-    "warn_sometimes",
+    "counts", "failed", "forget_warnings", "is_interruption", "log", "logger", "pass_on", "pass_on_interrupt",
+    "warn_once", "warn_sometimes",
 ]  # fmt: skip
 
 logger = logging.getLogger("pltrace")

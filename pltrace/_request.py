@@ -22,7 +22,7 @@ from pltrace._health import failed
 from pltrace._scope import Callback
 from pltrace._span import SpanStatus
 
-__all__ = ["Registry", "Request"]
+__all__ = ["MOST_WAITING", "Registry", "Request", "Waiting"]
 
 #: More callbacks than this never wait for an id; the oldest are given up and counted. About 0.5 KB each.
 MOST_WAITING = 100_000

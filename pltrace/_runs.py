@@ -18,8 +18,8 @@ from pltrace._span import Span
 from pltrace._usage import RunKey
 
 __all__ = [
-    "RunId", "around", "cut_off", "finish", "is_in_ainvoke", "key_of", "note_attempt", "note_attempts_in",
-    "open_runs", "remember_starter", "running_loop", "settle", "sweep", "vanished",
+    "RunId", "around", "config_here", "current_scope_or", "cut_off", "finish", "forked", "is_in_ainvoke", "key_of",
+    "note_attempt", "note_attempts_in", "open_runs", "remember_starter", "running_loop", "settle", "sweep", "vanished",
 ]  # fmt: skip
 
 #: Open runs by `key_of` their run id: hashing the UUID itself costs twice as much.

@@ -33,7 +33,10 @@ if TYPE_CHECKING:
     from pltrace._exporter import SpanExporter
     from pltrace._tracing import Tracing
 
-__all__ = ["base", "configure", "consumed", "flush", "gate", "is_on", "library", "shutdown"]
+__all__ = [
+    "active", "base", "configure", "consumed", "flush", "gate", "instead", "is_decided", "is_on", "is_on_everywhere",
+    "library", "settings", "shutdown", "when_on",
+]  # fmt: skip
 
 #: Not empty while calls of decorated functions have to be looked at: tracing is on, or nobody has decided yet.
 gate: list[str] = ["undecided"]

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from pltrace._attempts import and_another
 from pltrace._collecting import at_work, is_collecting
-from pltrace._errors import ConfigError
 from pltrace._span import INERT_SPAN, RemoteSpan, Span, keep_in_place
 from pltrace._usage import TotalsLink, elsewhere
 
@@ -22,8 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NO_RUNS", "Callback", "Inherited", "PassedOver", "Recorder", "Scope", "ScopeCopy", "ScopeSpan", "abandon",
-    "attach", "current", "current_span", "descends", "detach", "entry_of", "outermost", "reattach", "set_outermost",
-    "still_open",
+    "attach", "current", "current_span", "descends", "detach", "entry_of", "outermost", "reattach", "set_is_on",
+    "set_outermost", "still_open",
 ]  # fmt: skip
 
 
@@ -596,10 +595,3 @@ def current_span() -> Span:
     """
     scope = still_open(current())
     return INERT_SPAN if scope is None else scope.span
-
-
-def checked_sample(argument: str, value: object) -> float:
-    """Return `value` if it is a number from 0 to 1; raise `ConfigError` naming `argument` otherwise."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise ConfigError(f"{argument}={value!r}: expected a number from 0.0 to 1.0")
-    return float(value)

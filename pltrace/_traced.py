@@ -197,7 +197,8 @@ def _is_program_s_own(result: Any, method: Any, args: tuple[Any, ...]) -> bool:
     """Return whether what could be consumed is what a method has to give as it is: a new object, or its own."""
     # Of these types alone: an object may answer in its own way when it is asked for a name.
     if type(method) is MethodType:
-        return method.__name__ == "__new__" or result is method.__self__
+        # It has its name from its function, or what is there in its place.
+        return result is method.__self__ or getattr(method.__func__, "__name__", None) == "__new__"
     if type(method) is not FunctionType:
         return False
     if method.__name__ == "__new__":
@@ -224,14 +225,20 @@ def _traced_again(runnable: Any, declaration: Traced) -> Any:
 
 def _name_of(function: Any) -> str:
     """Return a callable's qualified name: its own, that of what it stands for, or that of its class."""
-    inner = getattr(function, "func", function)  # functools.partial
+    inner = _behind(function)
     return str(getattr(inner, "__qualname__", None) or type(inner).__qualname__)
 
 
 def _module_of(function: Any) -> str:
     """Return the module that a callable was defined in."""
-    inner = getattr(function, "func", function)
+    inner = _behind(function)
     return str(getattr(inner, "__module__", None) or type(inner).__module__)
+
+
+def _behind(function: Any) -> Any:
+    """Return the function that a callable without a name stands for, as a partial does; else itself."""
+    inner = None if hasattr(function, "__qualname__") else getattr(function, "func", None)
+    return inner if callable(inner) else function
 
 
 @overload

@@ -9,7 +9,7 @@ from typing import Any
 from pltrace._health import counts, failed, warn_once
 from pltrace._runs import key_of, open_runs
 from pltrace._span import Span
-from pltrace._wrapping import patched, when_imported
+from pltrace._wrapping import Wrapper, patched, when_imported
 
 __all__ = ["switch"]
 
@@ -35,18 +35,23 @@ def switch(on: bool) -> None:
 
 
 def _see_spans(module: ModuleType) -> None:
-    processor = getattr(module, "GenAIPromptTemplateSpanProcessor", None)
-    if processor is not None:  # Else this PromptLayer has no instrumentation of providers' clients yet.
-        patched(processor, "on_start", _on_start)
+    _see(module, "GenAIPromptTemplateSpanProcessor", "on_start", _on_start)
 
 
 def _see_runs(module: ModuleType) -> None:
-    patched(module.PromptLayer, "run", _on_run)
-    patched(module.AsyncPromptLayer, "run", _on_run)
+    for client in ("PromptLayer", "AsyncPromptLayer"):
+        _see(module, client, "run", _on_run)
 
 
 def _see_proxies(module: ModuleType) -> None:
-    patched(module.PromptLayerBase, "__call__", _on_proxy)
+    _see(module, "PromptLayerBase", "__call__", _on_proxy)
+
+
+def _see(module: ModuleType, kind: str, method: str, wrapper: Wrapper) -> None:
+    """Wrap a method of a class, if this PromptLayer has it: it is the import of the user's that we are in."""
+    owner = getattr(module, kind, None)
+    if any(method in vars(base) for base in getattr(owner, "__mro__", ())):
+        patched(owner, method, wrapper)
 
 
 def _on_start(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:

@@ -903,6 +903,46 @@ def test_over_descriptors(seen: CapturedSpans) -> None:
     assert Thing.double.__doc__ == "Twice the size."
 
 
+@pytest.mark.parametrize("kind", [classmethod, staticmethod])
+def test_what_is_put_on_a_class_or_static_method(kind: Any, seen: CapturedSpans) -> None:
+    """What other decorators put on a class or static method, and read there, stays on it."""
+    marked = kind(lambda *_: 1)
+    marked.mark = "theirs"
+    both = traced("both")(marked)
+    assert (type(both), both.mark) == (kind, "theirs")
+    assert type("Thing", (), {"both": both}).both() == 1  # type: ignore[attr-defined]
+    assert [span.name for span in seen] == ["both"]
+
+
+def test_methods_of_what_is_no_function(seen: CapturedSpans) -> None:
+    """A method whose function is a partial or an object, which has no name, may return an iterator."""
+
+    class Steps:
+        def __call__(self, given: str) -> Iterator[str]:
+            return iter(given)
+
+    for function in (functools.partial(iter), Steps()):
+        assert list(traced("steps")(types.MethodType(function, "ab"))()) == ["a", "b"]
+    assert [(span.name, span.status) for span in seen] == [("steps", "ok")] * 2
+
+
+def test_names_of_callables(seen: CapturedSpans) -> None:
+    """A span has the name of the function that a partial stands for; what else a callable calls `func` is its own."""
+
+    class Retry:
+        def __init__(self, func: Any = None) -> None:
+            self.func = func
+
+        def __call__(self) -> None: ...
+
+    def marked() -> None: ...
+
+    marked.func = len  # type: ignore[attr-defined]
+    for function in (Retry(), marked, Retry(marked), functools.partial(marked)):
+        traced(function)()
+    assert [span.name.rpartition(".")[2] for span in seen] == ["Retry", "marked", "marked", "marked"]
+
+
 @wrapt.decorator
 def seeing(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
     """Tells, of each call, what it was bound to."""

@@ -22,6 +22,7 @@ from pltrace._config import load
 from pltrace._doctor import diagnosis
 from pltrace._health import counts
 from tests.support.http_double import Answer, HttpDouble, Request
+from tests.support.programs import run
 from tests.support.promptlayer_server import PromptLayerServer
 from tests.support.scripted_llm import ScriptedOpenAI
 from tests.support.traces import chat
@@ -171,3 +172,24 @@ def test_a_client_that_logs_inside_a_model(
     found = diagnosis(load(store=tmp_path / "store" / "traces.db"))
     assert found["store"]["counts"]["calls_logged_twice"] == 2
     assert any(named in remedy for remedy in found["remedies"])
+
+
+def test_a_promptlayer_without_what_is_looked_for(tmp_path: Path) -> None:
+    """Another version of promptlayer, that lacks what is watched for calls that are logged twice, can be imported."""
+    package = tmp_path / "promptlayer"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "promptlayer.py").write_text("class PromptLayer:\n    def run(self):\n        return 1\n")
+    (package / "promptlayer_base.py").write_text("class PromptLayerBase: ...\n")
+    (package / "span_exporter.py").write_text("")
+    program = """
+        import pltrace
+
+        pltrace.configure(api_key="pl_key", base_url="http://127.0.0.1:9", store="memory")
+        import promptlayer.promptlayer, promptlayer.promptlayer_base, promptlayer.span_exporter
+
+        print(promptlayer.promptlayer.PromptLayer().run(), callable(promptlayer.promptlayer_base.PromptLayerBase()))
+        pltrace.shutdown(0)
+    """
+    ended = run(program, tmp_path)
+    assert (ended.code, ended.out) == (0, "1 False\n"), ended.err
