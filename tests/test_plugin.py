@@ -35,7 +35,9 @@ class Project:
             check=False,
         )
         last = ended.stdout.strip().splitlines()[-1]
-        return {word.rstrip("s"): int(number) for number, word in re.findall(r"(\d+) (\w+)", last)}, ended.stdout
+        return {word.rstrip("s"): int(number) for number, word in re.findall(r"(\d+) (\w+)", last)}, (
+            ended.stdout + ended.stderr
+        )
 
 
 def test_fixture_and_marker(tmp_path: Path) -> None:
@@ -124,6 +126,27 @@ def test_a_failed_assertion_points_at_the_test(tmp_path: Path) -> None:
     assert "expected 1 request of tags=['final'], and there are 0, among:" in out
     assert "FakeListChatModel: SUCCESS, tags ['draft'], metadata {}" in out
     assert "pltrace/testing.py" not in out
+
+
+def test_what_tests_keep_to_the_end(tmp_path: Path) -> None:
+    """A generator in the middle of a block that a test keeps ends with the process, and prints nothing."""
+    counts, out = Project(
+        tmp_path,
+        """
+        from pltrace import traced
+        kept = []
+        def steps():
+            with traced("kept open"): yield 1
+        def test_captured():
+            from pltrace.testing import capture_spans  # Modules of ours are gone before this one.
+            with capture_spans():
+                kept.append(steps())
+                assert next(kept[0]) == 1
+        """,
+    ).run("-q", PYTHONWARNINGS="ignore")
+    assert counts["passed"] == 1
+    assert out.endswith("s\n")  # As in `1 passed in 0.01s`.
+    assert "pltrace" not in out
 
 
 def test_a_wrong_marker_is_an_error_of_the_test(tmp_path: Path) -> None:
