@@ -30,7 +30,7 @@ class Attempt:
         name: Its name.
         tags: Those that LangChain gave it.
         raw_input: What it was given.
-        failed: Whether it did.
+        error: What went wrong, or None.
         before: The attempts that had ended under the same parent when it started.
         inside: Those that ended under it.
     """
@@ -41,7 +41,7 @@ class Attempt:
         name: str,
         tags: Sequence[str],
         raw_input: Any,
-        failed: bool,
+        error: str | None,
         before: tuple[Attempt, ...],
         inside: tuple[Attempt, ...],
     ) -> None:
@@ -49,7 +49,7 @@ class Attempt:
         self.name = name
         self.tags = tags
         self.raw_input = raw_input
-        self.failed = failed
+        self.error = error
         self.before = before
         self.inside = inside
 
@@ -62,7 +62,7 @@ class Attempt:
         number = 1
         for other in self.before:
             if self._is_alike(other):
-                number = max(number, other.number + other.count) if other.failed else 1
+                number = max(number, other.number + other.count) if other.error is not None else 1
         # What LangChain says counts where inputs can't be compared.
         return max([number, *(int(tag[len(_RETRY) :]) for tag in self.tags if tag.startswith(_RETRY))])
 
@@ -87,9 +87,17 @@ class Attempt:
         if place != _place(other.tags) or (place and self.name != other.name):
             return False
         try:
-            return self.raw_input is not None and bool(_said(self.raw_input) == _said(other.raw_input))
+            return self.raw_input is not None and bool(self._given(self) == self._given(other))
         except Exception:  # Arrays can't be compared so, nor can all that users make.
             return False
+
+    def _given(self, attempt: Attempt) -> Any:
+        """Return what an attempt was given, without what had gone wrong before: `exception_key` adds that."""
+        said = _said(attempt.raw_input)
+        if not isinstance(said, dict):
+            return said
+        errors = [other.error for other in self.before]
+        return {key: item for key, item in said.items() if type(item) is not str or item not in errors}
 
 
 def is_retry(tag: str) -> bool:
@@ -116,8 +124,6 @@ def _said(raw: Any) -> Any:
         value = value.to_messages()
     if isinstance(value, str):
         return [value]
-    if isinstance(value, dict):  # A fallback may be given the exception too, as `exception_key` says.
-        return {key: item for key, item in value.items() if not isinstance(item, BaseException)}
     return [_content(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 

@@ -168,7 +168,7 @@ class Span:
     def attempt(self) -> Attempt:
         """What tells it from other runs that attempt the same."""
         return self.noted_attempt or Attempt(
-            self.kind, self.name, self.run_tags, self.raw_input, self.error is not None, self.tried_before, self.tried
+            self.kind, self.name, self.run_tags, self.raw_input, self.error, self.tried_before, self.tried
         )
 
     def note(self, attempt: Attempt) -> None:
