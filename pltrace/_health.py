@@ -83,9 +83,11 @@ def pass_on(error: BaseException | None) -> None:
 def failed(doing: str) -> None:
     """Count a failure of our own, inside an `except` block, and log its traceback once per `doing`.
 
-    What interrupts the program is none, and is raised again.
+    What interrupts the program is none, and is raised again; nor is what can't be done when Python shuts down.
     """
     pass_on(sys.exc_info()[1])
+    if sys.is_finalizing():
+        return  # What we need is gone: what ends so late can't be recorded.
     counts["internal_errors"] += 1
     warn_once(
         f"failed:{doing}",

@@ -129,7 +129,7 @@ def test_a_failed_assertion_points_at_the_test(tmp_path: Path) -> None:
 
 
 def test_what_tests_keep_to_the_end(tmp_path: Path) -> None:
-    """A generator in the middle of a block that a test keeps ends with the process, and prints nothing."""
+    """A generator in the middle of a block, or a span, that a test keeps ends with the process and prints nothing."""
     counts, out = Project(
         tmp_path,
         """
@@ -137,11 +137,15 @@ def test_what_tests_keep_to_the_end(tmp_path: Path) -> None:
         kept = []
         def steps():
             with traced("kept open"): yield 1
+        class Client:
+            def __init__(self, span): self.span = span
+            def __del__(self): self.span.update(output="closed")
         def test_captured():
             from pltrace.testing import capture_spans  # Modules of ours are gone before this one.
             with capture_spans():
                 kept.append(steps())
                 assert next(kept[0]) == 1
+                with traced("ended") as span: kept.append(Client(span))
         """,
     ).run("-q", PYTHONWARNINGS="ignore")
     assert counts["passed"] == 1
