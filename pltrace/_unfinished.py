@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import threading
 from copy import copy
 from types import AsyncGeneratorType, FrameType, GeneratorType
 from typing import Any
@@ -12,7 +13,7 @@ from pltrace import _runs
 from pltrace._checks import OUTPUTS
 from pltrace._health import failed
 from pltrace._runs import open_runs
-from pltrace._scope import Scope, ScopeSpan
+from pltrace._scope import Scope, ScopeSpan, current
 from pltrace._span import Span
 from pltrace._usage import RunKey
 
@@ -29,8 +30,8 @@ _MODELS = {
 
 def end_all() -> None:
     """Record what is open as it is, the innermost first; what threads still end of it isn't recorded again."""
-    if not (open_runs or Scope.roots):
-        return  # To look takes some 50 ms.
+    if not (open_runs or Scope.roots or current() or _other_threads()):
+        return  # To look takes 25 ms and more.
     calls, streams = _find()
     for frame in streams:
         _keep_pieces(frame)
@@ -45,6 +46,12 @@ def end_all() -> None:
                 _runs.cut_off(span, key, _ERROR)
         except Exception:
             failed("ending what was open at the end of the process")
+
+
+def _other_threads() -> bool:
+    """Return whether threads of the program run: of a block in there the one around it may be closed."""
+    here = threading.current_thread()
+    return any(thread is not here and not thread.name.startswith("pltrace-") for thread in threading.enumerate())
 
 
 def _find() -> tuple[list[ScopeSpan], list[FrameType]]:
