@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -98,8 +99,12 @@ def test_other_calls_are_left_alone(
     with traced("root", sample=0.0):
         chat(llm).invoke("Hi")
     client = openai.OpenAI(base_url=llm.base_url, api_key="none")
-    with traced("root"):
+
+    def managed(run_manager: Any) -> None:  # As LangChain names its own.
         client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "Hi"}])
+
+    with traced("root"):
+        managed(SimpleNamespace(run_id="run-17"))
     assert [_MANAGED in found for found in attributes(instrumented)] == [False] * 3
     assert counts["calls_linked"] == 0
 
