@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, UserDict, UserList, deque
+from collections import ChainMap, OrderedDict, UserDict, UserList, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from itertools import islice
@@ -49,6 +49,7 @@ _LONG: tuple[Any, ...] = (dict, list, tuple, set, frozenset, deque)
 _FEW_TOLD = frozenset({dict, list})
 #: What can't change, by far the most: told by one look-up.
 PLAIN = frozenset({type(None), str, int, float, bool, bytes})
+_NUMBERS = PLAIN - {str, bytes}
 
 
 class Parts(dict[str, Any]):
@@ -80,7 +81,8 @@ def snapshot(value: Any) -> Any:
         if kind is dict and len(value) <= FEW:
             return {key: item if type(item) in PLAIN else _copied(item) for key, item in value.items()}
         if kind is list or kind is tuple:
-            if _way_of_items(value) in _LISTED:
+            way = _way_of_items(value)
+            if way in _LISTED or way in PARTED:
                 return _list(value)
             if len(value) > FEW:
                 return _copied_while_there_is_room(_first(value))
@@ -126,12 +128,14 @@ def _parts(attributes: dict[str, Any], *, within: bool) -> Parts:
         within: Whether data objects are copied too: not without an end, as they may hold such objects in turn.
     """
     return Parts({
-        name: item if type(item) in PLAIN else _part(item, within=within) for name, item in attributes.items()
+        name: item if type(item) in _NUMBERS else _part(item, within=within) for name, item in attributes.items()
     })  # fmt: skip
 
 
 def _part(item: Any, *, within: bool) -> Any:
     kind = type(item)
+    if kind is str or kind is bytes:
+        return item if len(item) <= _MOST_BYTES else _how_many(kind, len(item))
     if kind is not list and kind is not dict:
         way = _copies.get(kind) or _learn(kind)
         if way in TEXTS:
@@ -165,24 +169,34 @@ def _text_of(item: Any) -> Any:
     return copied(item) if kind in _FEW_TOLD and len(item) <= FEW else item
 
 
-def _told(state: dict[str, Any]) -> dict[str, Any]:
+def _told(state: dict[str, Any], *, brief: bool = False) -> dict[str, Any]:
     """Return attributes, or a dict, with a text for each that has its end."""
     if _lasting.issuperset(map(type, state.values())):
         return state
-    return dict(zip(state, _told_items([*state.values()]), strict=True))
+    return dict(zip(state, _told_items([*state.values()], brief=brief), strict=True))
 
 
-def _told_items(items: list[Any]) -> list[Any]:
-    """Return items with a text for each that has its end."""
+def _told_items(items: list[Any], *, brief: bool = False) -> list[Any]:
+    """Return items with a text for each that has its end, and the attributes of those that are no data.
+
+    Args:
+        items: Of any kinds.
+        brief: Of the latter, the class is enough.
+    """
     if _lasting.issuperset(map(type, items)):
         return items
-    ways = [_copies.get(type(item)) or _learn(type(item)) for item in items]
-    return [
-        item if way not in TEXTS and way not in PARTED
-        else _parts(made, within=False) if type(made := way(item)) is dict
-        else made
-        for item, way in zip(items, ways, strict=True)
-    ]  # fmt: skip
+    return [_told_item(item, brief=brief) for item in items]
+
+
+def _told_item(item: Any, *, brief: bool) -> Any:
+    kind = type(item)
+    way = _copies.get(kind) or _learn(kind)
+    if way in TEXTS:
+        return way(item)
+    if way not in PARTED or brief:
+        return by_class(item) if way in PARTED else item
+    made = way(item)
+    return _parts(made, within=False) if type(made) is dict else made
 
 
 def _copied_while_there_is_room(items: Sequence[Any]) -> list[Any]:
@@ -196,6 +210,8 @@ def _copied_while_there_is_room(items: Sequence[Any]) -> list[Any]:
             room -= getsizeof(item)
             if type(item) is Frozen and type(item[1]) is list:
                 room -= _STATE_BYTES * len(item[1])
+            elif type(item) is Parts:  # It takes its time.
+                room -= _STATE_BYTES * FEW
             if room < 0:
                 break
         made.append(item)
@@ -230,7 +246,8 @@ def _list(value: Any) -> Any:
     way = _way_of_items(items)
     if way not in _HELD and way not in TEXTS and way not in PARTED:
         return items
-    held = items if len(items) <= _MOST_OBJECTS else items[:_MOST_OBJECTS]
+    most = FEW if way in PARTED else _MOST_OBJECTS
+    held = items if len(items) <= most else items[:most]
     if way is _message:
         try:
             return said(items, max(len(items) - _MOST_MESSAGES, 0))
@@ -241,7 +258,7 @@ def _list(value: Any) -> Any:
     states = [item.__dict__.copy() if type(item) in _data else _state(item) for item in held]
     # Whether any of them holds what has its end is told by the ends here, too.
     if any(state is not None and _told(state) is not state for state in (states[0], states[-1])):
-        states = [state and _told(state) for state in states]
+        states = [state and _told(state, brief=place >= FEW) for place, state in enumerate(states)]
     kinds = [item if state is None else type(item) for item, state in zip(held, states, strict=True)]
     return Frozen(([*kinds, *items[len(held) :]], states, [*map(id, held)]))
 
@@ -400,7 +417,7 @@ def way_for(kind: type) -> Callable[[Any], Any]:
 
 
 def _way_of(kind: type) -> Callable[[Any], Any]:
-    if kind is MappingProxyType:
+    if kind is MappingProxyType or kind is ChainMap:
         return _proxied
     if kind in _VIEWS:
         return _view

@@ -6,13 +6,14 @@ And what has its end isn't held: that would come on the writer's thread, later t
 
 from __future__ import annotations
 
+import sys
+from collections import UserString
 from collections.abc import Callable, Mapping, MappingView, Sequence, Set
 from datetime import date, datetime, time, timedelta, tzinfo
-from decimal import Decimal
 from enum import Enum
-from fractions import Fraction
 from functools import lru_cache, partial
 from io import IOBase
+from itertools import islice
 from pathlib import PurePath
 from re import Pattern
 from types import (
@@ -38,16 +39,32 @@ class_name: Callable[[type], str] = type.__dict__["__name__"].__get__
 
 #: What can't change, and has no code of the program's in it.
 _SIMPLE = frozenset({
-    type(None), str, int, float, bool, bytes, complex, date, datetime, time, timedelta, Decimal, Fraction, UUID,
+    type(None), str, int, float, bool, bytes, complex, date, datetime, time, timedelta, UUID,
 })  # fmt: skip
 #: Of these more is shown than their class, by what shows values of them.
 _SHOWN = (
-    str, int, float, bytes, complex, tuple, frozenset, range, type, Enum, tzinfo, date, time, timedelta, Decimal,
-    Fraction, PurePath, UUID, Pattern,
+    str, int, float, bytes, complex, tuple, frozenset, range, type, Enum, tzinfo, date, time, timedelta, PurePath, UUID,
+    Pattern, UserString,
 )  # fmt: skip
+#: And of these, be they imported or not: numbers, and models of pydantic 1.
+_SHOWN_BY_NAME = {("decimal", "Decimal"), ("fractions", "Fraction"), ("numpy", "generic"), ("pydantic", "BaseModel")}
 _CONTAINERS = (Mapping, Sequence, Set, MappingView)
 _FUNCTIONS = frozenset({FunctionType, BuiltinFunctionType, MethodType})
 _STEPS = frozenset({GeneratorType, CoroutineType, AsyncGeneratorType})
+#: What has its end, or runs by itself.
+_ENDING = ("__del__", "__exit__", "__aexit__", "_asyncio_future_blocking")
+#: Packages whose classes tell of themselves by what they hold, and read nothing.
+_KNOWN = sys.stdlib_module_names | {
+    "aiohttp", "anyio", "bson", "dateutil", "fastapi", "httpx", "langchain_core", "multidict",
+    "numpy", "openai", "packaging", "pandas", "pendulum", "pydantic", "pydantic_core", "requests", "starlette",
+    "urllib3", "werkzeug", "yarl",
+}  # fmt: skip
+#: Those with arrays of their own.
+_OF_ARRAYS = frozenset({"cupy", "dask", "h5py", "jax", "jaxlib", "polars", "tensorflow", "torch", "xarray", "zarr"})
+#: These may hold anything, and ask it for its text.
+_NAMESPACES = {("types", "SimpleNamespace"), ("argparse", "Namespace")}
+#: So many attributes are looked at.
+_MOST_ATTRIBUTES = 100
 #: So many classes with slots are remembered.
 _MOST_CLASSES = 2_000
 
@@ -107,18 +124,28 @@ def message_of(error: BaseException) -> str:
 
 def outline(value: Any) -> str:
     """Return what is noted of an array, or of a buffer that is too long to be copied."""
-    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
-    text = f"{len(value):,} items" if shape is None else f"shape {tuple(shape)}"
-    return f"<{class_name(type(value))} of {text}{'' if dtype is None else f', {dtype}'}>"
+    try:
+        shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+        text = f"{len(value):,} items" if shape is None else f"shape {tuple(shape)}"
+        return f"<{class_name(type(value))} of {text}{'' if dtype is None else f', {dtype}'}>"
+    except Exception as error:  # It is closed, or has yet to be computed.
+        pass_on(error)
+        return by_class(value)
 
 
 def _attributes(value: Any) -> Any:
-    """Return a copy of an object's attributes; of one that has none, the class."""
-    return _public(object.__getattribute__(value, "__dict__").copy()) or by_class(value)
+    """Return an object's public attributes; of one that has none, the class: who makes all private shows nothing."""
+    held = dict(islice(object.__getattribute__(value, "__dict__").items(), _MOST_ATTRIBUTES))
+    return _public({**_in_slots(value), **held}) or by_class(value)
 
 
 def _slots(value: Any) -> Any:
     """Return what is in an object's slots; itself, if they are private and simple: then its text says it, and stays."""
+    held = _in_slots(value)
+    return _public(held) or (value if _SIMPLE.issuperset(map(type, held.values())) else by_class(value))
+
+
+def _in_slots(value: Any) -> dict[str, Any]:
     kind: Any = type(value)
     held = {}
     for name, read in _members(kind):
@@ -126,13 +153,11 @@ def _slots(value: Any) -> Any:
             held[name] = read(value)
         except AttributeError:  # It isn't set.
             continue
-    shown = _public(held)
-    return value if shown is held and _SIMPLE.issuperset(map(type, held.values())) else shown
+    return held
 
 
 def _public(held: dict[Any, Any]) -> dict[Any, Any]:
-    """Return what isn't private, or the same dict if there is nothing else."""
-    return {name: item for name, item in held.items() if type(name) is not str or name[:1] != "_"} or held
+    return {name: item for name, item in held.items() if type(name) is not str or name[:1] != "_"}
 
 
 @lru_cache(_MOST_CLASSES)
@@ -171,21 +196,33 @@ def way_of(kind: Any, *, data: bool) -> Callable[[Any], Any]:
     for base, way in _OF_BASES:
         if issubclass(kind, base):
             return way
-    homes = {(str(base.__module__).partition(".")[0], base.__name__) for base in kind.__mro__}
-    # Of the last two those are shown that aren't data: numbers, and models of pydantic 1.
-    known = data or hasattr(kind, "get_secret_value") or homes & {("numpy", "generic"), ("pydantic", "BaseModel")}
-    if known or issubclass(kind, _SHOWN):
+    homes = {(_package(base), base.__name__) for base in kind.__mro__}
+    if data or hasattr(kind, "get_secret_value") or homes & _SHOWN_BY_NAME or issubclass(kind, _SHOWN):
         return as_it_is
-    if any(hasattr(kind, name) for name in ("__del__", "__exit__", "__aexit__")):
+    if any(hasattr(kind, name) for name in _ENDING):
         return by_class
-    is_container = issubclass(kind, _CONTAINERS)
-    if kind.__repr__ is object.__repr__ and not is_container:  # Its text says no more.
+    if issubclass(kind, _CONTAINERS):
+        if _package(kind) in _KNOWN:
+            return as_it_is
+    elif kind.__repr__ is object.__repr__:  # Its text says no more.
         return by_class
-    if not is_container and hasattr(kind, "shape") and hasattr(kind, "dtype"):
+    elif _package(kind) in _OF_ARRAYS and hasattr(kind, "shape"):
         return outline
+    elif not homes & _NAMESPACES and _tells_of_itself(kind):
+        return as_it_is
     if _has_dict(kind):
         return _attributes
     return _slots if _members(kind) else as_it_is
+
+
+def _package(kind: type) -> str:
+    return str(kind.__module__).partition(".")[0]
+
+
+def _tells_of_itself(kind: type) -> bool:
+    """Return whether its text is made in C, or by a package that is known."""
+    of = next(base for base in kind.__mro__ if "__repr__" in vars(base))
+    return type(vars(of)["__repr__"]) is not FunctionType or _package(of) in _KNOWN
 
 
 def _has_dict(kind: type) -> bool:

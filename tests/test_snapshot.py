@@ -319,6 +319,56 @@ def test_no_code_of_values_runs(kind: type, place: Callable[[Any], Any]) -> None
     assert ran == []
 
 
+class Masked:
+    """Hides what it holds."""
+
+    def __init__(self) -> None:
+        self._value, self.__token = "hunter2", "hunter2"
+
+    __repr__ = Shown.__repr__
+
+
+class MaskedSlots(Masked):
+    """The same, with slots."""
+
+    __slots__ = ("_further", "_value")
+
+    def __init__(self) -> None:
+        self._value, self._further = "hunter2", Shown()
+
+
+@pytest.mark.parametrize("place", [lambda value: value, lambda value: [value], lambda value: {"a": [{"b": value}]}])
+@pytest.mark.parametrize(
+    "make",
+    [
+        Masked, MaskedSlots, lambda: pytest.importorskip("httpx").URL("https://bob:hunter2@h/x"),
+        lambda: pytest.importorskip("httpx").Headers({"Authorization": "Basic hunter2", "X-Api-Key": "hunter2"}),
+        lambda: pytest.importorskip("starlette.datastructures").Secret("hunter2"),
+    ],
+)  # fmt: skip
+def test_what_objects_hide(make: Callable[[], Any], place: Callable[[Any], Any]) -> None:
+    """What an object keeps to itself, or a library's class shows without its secrets, isn't recorded."""
+    with capture_spans() as spans:
+        traced(lambda value: None)(place(make()))
+    assert "hunter2" not in repr(spans[0].input)
+
+
+def test_of_very_many_objects_the_first_are_recorded_as_they_were() -> None:
+    """A long list of objects that are no data, or very many attributes of one, take a call no longer than others."""
+    huge = types.SimpleNamespace(**{f"a{number}": number for number in range(100_000)})
+    many = [Shown(number) for number in range(5_000)]
+
+    @traced
+    def take(huge: Any, many: list[Shown]) -> None:
+        many[0].lines = "later"
+
+    with capture_spans() as spans:
+        take(huge, many)
+    assert list(spans[0].input["huge"])[-1] == "a99"
+    assert spans[0].input["many"][:2] == [{"lines": 0}, {"lines": 1}]
+    assert len(spans[0].input["many"]) == 5_000
+
+
 def test_what_is_shown_of_an_object() -> None:
     """Of an object that is no data its attributes are recorded, in little, and of those in it the class."""
 

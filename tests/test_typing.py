@@ -17,7 +17,7 @@ from pltrace.testing import CapturedSpans
 ROOT = Path(__file__).resolve().parents[1]
 USES = "tests/typing/api.py"
 #: Methods of public classes that aren't for users.
-INTERNAL = {"count_call", "own", "said", "set_error", "totals_below"}
+INTERNAL = {"note", "count_call", "own", "said", "set_error", "totals_below"}
 
 
 @pytest.mark.parametrize(

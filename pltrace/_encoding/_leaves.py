@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from pltrace._health import pass_on_interrupt
 from pltrace._redaction import REDACTED, Rules, clean
 from pltrace._snapshot import way_for
-from pltrace._told import PARTED, TEXTS, as_it_is, by_class, class_name, error_text
+from pltrace._told import PARTED, TEXTS, by_class, class_name, error_text
 
 __all__ = ["LONGEST_REPR", "SHORT", "TOO_DEEP", "Bounds", "Json", "Leaves", "Redact", "broken", "told"]
 
@@ -233,7 +233,7 @@ def told(value: object) -> str:
         way = way_for(cls)
         if way in TEXTS:
             return str(way(value))
-        if cls.__repr__ is object.__repr__ or (way is not as_it_is and (way not in PARTED or way(value) is not value)):
+        if cls.__repr__ is object.__repr__ or (way in PARTED and way(value) is not value):
             return by_class(value)
         return _ADDRESS.sub("", str.__str__(repr(value)))
     except BaseException as error:

@@ -31,15 +31,16 @@ from pltrace._messages import Said, SaidOnce, SaidPrompt, message_of, told_by
 from pltrace._redaction import REDACTED, Rules, clean
 from pltrace._snapshot import FEW, MORE, PLAIN, Parts, more_items, snapshot, way_for
 from pltrace._thawing import id_of, thawed
-from pltrace._told import PARTED, by_class
+from pltrace._told import PARTED, by_class, class_name
 
 __all__ = ["Walk", "plain_fields", "plain_notes", "plain_prompt", "plain_text"]
 
 _CYCLE = "[cycle]"
 _UNSET = object()
 _MAX_NODES = 100_000
-#: Of an object that is no data, and what it holds, so many parts are shown; of those in it that are no data, so deep.
-_MOST_PARTS, _MOST_INSIDE = 1_000, 2
+#: Of an object that is no data, and what it holds, so many parts are shown; of those in it that are no data, so deep;
+#: and of so many such objects in one value.
+_MOST_PARTS, _MOST_INSIDE, _MOST_PARTED = 1_000, 2, 200
 
 
 def _empty(value: object) -> bool:
@@ -54,7 +55,7 @@ def _empty(value: object) -> bool:
 class Walk(Leaves):
     """One value on its way to JSON: what is left of its budgets, and the path walked so far."""
 
-    __slots__ = ("_budget", "_inside", "_items", "_known", "_max_depth", "_path")
+    __slots__ = ("_budget", "_inside", "_items", "_known", "_max_depth", "_parted", "_path")
 
     def __init__(self, bounds: Bounds, redact: Redact | None, rules: Rules | None, texts: bool) -> None:
         super().__init__(bounds, redact, rules, texts)
@@ -62,7 +63,7 @@ class Walk(Leaves):
         self._max_depth = bounds.max_depth
         self._items = bounds.max_items
         self._budget = _MAX_NODES
-        self._inside = 0  # How many objects that are no data.
+        self._inside = self._parted = 0  # In how many objects that are no data; and how many there were.
         self._path: set[object] = set()
 
     def value(self, value: Any, key: str, depth: int) -> Json:
@@ -136,13 +137,21 @@ class Walk(Leaves):
                 key = str.__str__(key)
             elif cls is bytes:
                 key = key.decode("utf-8", "replace")
-            elif issubclass(cls, (tuple, frozenset)) and not PLAIN.issuperset(map(type, key)):
-                key = f"({', '.join(self.name(part)[0] for part in key)})"
+            elif cls is tuple or cls is frozenset:
+                key = (
+                    f"({', '.join(map(self.part_of_name, key))})" if not PLAIN.issuperset(map(type, key)) else repr(key)
+                )
+            elif (fields := _fields_of_key(cls, key)) is not None:
+                key = f"{class_name(cls)}({', '.join(f'{name}={self.part_of_name(part)}' for name, part in fields)})"
             else:
                 key = told(key)
         text: str = key
         name, secret = self._rules.verdict(text) if self._rules is not None else (clean(text), False)
         return (name if len(name) <= SHORT else self.cut(name, LONGEST_REPR)), secret
+
+    def part_of_name(self, part: Any) -> str:
+        """Convert a part of a mapping key."""
+        return repr(part) if type(part) in PLAIN else self.name(part)[0]
 
     def mapping(self, value: Any, key: str, depth: int) -> Json:
         """Convert a dict without running a subclass's methods, or any other Mapping by its items."""
@@ -226,24 +235,25 @@ class Walk(Leaves):
 
     def parted(self, value: Any, key: str, depth: int) -> Json:
         """Convert an object that is no data by its attributes; one that is in others of these, by its class."""
-        if self._inside >= _MOST_INSIDE:
+        if self._inside >= _MOST_INSIDE or self._parted >= _MOST_PARTED:
             return self.text(by_class(value), key, depth)
         made = thawed(snapshot(value))
         return self.parts(made, key, depth) if type(made) is Parts else self.unknown(value, key, depth)
 
     def parts(self, value: Parts, key: str, depth: int) -> Json:
         """Convert the attributes of such an object, within bounds of their own."""
-        items, budget = self._items, self._budget
-        self._items = min(items, FEW)
+        items, budget, longest = self._items, self._budget, self._max_string
+        self._items, self._max_string = min(items, FEW), min(longest, LONGEST_REPR)
         self._budget = given = min(budget, _MOST_PARTS)
         self._inside += 1
+        self._parted += 1
         try:
             pairs = list(islice(value.items(), given))
             self._budget -= len(pairs)
             return self.entries(pairs, depth, len(value) - len(pairs))
         finally:
             self._inside -= 1
-            self._items = items
+            self._items, self._max_string = items, longest
             self._budget = budget - (given - self._budget)
 
     def message(self, value: Any, key: str, depth: int) -> Json:
@@ -415,6 +425,17 @@ def _retried(iterate: Callable[[], Iterable[Any]], most: int) -> list[Any]:
     return items
 
 
+def _fields_of_key(cls: type, key: Any) -> list[tuple[str, Any]] | None:
+    """Return the fields of a named tuple or dataclass that is the key of a mapping; None for all else."""
+    kind = _kind_of(cls)
+    if kind is Walk.named_tuple:
+        return [*zip(key._fields, tuple.__iter__(key), strict=False)]
+    if kind is not Walk.dataclass:
+        return None
+    found = [(field.name, _field(key, field.name)) for field in dataclasses.fields(key) if field.repr]
+    return [(name, item) for name, item in found if item is not _UNSET]
+
+
 def _field(value: Any, name: str) -> Any:
     """Return a field of a data object without running a descriptor of the program's, which may compute or load it."""
     held = _dict_of(value)
@@ -426,7 +447,9 @@ def _field(value: Any, name: str) -> Any:
             return found.__get__(value)
         except AttributeError:  # It isn't set.
             return _UNSET
-    return _UNSET if hasattr(type(found), "__get__") else found
+    if type(found) is types.FunctionType or not hasattr(type(found), "__get__"):
+        return found
+    return held.get(f"_{name}", _UNSET)  # Where a property, or the like, mostly has it.
 
 
 def _dict_of(value: Any) -> Mapping[str, Any]:
