@@ -308,6 +308,29 @@ traced("never left").__enter__()
     assert sum(len(post.span_ids) for post in promptlayer.posts) == len(spans)
 
 
+@pytest.mark.parametrize("kept", ["atexit.register(stack.close)", "weakref.finalize(kept, stack.close)"])
+def test_a_block_that_an_exit_function_leaves(
+    tmp_path: Path, settings: dict[str, object], store: Path, kept: str
+) -> None:
+    """A block that is left by an exit function of before tracing was switched on ends as it does elsewhere."""
+    program = run(
+        f"""
+import atexit, contextlib, weakref
+stack, kept = contextlib.ExitStack(), type("Kept", (), {{}})()
+{kept}
+import pltrace
+pltrace.configure()
+stack.enter_context(pltrace.traced("session")).update(output="done")
+""",
+        tmp_path,
+        **settings,
+    )
+    assert (program.code, program.err) == (0, "")
+    assert [(row["name"], row["status"]) for row in rows(store, "SELECT name, status FROM spans")] == [
+        ("session", "ok")
+    ]
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.parametrize("how", ["terminated", "returns"])
 def test_what_is_open_at_the_end_of_a_child(
