@@ -523,7 +523,16 @@ def test_run(tmp_path: Path, arguments: list[str]) -> None:
         ("import sys\nsys.exit(7)", 7, ""),
         ("import sys\nsys.exit('no such thing')", 1, "no such thing"),
         ("raise KeyboardInterrupt", -signal.SIGINT, "KeyboardInterrupt"),
-        ("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)", -signal.SIGINT, "line 2"),
+        (
+            """
+            import os, signal, time
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's background job ignores it.
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+            """,
+            -signal.SIGINT,
+            "os.kill",
+        ),
         (
             """
             import sys, traceback
