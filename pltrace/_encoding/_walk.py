@@ -356,7 +356,7 @@ _BASES: tuple[tuple[type | tuple[type, ...], _Kind], ...] = (
     ((date, time), Walk.moment),
     ((PurePath, UUID, Decimal, Fraction, timedelta, tzinfo, UserString), Walk.shown),
 )
-# Of these those are left that have their items in C, or in slots.
+# Of these those are left that have their items in C, or are of packages that are known.
 _ABSTRACT: tuple[tuple[type | tuple[type, ...], _Kind], ...] = (
     (Mapping, Walk.mapping),
     ((Sequence, Set, MappingView), Walk.sequence),
