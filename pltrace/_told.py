@@ -1,7 +1,8 @@
 """Notes objects that are no data without running code of theirs: by their class, by a name, or by their attributes.
 
-Those of packages that are known are kept, and tell of themselves when they are written. The code of others may read a database, wait for a lock, or change what the program sees; on the writer's thread at any time.
-And what has its end isn't held: that would come on the writer's thread, later than the program expects.
+Those of packages that are known are kept, and tell of themselves when they are written. The code of others may read a
+database, wait for a lock, or change what the program sees; on the writer's thread at any time. And what has its end
+isn't held: that would come on the writer's thread, later than the program expects.
 """
 
 from __future__ import annotations
